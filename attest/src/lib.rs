@@ -1,0 +1,1 @@
+//! Host side of attestation: TPM client, evidence, enrolment.

@@ -1,0 +1,82 @@
+//! What the host asks before it quotes, and what the verifier answers.
+
+use minicbor::{Decode, Encode};
+
+use crate::cbor::message;
+use crate::id::{HostId, Nonce, WorkloadId};
+use crate::limits;
+use crate::statement::Purpose;
+
+/// Body of `POST /v1/challenge`. Unauthenticated: the AK's quote authenticates what follows.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct ChallengeRequest {
+    /// Wire version, 1.
+    #[n(0)]
+    pub version: u16,
+    /// Who asks.
+    #[n(1)]
+    pub host: HostId,
+    /// What for.
+    #[n(2)]
+    pub purpose: Purpose,
+    /// The workload, exactly when the purpose is `release`.
+    #[n(3)]
+    pub workload: Option<WorkloadId>,
+}
+message!(ChallengeRequest, "challenge request", limits::MESSAGE);
+
+/// The PCRs of one bank that a quote must select.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct Bank {
+    /// TPM_ALG_ID of the bank.
+    #[n(0)]
+    pub alg: u16,
+    /// PCR indices, ascending.
+    #[n(1)]
+    pub pcrs: Vec<u8>,
+}
+
+/// Answer to a [`ChallengeRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct Challenge {
+    /// Wire version, 1.
+    #[n(0)]
+    pub version: u16,
+    /// 32 random bytes, one use.
+    #[n(1)]
+    pub nonce: Nonce,
+    /// What for.
+    #[n(2)]
+    pub purpose: Purpose,
+    /// Seconds from now after which the nonce is refused.
+    #[n(3)]
+    pub ttl_s: u32,
+    /// The PCR selection wanted, one entry a bank.
+    #[n(4)]
+    pub selection: Vec<Bank>,
+    /// Index of the first IMA entry wanted.
+    #[n(5)]
+    pub ima_from: u64,
+    /// For a release: the sealed object wrapped to this host's EK.
+    #[n(6)]
+    pub import: Option<ImportBlob>,
+}
+message!(Challenge, "challenge", limits::MESSAGE);
+
+/// Input of TPM2_Import (TPM 2.0 Part 3, 13.3), outer wrap only.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct ImportBlob {
+    /// TPMT_PUBLIC of the sealed object.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub public: Vec<u8>,
+    /// The outer-wrapped sensitive area (contents of TPM2B_PRIVATE).
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub duplicate: Vec<u8>,
+    /// The encrypted seed (contents of TPM2B_ENCRYPTED_SECRET).
+    #[cbor(n(2), with = "minicbor::bytes")]
+    pub seed: Vec<u8>,
+}

@@ -1,0 +1,19 @@
+//! Every byte that crosses a boundary: messages, boot logs, IMA lists, run logs.
+//!
+//! Pure: no I/O, no clock, no randomness. What this crate parses is *well-formed*, never *authentic*:
+//! the verifier decides that.
+
+pub mod answer;
+pub mod cbor;
+pub mod challenge;
+pub mod enrol;
+pub mod evidence;
+pub mod id;
+pub mod limits;
+pub mod problem;
+pub mod receipt;
+pub mod release;
+pub mod statement;
+pub mod trust;
+
+pub use countersign_tpm::codec;

@@ -1,0 +1,16 @@
+//! Every maximum of this crate: value, unit and source.
+
+/// Bytes of any message that carries no logs.
+pub const MESSAGE: usize = 64 * 1024;
+/// Bytes of a firmware event log (TCG: LAML; the largest real one seen is below 100 kB).
+pub const EVENT_LOG: usize = 4 * 1024 * 1024;
+/// Bytes of the part of an IMA list that one piece of evidence carries.
+pub const IMA_LIST: usize = 64 * 1024 * 1024;
+/// Bytes of systemd's userspace log.
+pub const SYSTEMD_LOG: usize = 4 * 1024 * 1024;
+/// Bytes of our run log.
+pub const RUN_LOG: usize = 16 * 1024 * 1024;
+/// Bytes of evidence after decompression: the logs together and room for the rest.
+pub const EVIDENCE: usize = EVENT_LOG + IMA_LIST + SYSTEMD_LOG + RUN_LOG + MESSAGE;
+/// Bytes of a policy bundle (compressed).
+pub const POLICY: usize = 1024 * 1024;

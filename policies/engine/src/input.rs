@@ -1,0 +1,173 @@
+//! The input document of both policies: facts that the appraisal authenticated, and nothing else.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::verdict::Digests;
+
+/// The whole input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    /// Document version, 1.
+    pub version: u16,
+    /// `attest` or `release`.
+    pub purpose: String,
+    /// Time of the decision, milliseconds since 1970.
+    pub time_ms: i64,
+    /// The same as RFC 3339 text.
+    pub time: String,
+    /// Who is appraised.
+    pub host: Host,
+    /// The quote's own facts.
+    pub quote: Quote,
+    /// Quoted PCR values: bank name, then index as text, then hex.
+    pub pcrs: BTreeMap<String, Digests>,
+    /// Firmware's log; absent when the host sent none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub boot: Option<Boot>,
+    /// The IMA list; absent when the host sent none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ima: Option<Ima>,
+    /// The workload, for a release.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub workload: Option<Workload>,
+}
+
+/// Enrolled facts of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Host {
+    /// Host id.
+    pub id: String,
+    /// Label. Not an identity.
+    pub name: String,
+    /// Software TPM or development CA.
+    pub simulated: bool,
+    /// Name (hex) of the AK.
+    pub ak_name: String,
+    /// Subject of the EK certificate's root, or `allow-list`.
+    pub ek_root: String,
+    /// TPM manufacturer, model and version from the EK certificate (TCG EK Credential Profile 3.1.2), where present.
+    pub tpm: BTreeMap<String, String>,
+}
+
+/// Facts that the TPM signed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quote {
+    /// firmwareVersion, 16 hex digits.
+    pub firmware_version: String,
+    /// resetCount.
+    pub reset_count: u32,
+    /// restartCount.
+    pub restart_count: u32,
+    /// Clock, milliseconds under power.
+    pub clock_ms: u64,
+    /// TPMS_CLOCK_INFO.safe.
+    pub safe: bool,
+    /// TPM Resets since the last accepted attestation that nobody saw.
+    pub skipped_resets: u32,
+    /// True for the first accepted attestation of this baseline.
+    pub first: bool,
+}
+
+/// Facts from the boot log, which replays to the quoted PCRs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Boot {
+    /// From an authenticated SecureBoot event of exactly one byte; absent otherwise.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub secure_boot: Option<bool>,
+    /// ExitBootServices was reached.
+    pub exit_boot_services: bool,
+    /// Every event that extends a quoted PCR.
+    pub events: Vec<Event>,
+}
+
+/// One event of the boot log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Event {
+    /// Index in the log, from 0.
+    pub index: u32,
+    /// PCR.
+    pub pcr: u8,
+    /// Type name (TCG PC Client PFP), or its number in hex. Not measured: the log only says so.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Digests of the quoted banks, hex.
+    pub digests: Digests,
+    /// True when the event's data hashes to its digest: then `text` is what was measured.
+    pub authentic: bool,
+    /// The data in words, where it is authentic and has a text form.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub text: Option<String>,
+}
+
+/// Facts from the IMA list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ima {
+    /// Entries that the quote covers, from the first one of this boot.
+    pub entries: u64,
+    /// Violations among them.
+    pub violations: u64,
+    /// Whether boot_aggregate (entry 0) is the hash of the quoted PCRs 0-9; absent when entry 0 is not in this part.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub boot_aggregate: Option<bool>,
+    /// The entries of this part.
+    pub files: Vec<ImaFile>,
+}
+
+/// One measured file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImaFile {
+    /// Path as the kernel logged it (lossy for other than UTF-8).
+    pub path: String,
+    /// `alg:hex`.
+    pub digest: String,
+}
+
+/// The workload of a release.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Workload {
+    /// Workload id.
+    pub id: String,
+    /// Payload root.
+    pub payload_root: String,
+    /// Policy digest.
+    pub policy: String,
+    /// Label given when it was registered.
+    pub name: String,
+}
+
+/// One accepted measurement: `data.countersign.reference.values[_]`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReferenceValue {
+    /// Name of the set that it belongs to.
+    pub name: String,
+    /// Bank, for example `sha256`.
+    pub bank: String,
+    /// PCR.
+    pub pcr: u8,
+    /// Event type name.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Digest, hex.
+    pub digest: String,
+}
+
+/// `data.countersign.reference`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reference {
+    /// Rises with every change.
+    pub revision: u64,
+    /// The accepted measurements, sorted.
+    pub values: Vec<ReferenceValue>,
+}

@@ -1,0 +1,1 @@
+//! SIF images: reader, writer, DSSE signatures, LUKS2 payloads and Merkle trees.

@@ -1,0 +1,1 @@
+//! Runs encrypted SIF images under a grant.

@@ -1,0 +1,1 @@
+//! Whole-product tests, the demo's driver and benches.

@@ -1,0 +1,3 @@
+//! The `tpm-sim` command.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Relying side: appraise evidence, decide, release.

@@ -1,0 +1,3 @@
+//! The `verifier` command.
+
+fn main() {}
