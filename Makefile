@@ -1,0 +1,46 @@
+# `make demo` and `make test` do all the set-up themselves; `make help` lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+export PATH := $(PATH):/usr/sbin:/sbin
+CARGO ?= cargo
+
+.PHONY: help setup build demo test fmt lint unit deny demo-as-user bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install the Debian packages that are missing (asks sudo when not root)
+	@scripts/setup.sh
+
+build: setup ## the four programs, optimised
+	$(CARGO) build --release --locked --bins
+
+demo: build ## the main job on embedded defaults, step by step, with times
+	@target/release/demo --bin-dir target/release --dir target/demo
+
+test: setup fmt lint deny unit demo-as-user ## everything that guards main
+	@echo "make test: everything passed"
+
+fmt:
+	$(CARGO) fmt --all --check
+
+lint:
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+unit:
+	$(CARGO) test --workspace --locked
+
+deny: ## licences, sources and duplicate crates (offline part of cargo-deny)
+	@scripts/deny.sh
+
+demo-as-user: ## the demo again, as an ordinary user made for it
+	$(CARGO) build --locked --bins
+	@scripts/demo-as-user.sh target/debug
+
+bench: setup ## measure against floors and peers of the same run; writes target/bench/summary.json
+	$(CARGO) build --release --locked --bins
+	$(CARGO) run --release --locked -p countersign-tests --bin bench -- --bin-dir target/release --out target/bench
+
+clean: ## remove what was built
+	$(CARGO) clean

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Installs the Debian/Ubuntu packages that are missing, and says which. Safe to repeat; does nothing when all are there.
+set -euo pipefail
+export PATH="$PATH:/usr/sbin:/sbin"
+
+# package          why
+packages=(
+	gcc                # links the programs; builds SQLite
+	make               # this Makefile
+	pkg-config         # finds the libraries below
+	libssl-dev         # AES-XTS
+	libtss2-dev        # the second TPM stack that checks the first
+	openssl            # the demo's key pairs
+	swtpm              # the TPM of developers
+	swtpm-tools        # its local CA
+	cryptsetup-bin     # LUKS2 headers
+	squashfs-tools     # root file systems
+	squashfuse         # mounts them without root
+	fuse3              # FUSE
+	bubblewrap         # the built-in runtime
+	busybox-static     # the demo's workload
+	siftool            # an independent reader of our images (tests)
+	tpm2-tools         # an independent reader of our logs (tests)
+)
+
+missing=()
+for package in "${packages[@]}"; do
+	status=$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null || echo missing)
+	[ "$status" = installed ] || missing+=("$package")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+	echo "setup: installing ${missing[*]}"
+	as_root=()
+	if [ "$(id -u)" -ne 0 ]; then
+		command -v sudo >/dev/null || {
+			echo "error: ${missing[*]} are not installed, and installing them needs root" >&2
+			echo "hint: as root, run: apt-get install ${missing[*]}" >&2
+			exit 1
+		}
+		as_root=(sudo)
+	fi
+	"${as_root[@]}" apt-get update -qq
+	"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+else
+	echo "setup: all system packages are there"
+fi
+
+command -v cargo >/dev/null || {
+	echo "error: Rust is not installed (1.94 or later is needed)" >&2
+	echo "hint: see https://rustup.rs" >&2
+	exit 1
+}
