@@ -1,1 +1,5 @@
 //! Whole-product tests, the demo's driver and benches.
+
+pub mod bench;
+pub mod demo;
+pub mod process;

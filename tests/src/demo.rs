@@ -1,0 +1,7 @@
+//! The demo: the main job, once through, with the real programs.
+
+mod narrate;
+mod story;
+mod theft;
+
+pub use story::{Options, tell};
