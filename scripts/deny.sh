@@ -12,4 +12,5 @@ if [ ! -x "$cache/bin/cargo-deny" ]; then
 		[ -x "$cache/bin/cargo-deny" ] || cargo install --quiet --locked --root "$cache" --version "$version" cargo-deny
 	) 9>"$cache/lock"
 fi
-exec "$cache/bin/cargo-deny" --offline check bans licenses sources
+cargo fetch --quiet --locked # every target's crates, so that the check itself needs no network
+exec "$cache/bin/cargo-deny" --offline --log-level error check --hide-inclusion-graph bans licenses sources
