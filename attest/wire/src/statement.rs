@@ -6,6 +6,7 @@ use sha2::{Digest as _, Sha256};
 use crate::cbor::message;
 use crate::id::{Nonce, RunId, WorkloadId};
 use crate::limits;
+use crate::receipt::Receipt;
 
 /// What a challenge, and the evidence that answers it, is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, serde::Serialize, serde::Deserialize)]
@@ -63,9 +64,9 @@ pub struct Statement {
     /// Facts and program versions, as the host tells them.
     #[n(2)]
     pub labels: Vec<Label>,
-    /// Number of the newest receipt that the host has extended into its run PCR, in this or an earlier boot.
+    /// The newest receipt that the host has extended into its run PCR, in this or an earlier boot.
     #[n(3)]
-    pub receipt: Option<u64>,
+    pub receipt: Option<Receipt>,
     /// SubjectPublicKeyInfo (DER) of the TLS key to be certified.
     #[cbor(n(4), with = "minicbor::bytes")]
     pub tls_key: Option<Vec<u8>>,
