@@ -1,0 +1,163 @@
+//! Hash algorithms and digests of the TPM (TPM 2.0 Part 2, 6.3).
+
+use std::fmt;
+
+/// Length of the longest digest, in bytes (SHA-512).
+pub const MAX_DIGEST: usize = 64;
+
+/// A hash algorithm that this crate computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum HashAlg {
+    /// TPM_ALG_SHA1. Read from logs and replayed; never trusted for a signature or a verdict.
+    Sha1,
+    /// TPM_ALG_SHA256.
+    Sha256,
+    /// TPM_ALG_SHA384.
+    Sha384,
+    /// TPM_ALG_SHA512.
+    Sha512,
+}
+
+impl HashAlg {
+    /// All of them, in the order of their identifiers.
+    pub const ALL: [Self; 4] = [Self::Sha1, Self::Sha256, Self::Sha384, Self::Sha512];
+
+    /// TPM_ALG_ID.
+    #[must_use]
+    pub const fn id(self) -> u16 {
+        match self {
+            Self::Sha1 => 0x0004,
+            Self::Sha256 => 0x000B,
+            Self::Sha384 => 0x000C,
+            Self::Sha512 => 0x000D,
+        }
+    }
+
+    /// The algorithm of a TPM_ALG_ID, if it is one of these.
+    #[must_use]
+    pub fn from_id(id: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|alg| alg.id() == id)
+    }
+
+    /// Length of a digest, in bytes.
+    #[must_use]
+    pub const fn size(self) -> usize {
+        match self {
+            Self::Sha1 => 20,
+            Self::Sha256 => 32,
+            Self::Sha384 => 48,
+            Self::Sha512 => 64,
+        }
+    }
+
+    /// Name in documents: `sha256`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sha1 => "sha1",
+            Self::Sha256 => "sha256",
+            Self::Sha384 => "sha384",
+            Self::Sha512 => "sha512",
+        }
+    }
+
+    /// The algorithm with this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|alg| alg.name() == name)
+    }
+
+    /// Digest of the parts, one after the other.
+    #[must_use]
+    pub fn digest(self, parts: &[&[u8]]) -> Digest {
+        fn hash<H: sha2::Digest>(alg: HashAlg, parts: &[&[u8]]) -> Digest {
+            let mut hasher = H::new();
+            for part in parts {
+                hasher.update(part);
+            }
+            Digest::from_slice(alg, &hasher.finalize())
+        }
+        match self {
+            Self::Sha1 => hash::<sha1::Sha1>(self, parts),
+            Self::Sha256 => hash::<sha2::Sha256>(self, parts),
+            Self::Sha384 => hash::<sha2::Sha384>(self, parts),
+            Self::Sha512 => hash::<sha2::Sha512>(self, parts),
+        }
+    }
+}
+
+impl fmt::Display for HashAlg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A digest and its algorithm.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Digest {
+    alg: HashAlg,
+    bytes: [u8; MAX_DIGEST],
+}
+
+impl Digest {
+    /// A digest of `alg` that holds `fill` in every byte: the initial value of a PCR.
+    #[must_use]
+    pub fn filled(alg: HashAlg, fill: u8) -> Self {
+        let mut bytes = [0; MAX_DIGEST];
+        for byte in bytes.iter_mut().take(alg.size()) {
+            *byte = fill;
+        }
+        Self { alg, bytes }
+    }
+
+    /// A digest of `alg` with these bytes; `None` if their number is another than the algorithm's.
+    #[must_use]
+    pub fn new(alg: HashAlg, value: &[u8]) -> Option<Self> {
+        (value.len() == alg.size()).then(|| Self::from_slice(alg, value))
+    }
+
+    /// `value` has the algorithm's length.
+    fn from_slice(alg: HashAlg, value: &[u8]) -> Self {
+        let mut bytes = [0; MAX_DIGEST];
+        for (to, from) in bytes.iter_mut().zip(value) {
+            *to = *from;
+        }
+        Self { alg, bytes }
+    }
+
+    /// The algorithm.
+    #[must_use]
+    pub const fn alg(&self) -> HashAlg {
+        self.alg
+    }
+
+    /// The bytes, as many as the algorithm has.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..self.alg.size()).unwrap_or_default()
+    }
+
+    /// This PCR value extended by a digest: H(old || event) (TPM 2.0 Part 1, 17.2).
+    #[must_use]
+    pub fn extend(&self, event: &[u8]) -> Self {
+        self.alg.digest(&[self.as_bytes(), event])
+    }
+}
+
+impl AsRef<[u8]> for Digest {
+    fn as_ref(&self) -> &[u8] {
+        self.as_bytes()
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.as_bytes()))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{self}", self.alg)
+    }
+}
