@@ -45,7 +45,9 @@ pub enum AkError {
     #[error("AK attributes {0:#010x}: decrypt must be clear")]
     Decrypts(u32),
     /// Kind, size or scheme is not on the list.
-    #[error("AK {0} is not accepted (ECDSA P-256 or P-384, RSASSA or RSAPSS with 2048 to 4096 bits, SHA-256 or SHA-384)")]
+    #[error(
+        "AK {0} is not accepted (ECDSA P-256 or P-384, RSASSA or RSAPSS with 2048 to 4096 bits, SHA-256 or SHA-384)"
+    )]
     Algorithm(&'static str),
 }
 

@@ -221,7 +221,8 @@ mod tests {
     const NOW: u64 = 1_795_500_000;
 
     fn pem(text: &str) -> Vec<u8> {
-        let (_, der) = x509_cert::der::pem::decode_vec(text[text.find("-----BEGIN").unwrap()..].trim_end().as_bytes()).unwrap();
+        let (_, der) =
+            x509_cert::der::pem::decode_vec(text[text.find("-----BEGIN").unwrap()..].trim_end().as_bytes()).unwrap();
         der
     }
 

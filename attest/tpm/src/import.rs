@@ -27,7 +27,12 @@ pub struct Import {
 ///
 /// # Errors
 /// The secret is longer than 128 bytes, or the EK is no storage key.
-pub fn wrap_sealed(ek: &Public, policy: &[u8; 32], secret: &[u8], rng: &mut impl CryptoRng) -> Result<Import, WrapError> {
+pub fn wrap_sealed(
+    ek: &Public,
+    policy: &[u8; 32],
+    secret: &[u8],
+    rng: &mut impl CryptoRng,
+) -> Result<Import, WrapError> {
     if secret.len() > limits::SEALED {
         return Err(WrapError::TooLong { got: secret.len(), max: limits::SEALED });
     }

@@ -167,7 +167,8 @@ impl Public {
     /// # Errors
     /// As [`Public::parse`].
     pub fn parse_file(bytes: &[u8]) -> Result<Self, Malformed> {
-        let sized = bytes.split_first_chunk::<2>().filter(|(n, rest)| usize::from(u16::from_be_bytes(**n)) == rest.len());
+        let sized =
+            bytes.split_first_chunk::<2>().filter(|(n, rest)| usize::from(u16::from_be_bytes(**n)) == rest.len());
         match sized {
             Some(_) => Reader::all(bytes, "TPM2B_PUBLIC", |reader| {
                 let n = reader.u16_be("TPM2B_PUBLIC.size")?;
@@ -209,8 +210,7 @@ impl Public {
                 let scheme = read_scheme(reader)?;
                 let at = reader.clone();
                 let id = reader.u16_be("parameters.curveID")?;
-                let curve =
-                    Curve::from_id(id).ok_or_else(|| at.bad("parameters.curveID", Reason::Value(id.into())))?;
+                let curve = Curve::from_id(id).ok_or_else(|| at.bad("parameters.curveID", Reason::Value(id.into())))?;
                 let at = reader.clone();
                 let kdf = reader.u16_be("parameters.kdf")?;
                 if kdf != ALG_NULL {
@@ -240,11 +240,8 @@ impl Public {
             Key::Ecc { .. } => ALG_ECC,
             Key::Sealed { .. } => ALG_KEYEDHASH,
         };
-        let writer = Writer::new()
-            .u16_be(kind)
-            .u16_be(self.name_alg.id())
-            .u32_be(self.attributes)
-            .tpm2b(&self.auth_policy);
+        let writer =
+            Writer::new().u16_be(kind).u16_be(self.name_alg.id()).u32_be(self.attributes).tpm2b(&self.auth_policy);
         match &self.key {
             Key::Rsa { symmetric, scheme, bits, exponent, modulus } => {
                 let writer = write_scheme(write_symmetric(writer, *symmetric), *scheme);

@@ -120,7 +120,9 @@ impl ResponseCode {
             0x909 => ("TPM_RC_CANCELED", "the command was cancelled"),
             0x90A => ("TPM_RC_TESTING", "self-test is running, try again"),
             0x910..=0x916 => ("TPM_RC_REFERENCE_H", "a handle refers to nothing loaded"),
-            0x918..=0x91E => ("TPM_RC_REFERENCE_S", "a session is gone: the TPM was reset or resumed, or it was flushed"),
+            0x918..=0x91E => {
+                ("TPM_RC_REFERENCE_S", "a session is gone: the TPM was reset or resumed, or it was flushed")
+            }
             0x920 => ("TPM_RC_NV_RATE", "NV is being written too often, try again"),
             0x921 => ("TPM_RC_LOCKOUT", "dictionary-attack lockout is active"),
             0x922 => ("TPM_RC_RETRY", "try again"),

@@ -101,7 +101,8 @@ impl<'a> Signature<'a> {
         let Self::Ecdsa { r, s, .. } = self else { return None };
         let mut out = Vec::with_capacity(size.saturating_mul(2));
         for number in [r, s] {
-            let significant = number.iter().position(|&byte| byte != 0).and_then(|at| number.get(at..)).unwrap_or_default();
+            let significant =
+                number.iter().position(|&byte| byte != 0).and_then(|at| number.get(at..)).unwrap_or_default();
             out.resize(out.len().checked_add(size.checked_sub(significant.len())?)?, 0);
             out.extend_from_slice(significant);
         }

@@ -4,16 +4,22 @@
 //! the verifier decides that.
 
 pub mod answer;
+pub mod artefact;
 pub mod cbor;
 pub mod challenge;
 pub mod enrol;
+pub mod eventlog;
 pub mod evidence;
 pub mod id;
+pub mod ima;
 pub mod limits;
 pub mod problem;
 pub mod receipt;
+pub mod record;
 pub mod release;
+pub mod runlog;
 pub mod statement;
+pub mod systemd_log;
 pub mod trust;
 
 pub use countersign_tpm::codec;

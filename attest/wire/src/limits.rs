@@ -4,6 +4,8 @@
 pub const MESSAGE: usize = 64 * 1024;
 /// Bytes of a firmware event log (TCG: LAML; the largest real one seen is below 100 kB).
 pub const EVENT_LOG: usize = 4 * 1024 * 1024;
+/// Banks in a log (TCG PFP 10.4.5.1; six hash algorithms are registered).
+pub const LOG_BANKS: u32 = 8;
 /// Bytes of the part of an IMA list that one piece of evidence carries.
 pub const IMA_LIST: usize = 64 * 1024 * 1024;
 /// Bytes of systemd's userspace log.
@@ -12,5 +14,7 @@ pub const SYSTEMD_LOG: usize = 4 * 1024 * 1024;
 pub const RUN_LOG: usize = 16 * 1024 * 1024;
 /// Bytes of evidence after decompression: the logs together and room for the rest.
 pub const EVIDENCE: usize = EVENT_LOG + IMA_LIST + SYSTEMD_LOG + RUN_LOG + MESSAGE;
+/// Bytes of a record: evidence, two policies, reference values and the rest.
+pub const RECORD: usize = EVIDENCE + 8 * 1024 * 1024;
 /// Bytes of a policy bundle (compressed).
 pub const POLICY: usize = 1024 * 1024;

@@ -1,0 +1,289 @@
+//! Our run log: what Countersign did in this boot, hash-chained and extended into the run PCR (DESIGN.md section 10).
+//!
+//! One JSON object a line, in the shape of TCG's canonical event log (CEL-JSON). What is extended into each bank is the hash of the
+//! `content` object's bytes as they stand in the line; `content.prev` is the SHA-256 of the line before, with its newline.
+
+use countersign_tpm::alg::{Digest, HashAlg};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::id::{HostId, RunId, WorkloadId};
+use crate::limits;
+use crate::receipt::Receipt;
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Event {
+    /// An attestation was accepted.
+    Receipt {
+        /// Whose.
+        host: HostId,
+        /// The receipt's 56 bytes, hex.
+        receipt: String,
+    },
+    /// A workload is about to start.
+    Start {
+        /// The run.
+        run: RunId,
+        /// What runs.
+        workload: WorkloadId,
+        /// When, milliseconds since 1970 by the host's clock.
+        time_ms: i64,
+    },
+    /// A workload ended.
+    End {
+        /// The run.
+        run: RunId,
+        /// How: `exit N`, `signal N`, or why it was ended.
+        status: String,
+    },
+    /// The TPM was resumed (TPM2_Startup(STATE)): the PCRs and this log go on.
+    Resume {},
+}
+
+impl Event {
+    /// The entry for a receipt.
+    #[must_use]
+    pub fn receipt(host: HostId, receipt: &Receipt) -> Self {
+        Self::Receipt { host, receipt: hex::encode(receipt.to_bytes()) }
+    }
+
+    /// The receipt of a receipt entry.
+    #[must_use]
+    pub fn as_receipt(&self) -> Option<Receipt> {
+        match self {
+            Self::Receipt { receipt, .. } => Receipt::from_bytes(&hex::decode(receipt).ok()?),
+            Self::Start { .. } | Self::End { .. } | Self::Resume {} => None,
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Content {
+    prev: String,
+    event: Event,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DigestField {
+    #[serde(rename = "hashAlg")]
+    alg: String,
+    digest: String,
+}
+
+#[derive(Serialize)]
+struct LineOut<'a> {
+    recnum: u64,
+    pcr: u8,
+    digests: Vec<DigestField>,
+    content_type: &'a str,
+    content: &'a serde_json::value::RawValue,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LineIn<'a> {
+    recnum: u64,
+    pcr: u8,
+    digests: Vec<DigestField>,
+    content_type: String,
+    #[serde(borrow)]
+    content: &'a serde_json::value::RawValue,
+}
+
+const CONTENT_TYPE: &str = "countersign";
+
+/// One entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// What happened.
+    pub event: Event,
+    /// What was, or is to be, extended: one digest for each bank.
+    pub digests: Vec<Digest>,
+    /// Offset of the first byte behind the entry's line.
+    pub end: usize,
+}
+
+/// A log whose chain and digests are consistent. Whether the PCR agrees is for [`RunLog::replay`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunLog {
+    /// The run PCR; `None` for an empty log.
+    pub pcr: Option<u8>,
+    /// The entries.
+    pub entries: Vec<Entry>,
+    last: [u8; 32],
+}
+
+/// Why bytes are not a run log.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("run log, entry {index} at byte {offset}: {reason}")]
+pub struct BadRunLog {
+    /// Index of the entry.
+    pub index: u64,
+    /// Offset of its line.
+    pub offset: usize,
+    /// What is wrong.
+    pub reason: String,
+}
+
+impl RunLog {
+    /// A log without entries.
+    #[must_use]
+    pub const fn empty() -> Self {
+        Self { pcr: None, entries: Vec::new(), last: [0; 32] }
+    }
+
+    /// Parses a log and checks its chain: numbers from 0, each `prev`, each digest, one PCR.
+    ///
+    /// # Errors
+    /// [`BadRunLog`] names entry and offset. A last line without its newline is refused.
+    pub fn parse(bytes: &[u8]) -> Result<Self, BadRunLog> {
+        let mut log = Self::empty();
+        if bytes.len() > limits::RUN_LOG {
+            let reason = format!("{} bytes are over the limit of {}", bytes.len(), limits::RUN_LOG);
+            return Err(BadRunLog { index: 0, offset: 0, reason });
+        }
+        let mut offset: usize = 0;
+        for line in bytes.split_inclusive(|&byte| byte == b'\n') {
+            let index = u64::try_from(log.entries.len()).unwrap_or(u64::MAX);
+            let bad = |reason: String| BadRunLog { index, offset, reason };
+            let (entry, pcr) = log.entry(line, index, offset).map_err(bad)?;
+            offset = entry.end;
+            log.pcr = Some(pcr);
+            log.last = Sha256::digest(line).into();
+            log.entries.push(entry);
+        }
+        Ok(log)
+    }
+
+    fn entry(&self, line: &[u8], index: u64, offset: usize) -> Result<(Entry, u8), String> {
+        let text = line.strip_suffix(b"\n").ok_or("the last line is cut off")?;
+        let raw: LineIn<'_> = serde_json::from_slice(text).map_err(|e| e.to_string())?;
+        if raw.recnum != index {
+            return Err(format!("recnum {}, expected {index}", raw.recnum));
+        }
+        if raw.content_type != CONTENT_TYPE {
+            return Err(format!("content_type {:?}, expected {CONTENT_TYPE:?}", raw.content_type));
+        }
+        if raw.pcr >= 24 || self.pcr.is_some_and(|pcr| pcr != raw.pcr) {
+            return Err(format!(
+                "PCR {}, expected {}",
+                raw.pcr,
+                self.pcr.map_or("one below 24".into(), |p| p.to_string())
+            ));
+        }
+        let bytes = raw.content.get().as_bytes();
+        let mut digests: Vec<Digest> = Vec::new();
+        for field in &raw.digests {
+            let alg = HashAlg::from_name(&field.alg).ok_or_else(|| format!("unknown bank {:?}", field.alg))?;
+            let digest = alg.digest(&[bytes]);
+            if digest.to_string() != field.digest {
+                return Err(format!("{alg} digest {:?} is not that of the content ({digest})", field.digest));
+            }
+            if digests.iter().any(|other| other.alg() == alg) {
+                return Err(format!("two {alg} digests"));
+            }
+            digests.push(digest);
+        }
+        let content: Content = serde_json::from_str(raw.content.get()).map_err(|e| e.to_string())?;
+        let prev = hex::encode(self.last);
+        if content.prev != prev {
+            return Err(format!("prev {:?}, expected {prev:?}: the chain is broken", content.prev));
+        }
+        Ok((Entry { event: content.event, digests, end: offset.saturating_add(line.len()) }, raw.pcr))
+    }
+
+    /// The line that would come next, with its newline, and what is to be extended into each bank.
+    ///
+    /// # Errors
+    /// The event cannot be written as JSON, which no event of ours is.
+    pub fn next(&self, pcr: u8, banks: &[HashAlg], event: Event) -> Result<(Vec<u8>, Vec<Digest>), BadRunLog> {
+        let index = u64::try_from(self.entries.len()).unwrap_or(u64::MAX);
+        let bad = |e: serde_json::Error| BadRunLog { index, offset: 0, reason: e.to_string() };
+        let content = serde_json::value::to_raw_value(&Content { prev: hex::encode(self.last), event }).map_err(bad)?;
+        let digests: Vec<Digest> = banks.iter().map(|alg| alg.digest(&[content.get().as_bytes()])).collect();
+        let fields = digests.iter().map(|d| DigestField { alg: d.alg().name().into(), digest: d.to_string() });
+        let line =
+            LineOut { recnum: index, pcr, digests: fields.collect(), content_type: CONTENT_TYPE, content: &content };
+        let mut line = serde_json::to_vec(&line).map_err(bad)?;
+        line.push(b'\n');
+        Ok((line, digests))
+    }
+
+    /// The PCR's value in a bank after each entry, beginning with `initial` before the first. `None` if an entry has no digest for it.
+    #[must_use]
+    pub fn replay(&self, initial: Digest) -> Option<Vec<Digest>> {
+        let mut values = vec![initial];
+        let mut value = initial;
+        for entry in &self.entries {
+            let digest = entry.digests.iter().find(|digest| digest.alg() == initial.alg())?;
+            value = value.extend(digest.as_bytes());
+            values.push(value);
+        }
+        Some(values)
+    }
+
+    /// The receipts in it, in order.
+    #[must_use]
+    pub fn receipts(&self) -> Vec<Receipt> {
+        self.entries.iter().filter_map(|entry| entry.event.as_receipt()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BANKS: [HashAlg; 2] = [HashAlg::Sha1, HashAlg::Sha256];
+
+    fn log(events: &[Event]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for event in events {
+            let (line, _) = RunLog::parse(&bytes).unwrap().next(13, &BANKS, event.clone()).unwrap();
+            bytes.extend(line);
+        }
+        bytes
+    }
+
+    fn sample() -> Vec<u8> {
+        let receipt = Receipt { number: 1, random: [2; 16], mac: [3; 32] };
+        log(&[
+            Event::receipt(HostId([1; 32]), &receipt),
+            Event::Start { run: RunId([4; 16]), workload: WorkloadId([5; 32]), time_ms: 6 },
+            Event::Resume {},
+            Event::End { run: RunId([4; 16]), status: "exit 0".into() },
+        ])
+    }
+
+    #[test]
+    fn round_trip_and_replay() {
+        let bytes = sample();
+        let log = RunLog::parse(&bytes).unwrap();
+        assert_eq!((log.entries.len(), log.pcr), (4, Some(13)));
+        assert_eq!(log.receipts(), [Receipt { number: 1, random: [2; 16], mac: [3; 32] }]);
+        let values = log.replay(Digest::filled(HashAlg::Sha256, 0)).unwrap();
+        assert_eq!(values.len(), 5);
+        assert!(log.replay(Digest::filled(HashAlg::Sha384, 0)).is_none());
+        assert_eq!(RunLog::parse(b"").unwrap(), RunLog::empty());
+    }
+
+    #[test]
+    fn cut_reordered_and_changed_logs_are_refused() {
+        let bytes = sample();
+        let lines: Vec<&[u8]> = bytes.split_inclusive(|&b| b == b'\n').collect();
+        let whole: Vec<usize> = RunLog::parse(&bytes).unwrap().entries.iter().map(|entry| entry.end).collect();
+        for end in 1..bytes.len() {
+            assert_eq!(RunLog::parse(&bytes[..end]).is_ok(), whole.contains(&end), "{end}");
+        }
+        assert!(RunLog::parse(&[lines[1], lines[0]].concat()).is_err());
+        assert!(RunLog::parse(&[lines[0], lines[2]].concat()).is_err());
+        assert!(RunLog::parse(&[lines[0], lines[0]].concat()).is_err());
+        for at in 0..bytes.len() {
+            let mut changed = bytes.clone();
+            changed[at] ^= 1;
+            assert!(RunLog::parse(&changed).is_err(), "byte {at} changed and accepted");
+        }
+    }
+}
