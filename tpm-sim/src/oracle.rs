@@ -1,0 +1,1 @@
+//! tpm2-tss, the second TPM stack.
