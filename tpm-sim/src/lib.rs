@@ -32,5 +32,5 @@ mod tools;
 pub use error::Error;
 pub use options::{Authority, Options};
 pub use raw::Clock;
-pub use replay::Replayed;
+pub use replay::{ImaBanks, Recording, Replayed};
 pub use sim::{Lifetime, Sim};

@@ -1,11 +1,35 @@
-//! Replaying a recorded boot: what firmware and kernel extended then is extended again.
+//! Replaying a recorded boot: what firmware, kernel and systemd extended then is extended again.
 //!
 //! The PCRs are then those of the recorded machine. Only trust in the EK tells such a TPM from that machine's.
 
 use countersign_tpm::alg::{Digest, HashAlg};
-use countersign_tpm::codec::{Malformed, Reader, Reason};
+use countersign_wire::eventlog::{EventLog, EventType};
+use countersign_wire::{ima, systemd_log};
 
 use crate::error::Error;
+
+/// The logs of one boot, each as the kernel or systemd shows it; an empty one is left out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Recording<'a> {
+    /// `binary_bios_measurements`.
+    pub boot: &'a [u8],
+    /// `binary_runtime_measurements`.
+    pub ima: &'a [u8],
+    /// `tpm2-measure.log`.
+    pub systemd: &'a [u8],
+    /// How that kernel extended banks other than SHA-1 and SHA-256 for IMA.
+    pub ima_banks: ImaBanks,
+}
+
+/// What a kernel extends into PCR 10 of a bank whose hash IMA did not load (seen: SHA-384 with kernel 6.1).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ImaBanks {
+    /// The bank's own hash of the template.
+    #[default]
+    Own,
+    /// The SHA-1 hash of the template with zeros behind it.
+    PaddedSha1,
+}
 
 /// What was replayed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -14,107 +38,84 @@ pub struct Replayed {
     pub events: usize,
     /// Entries of the IMA list that were extended.
     pub ima: usize,
+    /// Records of systemd's log that were extended.
+    pub systemd: usize,
     /// Locality of TPM2_Startup.
     pub locality: u8,
 }
 
 /// One TPM2_PCR_Extend.
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Extend {
     pub(crate) pcr: u32,
     pub(crate) digests: Vec<Digest>,
 }
 
-/// A boot log as extensions.
-pub(crate) struct Boot {
-    pub(crate) locality: u8,
+/// A recording as extensions, all read before the first is made.
+#[derive(Debug)]
+pub(crate) struct Plan {
     pub(crate) extends: Vec<Extend>,
+    pub(crate) summary: Replayed,
 }
 
-/// Most extensions that one log may ask for: a million IMA entries are a week of a busy machine.
-const EXTENDS: usize = 1_000_000;
-const EV_NO_ACTION: u32 = 3;
-const IMA_PCR: u32 = 10;
-
-/// Reads a crypto-agile boot log (TCG PC Client Platform Firmware Profile, 10.4).
-pub(crate) fn boot(log: &[u8]) -> Result<Boot, Error> {
-    read_boot(log).map_err(|error| Error::Log { log: "boot log", why: error.to_string() })
+/// For `map_err` after reading a log.
+fn bad<E: ToString>(log: &'static str) -> impl Fn(E) -> Error {
+    move |error| Error::Log { log, why: error.to_string() }
 }
 
-fn read_boot(log: &[u8]) -> Result<Boot, Malformed> {
-    let mut reader = Reader::new(log);
-    reader.take(28, "TCG_PCClientPCREvent header")?;
-    let length = usize::try_from(reader.u32_le("eventDataSize")?).unwrap_or(usize::MAX);
-    let mut spec = reader.sub(length, "TCG_EfiSpecIDEvent")?;
-    if spec.take(16, "signature")? != b"Spec ID Event03\0" {
-        return Err(spec.bad("signature", Reason::Other("no crypto-agile log")));
+/// Reads a recording.
+pub(crate) fn plan(recording: &Recording<'_>) -> Result<Plan, Error> {
+    let (mut extends, locality) = boot(recording.boot)?;
+    let events = extends.len();
+    let ima = list(recording.ima, recording.ima_banks)?;
+    let systemd = userspace(recording.systemd)?;
+    let summary = Replayed { events, ima: ima.len(), systemd: systemd.len(), locality };
+    extends.extend(ima.into_iter().chain(systemd));
+    Ok(Plan { extends, summary })
+}
+
+/// The boot log's extensions and the locality of TPM2_Startup.
+fn boot(log: &[u8]) -> Result<(Vec<Extend>, u8), Error> {
+    if log.is_empty() {
+        return Ok((Vec::new(), 0));
     }
-    spec.take(8, "platformClass, version, uintnSize")?;
-    let count = spec.u32_le("numberOfAlgorithms")?;
-    let mut sizes = Vec::new();
-    for _ in 0..count.min(16) {
-        sizes.push((spec.u16_le("algorithmId")?, usize::from(spec.u16_le("digestSize")?)));
-    }
-    let mut boot = Boot { locality: 0, extends: Vec::new() };
-    while reader.left() > 0 {
-        let at = reader.clone();
-        let (pcr, kind, count) =
-            (reader.u32_le("pcrIndex")?, reader.u32_le("eventType")?, reader.u32_le("digests.count")?);
-        let mut digests = Vec::new();
-        for _ in 0..count {
-            let id = reader.u16_le("digests.hashAlg")?;
-            let Some((_, size)) = sizes.iter().find(|(known, _)| *known == id) else {
-                return Err(reader.bad("digests.hashAlg", Reason::Value(id.into())));
-            };
-            let value = reader.take(*size, "digests.digest")?;
-            digests.extend(HashAlg::from_id(id).and_then(|alg| Digest::new(alg, value)));
-        }
-        let length = usize::try_from(reader.u32_le("eventSize")?).unwrap_or(usize::MAX);
-        let data = reader.take(length, "event")?;
-        if kind == EV_NO_ACTION {
-            if let Some((&locality, [])) = data.strip_prefix(b"StartupLocality\0").and_then(<[u8]>::split_first)
-                && !boot.extends.iter().any(|extend| extend.pcr == 0)
-            {
-                boot.locality = locality;
-            }
-        } else if pcr != u32::MAX {
-            if pcr > 23 || boot.extends.len() >= EXTENDS {
-                return Err(at.bad("pcrIndex", Reason::Value(pcr.into())));
-            }
-            boot.extends.push(Extend { pcr, digests });
-        }
-    }
-    Ok(boot)
-}
-
-/// Reads a binary IMA list (ima-ng and its kin) as the kernel extends it: per bank the hash of the template data, and
-/// ones for a violation.
-pub(crate) fn ima(list: &[u8]) -> Result<Vec<Extend>, Error> {
-    read_ima(list).map_err(|error| Error::Log { log: "IMA list", why: error.to_string() })
-}
-
-fn read_ima(list: &[u8]) -> Result<Vec<Extend>, Malformed> {
-    let mut reader = Reader::new(list);
+    let log = EventLog::parse(log).map_err(bad("boot log"))?;
+    let mut locality = 0;
     let mut extends = Vec::new();
-    while reader.left() > 0 {
-        let at = reader.clone();
-        let pcr = reader.u32_le("pcr")?;
-        if pcr != IMA_PCR || extends.len() >= EXTENDS {
-            return Err(at.bad("pcr", Reason::Value(pcr.into())));
+    for event in &log.events {
+        // What comes after the first extend of PCR 0 no longer says where it began (PFP 10.4.5.3).
+        if !extends.iter().any(|extend: &Extend| extend.pcr == 0) {
+            if event.kind == EventType::EFI_HCRTM_EVENT {
+                locality = 4;
+            }
+            locality = event.startup_locality().unwrap_or(locality);
         }
-        let digest = reader.take(20, "template hash")?;
-        for (field, max) in [("template name", 64u32), ("template data", 1 << 20)] {
-            let at = reader.clone();
-            let length = reader.u32_le(field)?;
-            if length > max {
-                return Err(at.bad(field, Reason::TooLarge { got: length.into(), max: max.into() }));
-            }
-            let bytes = reader.take(usize::try_from(length).unwrap_or(usize::MAX), field)?;
-            if field == "template data" {
-                let violation = digest.iter().all(|&byte| byte == 0);
-                let hash = |alg: HashAlg| if violation { Digest::filled(alg, 0xFF) } else { alg.digest(&[bytes]) };
-                extends.push(Extend { pcr, digests: HashAlg::ALL.map(hash).to_vec() });
-            }
+        if event.extends() {
+            let digest = |(id, value): (u16, &[u8])| HashAlg::from_id(id).and_then(|alg| Digest::new(alg, value));
+            extends.push(Extend { pcr: event.pcr, digests: event.digests().filter_map(digest).collect() });
         }
     }
-    Ok(extends)
+    Ok((extends, locality))
+}
+
+fn list(list: &[u8], banks: ImaBanks) -> Result<Vec<Extend>, Error> {
+    let entries = ima::entries(list).map_err(bad("IMA list"))?;
+    let extend = |entry: Result<ima::Entry<'_>, ima::BadIma>| {
+        let entry = entry.map_err(bad("IMA list"))?;
+        let digest = |alg| match (banks, alg) {
+            (ImaBanks::PaddedSha1, HashAlg::Sha384 | HashAlg::Sha512) => entry.extends_padded(alg),
+            (ImaBanks::PaddedSha1, HashAlg::Sha1 | HashAlg::Sha256) | (ImaBanks::Own, _) => entry.extends(alg),
+        };
+        Ok(Extend { pcr: entry.pcr, digests: HashAlg::ALL.map(digest).to_vec() })
+    };
+    entries.map(extend).collect()
+}
+
+fn userspace(log: &[u8]) -> Result<Vec<Extend>, Error> {
+    let records = systemd_log::parse(log).map_err(bad("systemd log"))?;
+    let extend = |record: systemd_log::Record| Extend {
+        pcr: record.pcr.into(),
+        digests: record.digests.iter().filter_map(|(alg, value)| Digest::new(*alg, value)).collect(),
+    };
+    Ok(records.into_iter().map(extend).collect())
 }

@@ -13,7 +13,7 @@ use crate::options::Options;
 pub use crate::process::Lifetime;
 use crate::process::{Places, PowerOn, Process};
 use crate::raw::{Clock, Raw, Su};
-use crate::replay::{self, Extend, Replayed};
+use crate::replay::{self, Extend, Recording, Replayed};
 use crate::tools;
 
 /// Longest path of a Unix socket, in bytes: `sun_path` is 108 with its NUL (unix(7)), less `.ctrl`.
@@ -245,7 +245,7 @@ impl Sim {
     }
 
     /// TPM2_Clear, as the firmware's set-up menu does it: owner and endorsement objects are gone (the EKs come back from their
-    /// templates), counters and clock begin at 0. A reset follows, as there.
+    /// templates), counters and clock begin at 0. PCRs stay until the reset that follows in a real machine.
     ///
     /// # Errors
     /// It does not run, or another program holds its connection.
@@ -279,26 +279,33 @@ impl Sim {
     }
 
     /// Extends what a recorded boot extended: a TCG boot log (binary) and an IMA list (binary), either of which may be empty.
-    ///
-    /// To be called right after a start or reset. A boot at locality 3 power-cycles the TPM first, to start it there.
+    /// See [`replay_recording`](Self::replay_recording).
     ///
     /// # Errors
     /// A log that cannot be read, a start-up locality other than 0 and 3, or a refusal of the TPM.
     pub fn replay(&mut self, boot_log: &[u8], ima_list: &[u8]) -> Result<Replayed, Error> {
-        let boot = if boot_log.is_empty() { None } else { Some(replay::boot(boot_log)?) };
-        let ima = replay::ima(ima_list)?;
-        let locality = boot.as_ref().map_or(0, |boot| boot.locality);
-        match locality {
+        self.replay_recording(&Recording { boot: boot_log, ima: ima_list, ..Recording::default() })
+    }
+
+    /// Extends what a recorded boot extended, in every bank that is active here and in the logs.
+    ///
+    /// To be called right after a start or reset. A boot at locality 3 power-cycles the TPM first, to start it there. All logs are
+    /// read before anything is extended.
+    ///
+    /// # Errors
+    /// A log that cannot be read, a start-up locality other than 0 and 3, or a refusal of the TPM.
+    pub fn replay_recording(&mut self, recording: &Recording<'_>) -> Result<Replayed, Error> {
+        let plan = replay::plan(recording)?;
+        match plan.summary.locality {
             0 => {}
-            3 => self.start_at_locality(locality)?,
+            3 => self.start_at_locality(3)?,
             other => return Err(Error::Locality(other)),
         }
-        let boot = boot.map(|boot| boot.extends).unwrap_or_default();
         let mut raw = self.raw()?;
-        for Extend { pcr, digests } in boot.iter().chain(&ima) {
+        for Extend { pcr, digests } in &plan.extends {
             raw.extend(*pcr, digests)?;
         }
-        Ok(Replayed { events: boot.len(), ima: ima.len(), locality })
+        Ok(plan.summary)
     }
 
     /// TPM Reset with a TPM2_Startup from another locality, which is then PCR 0's initial value (Part 3, 9.3).
@@ -414,7 +421,7 @@ fn short_folder(home: &Path) -> PathBuf {
 fn make_short_folder(folder: &Path) -> Result<(), Error> {
     use std::os::unix::fs::MetadataExt as _;
     private_folder(folder)?;
-    let facts = fs::symlink_metadata(&folder).map_err(Error::file("look at", folder))?;
+    let facts = fs::symlink_metadata(folder).map_err(Error::file("look at", folder))?;
     if !facts.is_dir() || facts.uid() != rustix::process::geteuid().as_raw() || facts.mode() & 0o077 != 0 {
         return Err(Error::Path { path: folder.to_owned(), why: "must be a folder that is ours alone" });
     }

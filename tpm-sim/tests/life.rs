@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use countersign_tpm::alg::{Digest, HashAlg};
-use countersign_tpm_sim::{Error, Lifetime, Options, Sim};
+use countersign_tpm_sim::{Error, ImaBanks, Lifetime, Options, Recording, Sim};
 use tempfile::TempDir;
 
 /// A folder and a running TPM in it; `None` where swtpm is missing.
@@ -234,10 +234,19 @@ fn fixture(name: &str, file: &str) -> Vec<u8> {
 #[test]
 fn a_replay_gives_the_recorded_pcrs() {
     let Some((_dir, mut sim)) = running() else { return };
-    for name in ["sb-ms-shim-grub212", "nosb-shim-grub212"] {
+    let boots = [
+        ("sb-ms-shim-grub212", ImaBanks::Own, false),
+        ("nosb-shim-grub212", ImaBanks::Own, false),
+        ("nosb-direct-k6.1-sha384-imapad", ImaBanks::PaddedSha1, false),
+        ("sb-snakeoil-uki-systemd-pcrphase-ima", ImaBanks::Own, true),
+    ];
+    for (name, ima_banks, has_systemd) in boots {
         let want: serde_json::Value = serde_json::from_slice(&fixture(name, "PCRS.json")).unwrap();
-        let done = sim.replay(&fixture(name, "binary_bios_measurements"), &fixture(name, "ima_binary")).unwrap();
-        assert!(done.events > 20 && done.ima > 0, "{done:?}");
+        let (boot, ima) = (fixture(name, "binary_bios_measurements"), fixture(name, "ima_binary"));
+        let systemd = if has_systemd { fixture(name, "tpm2-measure.log") } else { Vec::new() };
+        let recording = Recording { boot: &boot, ima: &ima, systemd: &systemd, ima_banks };
+        let done = sim.replay_recording(&recording).unwrap();
+        assert!(done.events > 5 && done.ima > 0 && (done.systemd > 0) == has_systemd, "{name} {done:?}");
         for (bank, pcrs) in want.as_object().unwrap() {
             let alg = HashAlg::from_name(bank).unwrap();
             for (pcr, value) in pcrs.as_object().unwrap() {
