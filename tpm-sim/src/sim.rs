@@ -359,7 +359,13 @@ impl Sim {
         command.send(&self.places.control)
     }
 
-    fn running(&self) -> Result<(), Error> {
+    /// The control socket, where tpm2-tss expects it too.
+    #[must_use]
+    pub fn control_socket(&self) -> &Path {
+        &self.places.control
+    }
+
+    pub(crate) fn running(&self) -> Result<(), Error> {
         if self.is_running() { Ok(()) } else { Err(Error::NotRunning) }
     }
 }

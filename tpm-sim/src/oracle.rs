@@ -1,1 +1,0 @@
-//! tpm2-tss, the second TPM stack.
