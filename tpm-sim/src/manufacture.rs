@@ -12,9 +12,21 @@ use crate::tools;
 /// Bytes of a tool's output that an error shows.
 const LOG_TAIL: usize = 1500;
 
-/// The root certificate that swtpm_localca makes in its folder.
-pub(crate) fn root_pem(ca: &Path) -> PathBuf {
-    ca.join("swtpm-localca-rootca-cert.pem")
+/// The CA's certificates in one file: first the one that signs EK certificates, then its root.
+pub(crate) fn ca_pem(ca: &Path) -> PathBuf {
+    ca.join("ca.pem")
+}
+
+/// Writes [`ca_pem`] from what swtpm_localca made. Another TPM of the fleet may do the same at the same time.
+fn write_ca_pem(ca: &Path, name: &str) -> Result<(), Error> {
+    let mut all = Vec::new();
+    for file in ["issuercert.pem", "swtpm-localca-rootca-cert.pem"] {
+        let path = ca.join(file);
+        all.extend(fs::read(&path).map_err(Error::file("read", &path))?);
+    }
+    let (part, path) = (ca.join(format!(".ca.pem.{name}")), ca_pem(ca));
+    write(&part, all)?;
+    fs::rename(&part, &path).map_err(Error::file("write", path))
 }
 
 /// Makes a folder that only its owner can enter.
@@ -55,7 +67,7 @@ pub(crate) fn manufacture(home: &Path, ca: Option<&Path>, options: &Options) -> 
     if !output.status.success() {
         return Err(Error::Manufacture { status: output.status.to_string(), log: tail(&log) });
     }
-    Ok(())
+    ca.map_or(Ok(()), |ca| write_ca_pem(ca, &options.name))
 }
 
 /// Writes the tools' configuration; nothing of it lies outside `home` and the CA's folder.

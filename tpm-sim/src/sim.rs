@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::Control;
 use crate::error::Error;
-use crate::manufacture::{ca_folder, manufacture, private_folder, root_pem, write};
+use crate::manufacture::{ca_folder, ca_pem, manufacture, private_folder, write};
 use crate::options::Options;
 pub use crate::process::Lifetime;
 use crate::process::{Places, PowerOn, Process};
@@ -119,10 +119,11 @@ impl Sim {
         format!("swtpm:unix={}", self.places.data.display())
     }
 
-    /// Root certificate (PEM) of the CA that signed its EK certificates; `None` for a TPM without.
+    /// Certificates (PEM) of the CA that signed its EK certificates: the signing one, then its root. swtpm's NV holds no chain, so a
+    /// verifier that is to trust this CA takes both. `None` for a TPM without EK certificates.
     #[must_use]
     pub fn ca_pem(&self) -> Option<PathBuf> {
-        self.record.ca.as_deref().map(root_pem)
+        self.record.ca.as_deref().map(ca_pem)
     }
 
     /// The CA's folder; `None` for a TPM without certificates.
