@@ -1,6 +1,20 @@
 //! Host side of attestation: the TPM client, the host's keys, evidence, enrolment and release.
 
+pub mod cli;
+pub mod client;
+pub mod config;
 pub mod endorsement;
+pub mod error;
+pub mod host;
+pub mod inspect;
+pub mod journal;
+pub mod out;
 pub mod random;
+pub mod state;
 pub mod tpm;
 pub mod unseal;
+pub mod verdict;
+
+pub use config::{Config, Overrides};
+pub use error::HostError;
+pub use host::{Attested, Host, Released};

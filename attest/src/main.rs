@@ -1,3 +1,7 @@
 //! The `attest` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    countersign_attest::cli::main().into()
+}

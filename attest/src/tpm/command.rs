@@ -1,6 +1,7 @@
 //! The commands that attestation, enrolment and release need (TPM 2.0 Part 3).
 
 use countersign_tpm::alg::{Digest, HashAlg};
+use countersign_tpm::attest::ClockInfo;
 use countersign_tpm::codec::{Malformed, Reader, Writer};
 use countersign_tpm::import::Import;
 use countersign_tpm::limits;
@@ -59,6 +60,22 @@ impl Tpm {
         let lockout = Object::permanent(Hierarchy::Lockout.handle());
         let command = Command { name: "TPM2_Clear", code: 0x126, handles: &[&lockout], parameters: Vec::new() };
         self.run(command, &mut [Auth::EmptyPassword]).map(drop)
+    }
+
+    /// TPM2_ReadClock: TPMS_CLOCK_INFO. Not signed: good for the host's own bookkeeping only.
+    ///
+    /// # Errors
+    /// [`TpmError`].
+    pub fn read_clock(&mut self) -> Result<ClockInfo, TpmError> {
+        const NAME: &str = "TPM2_ReadClock";
+        let answer = self.simple(NAME, 0x181, Vec::new())?;
+        read(NAME, &answer, |reader| {
+            reader.u64_be("time")?;
+            let clock = reader.u64_be("clock")?;
+            let reset_count = reader.u32_be("resetCount")?;
+            let restart_count = reader.u32_be("restartCount")?;
+            Ok(ClockInfo { clock, reset_count, restart_count, safe: reader.u8("safe")? == 1 })
+        })
     }
 
     /// TPM2_GetCapability(TPM_CAP_HANDLES): handles from `first` on, of its kind.

@@ -64,6 +64,11 @@ pub struct JoinToken {
 }
 message!(JoinToken, "join token", 4096);
 
+impl JoinToken {
+    /// What the text form starts with.
+    pub const PREFIX: &'static str = "csjoin1.";
+}
+
 impl std::fmt::Debug for JoinToken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("JoinToken").field("url", &self.url).field("id", &hex::encode(self.id)).finish_non_exhaustive()

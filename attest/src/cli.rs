@@ -1,0 +1,236 @@
+//! The `attest` command line.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+use countersign_wire::artefact;
+use countersign_wire::cbor;
+use countersign_wire::trust::JoinToken;
+use serde::Serialize;
+
+use crate::config::{Config, EXAMPLE, Overrides};
+use crate::error::HostError;
+use crate::host::Host;
+use crate::inspect;
+use crate::out::{self, Failure};
+use crate::tpm::TpmAddress;
+
+const AFTER: &str = "\
+Examples:
+  attest enroll --token join.token             join the verifier that the token names
+  attest now                                   attest once; exit code 0 when the verdict allows
+  attest show -o host.card                     this host's card, for owners and operators
+  attest inspect /sys/kernel/security/tpm0/binary_bios_measurements
+
+Exit codes:
+  0 done   1 other   2 usage   3 configuration   4 state folder   5 not enrolled   6 join token
+  10 TPM   11 TPM refused to unseal   12 no EK certificate   13 log unreadable
+  20 verifier unreachable   21 verifier is another   22 verifier refused   23 answer malformed   30 denied";
+
+/// Host side of attestation: join a verifier, prove what booted.
+#[derive(Debug, Parser)]
+#[command(name = "attest", version, after_help = AFTER, max_term_width = 120)]
+struct Cli {
+    /// Configuration file (default: /etc/countersign/attest.toml for root, else in $XDG_CONFIG_HOME)
+    #[arg(long, global = true, value_name = "FILE", env = "COUNTERSIGN_CONFIG")]
+    config: Option<PathBuf>,
+    /// Where the TPM is: device:PATH, swtpm:unix=PATH or swtpm:host=HOST,port=PORT
+    #[arg(long, global = true, value_name = "ADDRESS", env = "COUNTERSIGN_TPM")]
+    tpm: Option<TpmAddress>,
+    /// State folder
+    #[arg(long, global = true, value_name = "DIR", env = "COUNTERSIGN_STATE_DIR")]
+    state_dir: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Join the verifier that a token names
+    Enroll {
+        /// File with the join token; - reads standard input
+        #[arg(long, value_name = "FILE")]
+        token: PathBuf,
+        /// A name for people (default: the host's name)
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Attest once
+    Now,
+    /// This host's card: id, EK, certificates, AK
+    Show {
+        /// Write the card to a file instead of describing it
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Explain a file: logs, quotes, keys, certificates, cards, bundles
+    Inspect {
+        /// The file
+        file: PathBuf,
+    },
+    /// Print the configuration's keys with their defaults
+    Config,
+    /// Print shell completions
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write man pages into a folder
+    Man {
+        /// The folder
+        dir: PathBuf,
+    },
+}
+
+#[derive(Serialize)]
+struct Shown {
+    host: String,
+    ek_template: String,
+    certificates: Vec<String>,
+    ak_name: String,
+    run_pcr: u8,
+}
+
+/// Runs the command line; returns the exit code.
+#[must_use]
+pub fn main() -> u8 {
+    let cli = Cli::parse();
+    let json = cli.json;
+    out::finish(run(cli), json)
+}
+
+fn host(cli: &Cli) -> Result<Host, Failure> {
+    let overrides = Overrides { tpm: cli.tpm.clone(), state_dir: cli.state_dir.clone() };
+    Ok(Host::open(Config::load(cli.config.as_deref(), overrides)?)?)
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    match &cli.command {
+        Command::Enroll { token, name } => {
+            let token = read_token(token)?;
+            let name =
+                name.clone().unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
+            let enrolled = host(&cli)?.enroll(&token, &name)?;
+            let state = format!("{:?}", enrolled.state).to_lowercase();
+            let host = enrolled.host.to_string();
+            out::print(cli.json, &serde_json::json!({"host": host, "state": state}), || match state.as_str() {
+                "pending" => format!("host {host} is pending: `verifier host admit {host}` admits it"),
+                _ => format!("host {host} is {state}"),
+            })
+        }
+        Command::Now => {
+            let attested = host(&cli)?.attest()?;
+            let document: serde_json::Value = serde_json::from_slice(&attested.verdict).unwrap_or_default();
+            out::print(cli.json, &document, || {
+                let simulated =
+                    if document.get("simulated").is_some_and(|value| value == true) { " (simulated TPM)" } else { "" };
+                format!("allow{simulated}: verdict {}", attested.verdict_id)
+            })
+        }
+        Command::Show { output } => {
+            let card = host(&cli)?.card()?;
+            if let Some(path) = output {
+                return write(path, &artefact::to_file(&card));
+            }
+            let shown = Shown {
+                host: card.host.to_string(),
+                ek_template: inspect::template_of(&card.ek_public),
+                certificates: card.ek_certificates.iter().map(|found| format!("{:#010x}", found.nv_index)).collect(),
+                ak_name: inspect::name_of(&card.ak_public),
+                run_pcr: card.run_pcr,
+            };
+            out::print(cli.json, &shown, || {
+                format!(
+                    "host         {}\nEK           {}\ncertificates {}\nAK name      {}\nrun PCR      {}",
+                    shown.host,
+                    shown.ek_template,
+                    shown.certificates.join(" "),
+                    shown.ak_name,
+                    shown.run_pcr
+                )
+            })
+        }
+        Command::Inspect { file } => {
+            let bytes = std::fs::File::open(file)
+                .and_then(|opened| crate::state::read_bounded(opened, countersign_wire::limits::RECORD))
+                .map_err(|source| HostError::State { path: file.clone(), source })?;
+            let described = inspect::describe(&bytes)
+                .map_err(|reason| Failure::from(HostError::Log { path: file.clone(), reason }))?;
+            out::print(cli.json, &described, || described.words())
+        }
+        Command::Config => out::print(cli.json, &EXAMPLE, || EXAMPLE.trim_end().to_owned()),
+        Command::Completions { shell } => {
+            let mut command = Cli::command();
+            let mut text = Vec::new();
+            clap_complete::generate(*shell, &mut command, "attest", &mut text);
+            out::raw(&text)
+        }
+        Command::Man { dir } => clap_mangen::generate_to(Cli::command(), dir)
+            .map_err(|source| HostError::State { path: dir.clone(), source }.into()),
+    }
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    std::fs::write(path, bytes).map_err(|source| HostError::State { path: path.to_owned(), source }.into())
+}
+
+fn read_token(path: &Path) -> Result<JoinToken, Failure> {
+    let bad = |e: String| Failure::from(HostError::Token(e));
+    let mut text = String::new();
+    if path.as_os_str() == "-" {
+        std::io::stdin().take(8192).read_to_string(&mut text).map_err(|e| bad(e.to_string()))?;
+    } else {
+        let file = std::fs::File::open(path).map_err(|e| bad(format!("{}: {e}", path.display())))?;
+        file.take(8192).read_to_string(&mut text).map_err(|e| bad(e.to_string()))?;
+    }
+    parse_token(text.trim()).map_err(bad)
+}
+
+/// Reads a token's text form.
+///
+/// # Errors
+/// What is wrong with it, never its contents.
+pub fn parse_token(text: &str) -> Result<JoinToken, String> {
+    use base64::Engine as _;
+    let encoded =
+        text.strip_prefix(JoinToken::PREFIX).ok_or_else(|| format!("it does not start with {}", JoinToken::PREFIX))?;
+    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD
+        .decode(encoded)
+        .map_err(|_| "it is not base64url".to_owned())?;
+    cbor::decode(&bytes).map_err(|e| e.to_string())
+}
+
+impl From<&HostError> for u8 {
+    /// Exit code per kind of failure; the table stands in `--help`.
+    fn from(error: &HostError) -> Self {
+        match error {
+            HostError::Interrupted(_) => 1,
+            HostError::Config { .. } => 3,
+            HostError::State { .. } | HostError::Corrupt(_) => 4,
+            HostError::NotEnrolled => 5,
+            HostError::Token(_) => 6,
+            HostError::Tpm(_) | HostError::Moving(_) => 10,
+            HostError::Unseal(_) => 11,
+            HostError::NoCertificate => 12,
+            HostError::Log { .. } => 13,
+            HostError::Unreachable { .. } => 20,
+            HostError::Trust { .. } => 21,
+            HostError::Refused { .. } => 22,
+            HostError::Answer(_) => 23,
+            HostError::Denied(_) => 30,
+        }
+    }
+}
+
+impl From<HostError> for Failure {
+    fn from(error: HostError) -> Self {
+        let (code, text, hint) = (u8::from(&error), error.to_string(), error.hint());
+        let denial = if let HostError::Denied(denial) = error { Some(denial) } else { None };
+        let words = denial.as_ref().map_or_else(String::new, |denial| denial.words());
+        Self { code, error: text, words, hint, denial }
+    }
+}

@@ -1,0 +1,293 @@
+//! HTTPS to the verifier: TLS 1.3, only the pinned CA, one deadline for a whole operation.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use countersign_wire::cbor::{self, Message};
+use countersign_wire::problem::Problem;
+use reqwest::blocking::{Client as Http, RequestBuilder, Response};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use x509_cert::der::Decode as _;
+
+use crate::error::HostError;
+
+/// Largest answer accepted (a bundle holds a whole IMA list), in bytes.
+const MAX_ANSWER: usize = countersign_wire::limits::RECORD;
+
+/// A client of one verifier.
+#[derive(Debug)]
+pub struct Client {
+    http: Http,
+    url: String,
+    deadline: Instant,
+}
+
+/// A TLS client certificate (DER) and its key (PKCS#8 DER).
+#[derive(Debug)]
+pub struct Identity {
+    /// Certificate.
+    pub certificate: Vec<u8>,
+    /// Key.
+    pub key: zeroize::Zeroizing<Vec<u8>>,
+}
+
+impl Client {
+    /// A client that trusts servers with a certificate by this CA (DER) only; dates are not checked, because a host's clock may be wrong
+    /// and nonces give freshness.
+    ///
+    /// # Errors
+    /// The address is not HTTPS, or the CA cannot be an anchor.
+    pub fn new(url: &str, ca: &[u8], identity: Option<Identity>, patience: Duration) -> Result<Self, HostError> {
+        Self::build(url, Arc::new(Pinned { ca: CertificateDer::from(ca.to_vec()) }), identity, patience)
+    }
+
+    /// A client for content that is addressed by its hash: whoever answers, the answer is checked by the caller.
+    fn for_content(url: &str, patience: Duration) -> Result<Self, HostError> {
+        Self::build(url, Arc::new(Anybody), None, patience)
+    }
+
+    fn build(
+        url: &str,
+        verifier: Arc<dyn ServerCertVerifier>,
+        identity: Option<Identity>,
+        patience: Duration,
+    ) -> Result<Self, HostError> {
+        let bad = |reason: String| HostError::Config { path: url.to_owned(), reason };
+        if !url.starts_with("https://") {
+            return Err(bad("the verifier's address must start with https://".into()));
+        }
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(|e| bad(e.to_string()))?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier);
+        let config = match identity {
+            None => config.with_no_client_auth(),
+            Some(identity) => {
+                let key = PrivateKeyDer::try_from(identity.key.to_vec()).map_err(|e| bad(e.to_owned()))?;
+                let chain = vec![CertificateDer::from(identity.certificate)];
+                config.with_client_auth_cert(chain, key).map_err(|e| bad(e.to_string()))?
+            }
+        };
+        let http = Http::builder()
+            .tls_backend_preconfigured(config)
+            .https_only(true)
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .timeout(patience)
+            .build()
+            .map_err(|e| bad(e.to_string()))?;
+        let deadline = Instant::now().checked_add(patience).unwrap_or_else(Instant::now);
+        Ok(Self { http, url: url.trim_end_matches('/').to_owned(), deadline })
+    }
+
+    /// Fetches the trust bundle with this SHA-256 (hex digits in errors), before anything is sent.
+    ///
+    /// # Errors
+    /// [`HostError::Trust`] when another bundle comes.
+    pub fn fetch_trust(url: &str, digest: &[u8; 32], patience: Duration) -> Result<Vec<u8>, HostError> {
+        let client = Self::for_content(url, patience)?;
+        let bytes = client.get("/v1/trust")?;
+        let got = countersign_wire::trust::TrustBundle::digest(&bytes);
+        if got != *digest {
+            return Err(HostError::Trust { url: url.to_owned(), got: hex::encode(got), want: hex::encode(digest) });
+        }
+        Ok(bytes)
+    }
+
+    /// GET; the body of a 2xx answer.
+    ///
+    /// # Errors
+    /// [`HostError::Unreachable`] and [`HostError::Refused`].
+    pub fn get(&self, path: &str) -> Result<Vec<u8>, HostError> {
+        self.send(self.http.get(format!("{}{path}", self.url)))
+    }
+
+    /// POST of a message; the answer is one too.
+    ///
+    /// # Errors
+    /// As [`Client::get`], and [`HostError::Answer`].
+    pub fn post<Q: Message, A: Message>(&self, path: &str, message: &Q) -> Result<A, HostError> {
+        let body = cbor::encode(message);
+        let request = self.http.post(format!("{}{path}", self.url)).header("content-type", "application/cbor");
+        Ok(cbor::decode(&self.send(request.body(body))?)?)
+    }
+
+    /// POST of evidence, compressed.
+    ///
+    /// # Errors
+    /// As [`Client::post`].
+    pub fn post_compressed<A: Message>(&self, path: &str, body: &[u8]) -> Result<A, HostError> {
+        let compressed = zstd::encode_all(body, 3).map_err(|e| self.unreachable(e.to_string()))?;
+        let request = self
+            .http
+            .post(format!("{}{path}", self.url))
+            .header("content-type", "application/cbor")
+            .header("content-encoding", "zstd");
+        Ok(cbor::decode(&self.send(request.body(compressed))?)?)
+    }
+
+    /// POST of JSON with a bearer token; the body of a 2xx answer.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub fn post_json(&self, path: &str, token: &str, body: Vec<u8>) -> Result<Vec<u8>, HostError> {
+        let request = self.http.post(format!("{}{path}", self.url)).header("content-type", "application/json");
+        self.send(request.bearer_auth(token).body(body))
+    }
+
+    fn unreachable(&self, reason: String) -> HostError {
+        HostError::Unreachable { url: self.url.clone(), reason }
+    }
+
+    fn send(&self, request: RequestBuilder) -> Result<Vec<u8>, HostError> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(self.unreachable("the deadline is over".into()));
+        }
+        let response = request.timeout(left).send().map_err(|e| self.unreachable(words(&e)))?;
+        let status = response.status();
+        let body = self.body(response)?;
+        if status.is_success() {
+            return Ok(body);
+        }
+        let problem = serde_json::from_slice(&body).unwrap_or_else(|_| Problem {
+            id: "http".into(),
+            title: format!("HTTP {status}"),
+            detail: None,
+            hint: None,
+        });
+        Err(HostError::Refused { status: status.as_u16(), problem })
+    }
+
+    fn body(&self, response: Response) -> Result<Vec<u8>, HostError> {
+        use std::io::Read as _;
+        let mut body = Vec::new();
+        let limit = u64::try_from(MAX_ANSWER).unwrap_or(u64::MAX);
+        response.take(limit).read_to_end(&mut body).map_err(|e| self.unreachable(e.to_string()))?;
+        Ok(body)
+    }
+}
+
+/// The innermost causes: "connection refused" rather than "error sending request".
+fn words(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return "no answer before the deadline".into();
+    }
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// Accepts certificates by one CA for the right name, whatever the date.
+#[derive(Debug)]
+struct Pinned {
+    ca: CertificateDer<'static>,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let general = |reason: String| rustls::Error::General(reason);
+        let anchor = webpki::anchor_from_trusted_cert(&self.ca).map_err(|e| general(e.to_string()))?;
+        let certificate =
+            webpki::EndEntityCert::try_from(end_entity).map_err(|e| general(format!("its certificate: {e}")))?;
+        // The path is judged at a time when the certificate was valid.
+        let parsed = x509_cert::Certificate::from_der(end_entity).map_err(|e| general(e.to_string()))?;
+        let begin = parsed.tbs_certificate().validity().not_before.to_unix_duration();
+        certificate
+            .verify_for_usage(
+                webpki::ALL_VERIFICATION_ALGS,
+                &[anchor],
+                intermediates,
+                UnixTime::since_unix_epoch(begin),
+                webpki::KeyUsage::server_auth(),
+                None,
+                None,
+            )
+            .map_err(|e| general(format!("not the pinned verifier: {e}")))?;
+        certificate
+            .verify_is_valid_for_subject_name(server_name)
+            .map_err(|e| general(format!("the verifier's certificate is for another name: {e}")))?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Accepts any server: only for content that is checked by its hash.
+#[derive(Debug)]
+struct Anybody;
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.3 only".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,129 @@
+//! What can go wrong on the host, and whose fault it is.
+
+use std::path::PathBuf;
+
+use countersign_wire::cbor::BadCbor;
+use countersign_wire::problem::Problem;
+
+use crate::tpm::TpmError;
+use crate::unseal::UnsealError;
+
+/// Why an operation on the host failed.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The configuration is not usable.
+    #[error("{path}: {reason}")]
+    Config {
+        /// The file, or the option.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A file of the state folder cannot be read or written.
+    #[error("{path}: {source}")]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The state folder does not hold what it should.
+    #[error("state folder: {0}")]
+    Corrupt(String),
+    /// This host has not been enrolled.
+    #[error("this host is not enrolled")]
+    NotEnrolled,
+    /// The join token is not one.
+    #[error("join token: {0}")]
+    Token(String),
+    /// The TPM failed or refused.
+    #[error(transparent)]
+    Tpm(#[from] TpmError),
+    /// The TPM refused to unseal.
+    #[error("the TPM did not unseal the key: {0}")]
+    Unseal(#[from] UnsealError),
+    /// The TPM has no EK certificate.
+    #[error("this TPM has no EK certificate that fits a known EK template")]
+    NoCertificate,
+    /// The verifier cannot be reached, or not in time.
+    #[error("verifier at {url}: {reason}")]
+    Unreachable {
+        /// Its address.
+        url: String,
+        /// What failed.
+        reason: String,
+    },
+    /// Whoever answers is not the verifier that this host pinned.
+    #[error("verifier at {url}: its trust bundle has SHA-256 {got}, the join token names {want}")]
+    Trust {
+        /// Its address.
+        url: String,
+        /// Digest of what it sent.
+        got: String,
+        /// Digest that the token names.
+        want: String,
+    },
+    /// The verifier refused the request.
+    #[error("the verifier refused ({status}): {}", problem.title)]
+    Refused {
+        /// HTTP status.
+        status: u16,
+        /// What it says.
+        problem: Problem,
+    },
+    /// The verifier's answer is not well-formed.
+    #[error("the verifier's answer: {0}")]
+    Answer(#[from] BadCbor),
+    /// The verifier's verdict is no.
+    #[error("the verifier denied the {}", .0.purpose)]
+    Denied(Box<crate::verdict::Denial>),
+    /// A log could not be read whole.
+    #[error("{path}: {reason}")]
+    Log {
+        /// The log.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// PCRs kept changing while they were quoted.
+    #[error("PCRs changed during each of {0} quotes")]
+    Moving(u32),
+    /// A test ended the operation here.
+    #[error("interrupted at {0}")]
+    Interrupted(&'static str),
+}
+
+impl HostError {
+    /// What to do about it, as a command where there is one.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        match self {
+            Self::Config { .. } => "see the keys in `attest config`".into(),
+            Self::State { .. } => "use --state-dir with a folder that this user may write".into(),
+            Self::Corrupt(_) => {
+                "enrol again: attest enroll --token FILE (a token made with `verifier token new --host HOST`)".into()
+            }
+            Self::NotEnrolled => {
+                "attest enroll --token FILE (the verifier's operator makes one with `verifier token new`)".into()
+            }
+            Self::Token(_) => "copy the token again, whole: it starts with csjoin1.".into(),
+            Self::Tpm(TpmError::Transport { .. }) => {
+                "check --tpm (device:/dev/tpmrm0 needs membership of the group tss; swtpm:unix=PATH a running swtpm)"
+                    .into()
+            }
+            Self::Tpm(_) => "run the command again; if it persists, reboot".into(),
+            Self::Unseal(_) => "attest again: run the command again".into(),
+            Self::NoCertificate => "the verifier's operator can allow this EK: verifier ek allow HOST-CARD".into(),
+            Self::Unreachable { .. } => "check the address in the token and that `verifier serve` runs there".into(),
+            Self::Trust { .. } => {
+                "ask the verifier's operator for a new token; if it names the same digest, somebody else answers".into()
+            }
+            Self::Refused { problem, .. } => problem.hint.clone().unwrap_or_else(|| "see the verifier's log".into()),
+            Self::Answer(_) => "the verifier and this program are of different versions".into(),
+            Self::Denied(denial) => denial.hint(),
+            Self::Log { .. } => "check event_log, ima_log and systemd_log in the configuration".into(),
+            Self::Moving(_) => "run the command again when the host is quieter".into(),
+            Self::Interrupted(_) => String::new(),
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! `attest inspect`: any artefact, in words. Nothing that is shown here was checked for authenticity.
+
+use countersign_tpm::alg::HashAlg;
+use countersign_tpm::attest::Quote;
+use countersign_tpm::ek::Template;
+use countersign_tpm::ekcert;
+use countersign_tpm::public::Public;
+use countersign_tpm::signature::Signature;
+use countersign_wire::artefact::{self, Kind};
+use countersign_wire::enrol::HostCard;
+use countersign_wire::eventlog::EventLog;
+use countersign_wire::evidence::Evidence;
+use countersign_wire::ima;
+use countersign_wire::record::{Bundle, Record};
+use countersign_wire::runlog::RunLog;
+use countersign_wire::systemd_log;
+use countersign_wire::trust::TrustBundle;
+use serde::Serialize;
+
+/// An artefact in words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Described {
+    /// What it is.
+    pub kind: String,
+    /// Name and value.
+    pub fields: Vec<(String, String)>,
+    /// Entries of a log.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub entries: Vec<String>,
+}
+
+impl Described {
+    fn new(kind: &str, fields: &[(&str, String)]) -> Self {
+        let fields = fields.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        Self { kind: kind.to_owned(), fields, entries: Vec::new() }
+    }
+
+    /// For people.
+    #[must_use]
+    pub fn words(&self) -> String {
+        let mut out = format!("{} (not checked for authenticity)", self.kind);
+        let width = self.fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+        for (name, value) in &self.fields {
+            out.push_str(&format!("\n  {name:width$}  {value}"));
+        }
+        for entry in &self.entries {
+            out.push_str(&format!("\n  {entry}"));
+        }
+        out
+    }
+}
+
+/// The EK template of a public area, in words.
+#[must_use]
+pub fn template_of(ek: &[u8]) -> String {
+    let template = Public::parse(ek).ok().and_then(|public| Template::of(&public));
+    template.map_or_else(|| "of no known template".into(), |template| format!("{template:?}"))
+}
+
+/// The Name of a public area, hex.
+#[must_use]
+pub fn name_of(public: &[u8]) -> String {
+    Public::parse(public).map_or_else(|e| e.to_string(), |public| public.name().to_string())
+}
+
+/// Describes a file by what its bytes are.
+///
+/// # Errors
+/// What is wrong with a file of a known kind, or that it is of none.
+pub fn describe(bytes: &[u8]) -> Result<Described, String> {
+    if let Some(kind) = Kind::of(bytes) {
+        return ours(kind, bytes);
+    }
+    if bytes.starts_with(&[0xff, 0x54, 0x43, 0x47]) {
+        return quote(bytes);
+    }
+    if bytes.starts_with(b"{\"recnum\"") {
+        return run_log(bytes);
+    }
+    if bytes.starts_with(&[0x1e]) {
+        return systemd(bytes);
+    }
+    if let Ok(log) = EventLog::parse(bytes) {
+        return Ok(event_log(&log));
+    }
+    if let Ok(public) = Public::parse_file(bytes) {
+        return Ok(Described::new(
+            "TPM public area",
+            &[
+                ("name", public.name().to_string()),
+                ("attributes", format!("{:#010x}", public.attributes)),
+                ("scheme", format!("{:?}", public.scheme())),
+                ("EK template", template_of(&public.to_bytes())),
+            ],
+        ));
+    }
+    if let Ok(signature) = Signature::parse(bytes) {
+        return Ok(Described::new(
+            "TPM signature",
+            &[("hash", signature.hash().to_string()), ("bytes", bytes.len().to_string())],
+        ));
+    }
+    let der = ekcert::from_nv(bytes).unwrap_or(bytes);
+    if let Ok(subject) = ekcert::subject(der) {
+        let key = ekcert::certified_key(der).ok().and_then(|key| Template::rebuild(&key));
+        let template = key.map_or_else(|| "none".to_owned(), |(template, _)| format!("{template:?}"));
+        return Ok(Described::new("certificate", &[("subject", subject), ("EK template", template)]));
+    }
+    let list: Result<Vec<_>, _> = ima::entries(bytes).and_then(Iterator::collect);
+    match list {
+        Ok(list) if !list.is_empty() => {
+            let mut described = Described::new("IMA list", &[("entries", list.len().to_string())]);
+            described.entries = list
+                .iter()
+                .map(|entry| format!("{} {}", hex::encode(entry.digest), String::from_utf8_lossy(entry.path)))
+                .collect();
+            Ok(described)
+        }
+        _ => Err("this is no artefact that Countersign knows".into()),
+    }
+}
+
+fn ours(kind: Kind, bytes: &[u8]) -> Result<Described, String> {
+    match kind {
+        Kind::HostCard => {
+            let card: HostCard = artefact::from_file(bytes).map_err(|e| e.to_string())?;
+            Ok(Described::new(
+                "host card",
+                &[
+                    ("host", card.host.to_string()),
+                    ("EK", template_of(&card.ek_public)),
+                    ("certificates", card.ek_certificates.len().to_string()),
+                    ("AK name", name_of(&card.ak_public)),
+                    ("run PCR", card.run_pcr.to_string()),
+                ],
+            ))
+        }
+        Kind::TrustBundle => {
+            let body = artefact::body::<TrustBundle>(bytes).map_err(|e| e.to_string())?;
+            let trust: TrustBundle = artefact::from_file(bytes).map_err(|e| e.to_string())?;
+            Ok(Described::new(
+                "trust bundle",
+                &[
+                    ("SHA-256", hex::encode(TrustBundle::digest(body))),
+                    ("CA", ekcert::subject(&trust.ca).unwrap_or_else(|e| e.to_string())),
+                    ("approval key", name_of(&trust.approval_key)),
+                    ("verdict key", name_of(&trust.verdict_key)),
+                ],
+            ))
+        }
+        Kind::Evidence => {
+            let evidence: Evidence = artefact::from_file(bytes).map_err(|e| e.to_string())?;
+            let mut described = quote(&evidence.quote)?;
+            described.kind = "evidence".into();
+            described.fields.insert(0, ("host".into(), evidence.host.to_string()));
+            Ok(described)
+        }
+        Kind::Bundle => {
+            let bundle: Bundle = artefact::from_file(bytes).map_err(|e| e.to_string())?;
+            let record: Record = countersign_wire::cbor::decode(&bundle.record).map_err(|e| e.to_string())?;
+            let verdict: serde_json::Value = serde_json::from_slice(&record.verdict).map_err(|e| e.to_string())?;
+            let text =
+                |name: &str| verdict.get(name).map_or_else(String::new, |value| value.to_string().replace('"', ""));
+            Ok(Described::new(
+                "evidence bundle",
+                &[
+                    ("verdict", text("id")),
+                    ("allow", text("allow")),
+                    ("purpose", text("purpose")),
+                    ("host", text("host")),
+                    ("workload", text("workload")),
+                    ("trust bundle", hex::encode(TrustBundle::digest(&bundle.trust))),
+                    ("check it with", "verifier check bundle FILE --trust TRUST".into()),
+                ],
+            ))
+        }
+    }
+}
+
+fn quote(bytes: &[u8]) -> Result<Described, String> {
+    let quote = Quote::parse(bytes).map_err(|e| e.to_string())?;
+    let selection: Vec<String> = quote
+        .selection
+        .0
+        .iter()
+        .map(|bank| {
+            let alg = HashAlg::from_id(bank.alg).map_or_else(|| format!("{:#06x}", bank.alg), |alg| alg.to_string());
+            let pcrs: Vec<String> = bank.pcrs().map(|pcr| pcr.to_string()).collect();
+            format!("{alg}:{}", pcrs.join(","))
+        })
+        .collect();
+    Ok(Described::new(
+        "quote",
+        &[
+            ("signer", hex::encode(quote.qualified_signer)),
+            ("extraData", hex::encode(quote.extra_data)),
+            ("clock", format!("{} ms, safe {}", quote.clock.clock, quote.clock.safe)),
+            ("resetCount", quote.clock.reset_count.to_string()),
+            ("restartCount", quote.clock.restart_count.to_string()),
+            ("firmware", format!("{:016x}", quote.firmware_version)),
+            ("PCRs", selection.join(" ")),
+            ("PCR digest", hex::encode(quote.pcr_digest)),
+        ],
+    ))
+}
+
+fn event_log(log: &EventLog<'_>) -> Described {
+    let banks: Vec<HashAlg> = log.known_banks().collect();
+    let names: Vec<&str> = banks.iter().map(|alg| alg.name()).collect();
+    let secure_boot = log.secure_boot(&banks).map_or("unknown", |on| if on { "on" } else { "off" });
+    let mut described = Described::new(
+        "firmware event log",
+        &[("banks", names.join(" ")), ("events", log.events.len().to_string()), ("Secure Boot", secure_boot.into())],
+    );
+    let alg = banks.iter().copied().find(|alg| *alg == HashAlg::Sha256).or_else(|| banks.first().copied());
+    for event in &log.events {
+        let text =
+            alg.and_then(|alg| event.text(alg)).map_or_else(String::new, |text| format!(": {}", text.escape_debug()));
+        described.entries.push(format!("{}{text}", event.describe()));
+    }
+    described
+}
+
+fn run_log(bytes: &[u8]) -> Result<Described, String> {
+    let log = RunLog::parse(bytes).map_err(|e| e.to_string())?;
+    let mut described = Described::new("run log", &[("entries", log.entries.len().to_string())]);
+    described.entries = log.entries.iter().map(|entry| format!("{:?}", entry.event)).collect();
+    Ok(described)
+}
+
+fn systemd(bytes: &[u8]) -> Result<Described, String> {
+    let records = systemd_log::parse(bytes).map_err(|e| e.to_string())?;
+    let mut described = Described::new("systemd log", &[("records", records.len().to_string())]);
+    described.entries = records.iter().map(|record| format!("PCR {}: {}", record.pcr, record.text)).collect();
+    Ok(described)
+}

@@ -1,0 +1,154 @@
+//! The run log on disk and in its PCR, which must agree (DESIGN.md section 10).
+//!
+//! Under the lock: fsync(entry), then extend. Whoever takes the lock first makes both agree again.
+
+use countersign_tpm::alg::{Digest, HashAlg};
+use countersign_tpm::pcr::{BankSelection, PcrSelection};
+use countersign_wire::eventlog::EventLog;
+use countersign_wire::runlog::{Event, RunLog};
+use countersign_wire::{limits, systemd_log};
+
+use crate::error::HostError;
+use crate::state::StateDir;
+use crate::tpm::Tpm;
+
+const FILE: &str = "run.log";
+const OLD: &str = "run.log.old";
+/// The newest receipt that was extended.
+pub(crate) const RECEIPT: &str = "receipt";
+/// resetCount and restartCount at the last look, to notice a TPM Resume.
+const BOOT: &str = "boot";
+
+/// The run log of this boot, in agreement with its PCR as far as that is possible.
+#[derive(Debug)]
+pub struct Journal {
+    log: RunLog,
+    pcr: u8,
+    banks: Vec<HashAlg>,
+}
+
+impl Journal {
+    /// Reads log and PCR and makes them agree:
+    /// a PCR that was reset gets a new log; a trailing entry that was never extended is extended now, or cut off if it is a receipt (its
+    /// attestation is over, so it was given up); after a TPM Resume the log goes on with an entry `resume`.
+    /// A log that disagrees in any other way stays as it is: the verifier says what to do.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    pub fn recover(
+        state: &StateDir,
+        tpm: &mut Tpm,
+        pcr: u8,
+        boot_log: Option<&[u8]>,
+        systemd: Option<&[u8]>,
+    ) -> Result<Self, HostError> {
+        let banks = tpm.banks()?;
+        let mut bytes = state.read(FILE, limits::RUN_LOG)?.unwrap_or_default();
+        // A line without its newline was being written when the program died: never synced, never extended.
+        let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at.saturating_add(1));
+        if whole < bytes.len() {
+            state.truncate(FILE, whole)?;
+            bytes.truncate(whole);
+        }
+        let mut log =
+            RunLog::parse(&bytes).map_err(|e| HostError::Corrupt(format!("{e}; reboot to begin a new one")))?;
+        let Some(alg) = banks.iter().copied().find(|alg| *alg == HashAlg::Sha256).or_else(|| banks.first().copied())
+        else {
+            return Err(HostError::Corrupt("the TPM has no PCR bank".into()));
+        };
+        let initial = initial(alg, pcr, boot_log, systemd);
+        let current = read_pcr(tpm, alg, pcr)?;
+        let values = log.replay(initial).unwrap_or_else(|| vec![initial]);
+        let entries = log.entries.len();
+        if values.last() != Some(&current) {
+            if current == initial {
+                state.rename(FILE, OLD)?;
+                log = RunLog::empty();
+            } else if values.iter().rev().nth(1) == Some(&current) {
+                let start = entries.checked_sub(2).and_then(|at| log.entries.get(at)).map_or(0, |entry| entry.end);
+                let last = log.entries.last().cloned();
+                match last {
+                    Some(entry) if entry.event.as_receipt().is_none() => tpm.extend(pcr, &entry.digests)?,
+                    _ => {
+                        state.truncate(FILE, start)?;
+                        bytes.truncate(start);
+                        log = RunLog::parse(&bytes).map_err(|e| HostError::Corrupt(e.to_string()))?;
+                    }
+                }
+            }
+        }
+        // What was certainly extended: a program may have died before it noted the receipt.
+        if log.replay(initial).and_then(|values| values.last().copied()) == Some(read_pcr(tpm, alg, pcr)?)
+            && let Some(newest) = log.receipts().last()
+            && state.read(RECEIPT, 64)?.as_deref() != Some(newest.to_bytes().as_slice())
+        {
+            state.write(RECEIPT, &newest.to_bytes())?;
+        }
+        let mut journal = Self { log, pcr, banks };
+        journal.notice_resume(state, tpm)?;
+        Ok(journal)
+    }
+
+    fn notice_resume(&mut self, state: &StateDir, tpm: &mut Tpm) -> Result<(), HostError> {
+        let clock = tpm.read_clock()?;
+        let now = [clock.reset_count.to_be_bytes(), clock.restart_count.to_be_bytes()].concat();
+        let before = state.read(BOOT, 64)?.unwrap_or_default();
+        if before == now {
+            return Ok(());
+        }
+        let same_reset = before.get(..4) == now.get(..4);
+        if same_reset && !self.log.entries.is_empty() {
+            self.append(state, tpm, Event::Resume {})?;
+        }
+        state.write(BOOT, &now)
+    }
+
+    /// Writes an entry, syncs it, then extends it.
+    ///
+    /// # Errors
+    /// [`HostError`]; when the entry was not synced, nothing is extended.
+    pub fn append(&mut self, state: &StateDir, tpm: &mut Tpm, event: Event) -> Result<(), HostError> {
+        let digests = self.write(state, event)?;
+        tpm.extend(self.pcr, &digests)?;
+        Ok(())
+    }
+
+    /// The first half of [`Journal::append`]; what it returns is to be extended.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    pub fn write(&mut self, state: &StateDir, event: Event) -> Result<Vec<Digest>, HostError> {
+        let corrupt = |e: countersign_wire::runlog::BadRunLog| HostError::Corrupt(e.to_string());
+        let (line, digests) = self.log.next(self.pcr, &self.banks, event).map_err(corrupt)?;
+        state.append(FILE, &line)?;
+        let mut bytes = state.read(FILE, limits::RUN_LOG)?.unwrap_or_default();
+        self.log = RunLog::parse(&bytes).map_err(corrupt)?;
+        bytes.clear();
+        Ok(digests)
+    }
+
+    /// The log's bytes, for evidence.
+    ///
+    /// # Errors
+    /// [`HostError::State`].
+    pub fn bytes(state: &StateDir) -> Result<Vec<u8>, HostError> {
+        Ok(state.read(FILE, limits::RUN_LOG)?.unwrap_or_default())
+    }
+}
+
+/// What the boot logs leave in the run PCR: normally nothing. Logs that do not replay leave it to the verifier to say so.
+fn initial(alg: HashAlg, pcr: u8, boot_log: Option<&[u8]>, systemd: Option<&[u8]>) -> Digest {
+    let zero = Digest::filled(alg, 0);
+    let replayed = boot_log.and_then(|bytes| EventLog::parse(bytes).ok()?.replay(alg).ok());
+    let Some(mut bank) = replayed else { return zero };
+    if let Some(records) = systemd.and_then(|bytes| systemd_log::parse(bytes).ok()) {
+        let _ = systemd_log::replay(&records, &mut bank);
+    }
+    bank.value(pcr).unwrap_or(zero)
+}
+
+fn read_pcr(tpm: &mut Tpm, alg: HashAlg, pcr: u8) -> Result<Digest, HostError> {
+    let selection = PcrSelection(vec![BankSelection::new(alg, &[pcr])]);
+    let values = tpm.read_pcrs(&selection)?;
+    values.first().map(|(_, _, value)| *value).ok_or_else(|| HostError::Corrupt(format!("the TPM has no PCR {pcr}")))
+}

@@ -1,0 +1,174 @@
+//! The state folder of one TPM: mode 0700, its files 0600, one lock for the whole machine (DESIGN.md section 3).
+//!
+//! | file | what |
+//! |---|---|
+//! | `lock` | held from before a challenge is asked for until its receipt is extended or given up |
+//! | `host.card` | host id, EK, AK public |
+//! | `ak.private` | the AK's private blob: useless without this TPM |
+//! | `trust.bundle`, `verifier.url` | the pinned verifier |
+//! | `tls.key`, `tls.crt` | this host's TLS key (PKCS#8) and its newest certificate |
+//! | `run.log` | the run log of this boot; `run.log.old` that of the one before |
+//! | `receipt` | the newest receipt that was extended, in this or an earlier boot |
+//! | `imports/` | private blobs that TPM2_Import returned |
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::error::HostError;
+
+/// An existing state folder.
+#[derive(Debug, Clone)]
+pub struct StateDir(PathBuf);
+
+/// The machine-wide lock; released when dropped.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl StateDir {
+    /// Opens the folder, making it (0700) when it does not exist.
+    ///
+    /// # Errors
+    /// [`HostError::State`].
+    pub fn open(path: &Path) -> Result<Self, HostError> {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+        made.map_err(|source| HostError::State { path: path.to_owned(), source })?;
+        Ok(Self(path.to_owned()))
+    }
+
+    /// Path of a file in it.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn error(&self, name: &str) -> impl FnOnce(std::io::Error) -> HostError {
+        let path = self.path(name);
+        |source| HostError::State { path, source }
+    }
+
+    /// Takes the lock, waiting up to `patience` for another program of this host.
+    ///
+    /// # Errors
+    /// [`HostError::State`], with kind TimedOut when another program keeps it.
+    pub fn lock(&self, patience: Duration) -> Result<Lock, HostError> {
+        let open =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(self.path("lock"));
+        let file = open.map_err(self.error("lock"))?;
+        let started = Instant::now();
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Lock { _file: file }),
+                Err(rustix::io::Errno::WOULDBLOCK) if started.elapsed() < patience => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    let timed_out =
+                        std::io::Error::new(std::io::ErrorKind::TimedOut, "another program of this host keeps it");
+                    return Err(self.error("lock")(timed_out));
+                }
+                Err(e) => return Err(self.error("lock")(e.into())),
+            }
+        }
+    }
+
+    /// Contents of a file, at most `max` bytes; `None` when it does not exist.
+    ///
+    /// # Errors
+    /// [`HostError::State`].
+    pub fn read(&self, name: &str, max: usize) -> Result<Option<Vec<u8>>, HostError> {
+        match File::open(self.path(name)) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(self.error(name)(e)),
+            Ok(file) => read_bounded(file, max).map(Some).map_err(self.error(name)),
+        }
+    }
+
+    /// Replaces a file: written beside it, synced, renamed.
+    ///
+    /// # Errors
+    /// [`HostError::State`].
+    pub fn write(&self, name: &str, contents: &[u8]) -> Result<(), HostError> {
+        self.try_write(name, contents).map_err(self.error(name))
+    }
+
+    fn try_write(&self, name: &str, contents: &[u8]) -> std::io::Result<()> {
+        let path = self.path(name);
+        let folder = path.parent().unwrap_or(&self.0).to_owned();
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        let beside = path.with_extension(format!("new{}", std::process::id()));
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        file.write_all(contents)?;
+        file.sync_all()?;
+        fs::rename(&beside, &path)?;
+        File::open(folder)?.sync_all()
+    }
+
+    /// Appends to a file and syncs it.
+    ///
+    /// # Errors
+    /// [`HostError::State`].
+    pub fn append(&self, name: &str, contents: &[u8]) -> Result<(), HostError> {
+        let open = OpenOptions::new().append(true).create(true).mode(0o600).open(self.path(name));
+        let written = open.and_then(|mut file| {
+            file.write_all(contents)?;
+            file.sync_all()
+        });
+        written.map_err(self.error(name))
+    }
+
+    /// Cuts a file to a length and syncs it.
+    ///
+    /// # Errors
+    /// [`HostError::State`].
+    pub fn truncate(&self, name: &str, length: usize) -> Result<(), HostError> {
+        let open = OpenOptions::new().write(true).open(self.path(name));
+        let cut = open.and_then(|file| {
+            file.set_len(u64::try_from(length).unwrap_or(u64::MAX))?;
+            file.sync_all()
+        });
+        cut.map_err(self.error(name))
+    }
+
+    /// Renames a file within the folder; one that does not exist is no error.
+    ///
+    /// # Errors
+    /// [`HostError::State`].
+    pub fn rename(&self, from: &str, to: &str) -> Result<(), HostError> {
+        match fs::rename(self.path(from), self.path(to)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(self.error(from)(e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes a file; one that does not exist is no error.
+    ///
+    /// # Errors
+    /// [`HostError::State`].
+    pub fn remove(&self, name: &str) -> Result<(), HostError> {
+        match fs::remove_file(self.path(name)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(self.error(name)(e)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Reads all of a file, refusing one that is longer than `max` bytes.
+///
+/// # Errors
+/// Those of reading, and FileTooLarge.
+pub fn read_bounded(file: File, max: usize) -> std::io::Result<Vec<u8>> {
+    let mut contents = Vec::new();
+    let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
+    file.take(limit).read_to_end(&mut contents)?;
+    if contents.len() > max {
+        return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, format!("longer than {max} bytes")));
+    }
+    Ok(contents)
+}
