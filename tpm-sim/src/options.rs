@@ -60,7 +60,11 @@ impl Options {
         self
     }
 
-    pub(crate) fn check(&self) -> Result<(), Error> {
+    /// Checks the name and that there is a bank, as [`Sim::create`](crate::Sim::create) does.
+    ///
+    /// # Errors
+    /// [`Error::Name`] or [`Error::NoBanks`].
+    pub fn check(&self) -> Result<(), Error> {
         let first = self.name.chars().next().is_some_and(|c| c.is_ascii_alphanumeric());
         let rest = self.name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'));
         if !first || !rest || self.name.len() > 64 {

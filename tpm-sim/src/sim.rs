@@ -326,6 +326,15 @@ impl Sim {
     /// # Errors
     /// The folder holds a TPM already, or a file cannot be copied.
     pub fn clone_to(&self, home: impl AsRef<Path>) -> Result<Self, Error> {
+        self.clone_as(home, &self.record.name)
+    }
+
+    /// [`clone_to`](Self::clone_to) under another name. The certificates keep the old one.
+    ///
+    /// # Errors
+    /// The folder holds a TPM already, or a file cannot be copied.
+    pub fn clone_as(&self, home: impl AsRef<Path>, name: &str) -> Result<Self, Error> {
+        Options::named(name).check()?;
         let home = new_home(home.as_ref())?;
         let volatile = self.places.state.join("tpm2-00.volatilestate");
         let running = self.is_running();
@@ -338,7 +347,7 @@ impl Sim {
         if running {
             fs::remove_file(&volatile).map_err(Error::file("remove", volatile))?;
         }
-        Self::finish(home, self.record.clone())
+        Self::finish(home, Record { name: name.to_owned(), ..self.record.clone() })
     }
 
     /// Ends it and deletes its folder; a CA elsewhere stays.
