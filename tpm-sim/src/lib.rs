@@ -23,6 +23,7 @@ mod error;
 mod manufacture;
 mod options;
 pub mod oracle;
+mod places;
 mod process;
 mod raw;
 mod replay;

@@ -1,4 +1,4 @@
-//! The second TPM stack: tpm2-tss, through tss-esapi 7.7.0, over a [`Sim`](crate::Sim).
+//! The second TPM stack: tpm2-tss, through tss-esapi 7.7.0, over a [`Sim`].
 //!
 //! It gives and takes plain bytes of the TPM specification, so that tests can hold `countersign_tpm` against it. tss-esapi's own
 //! marshalling makes those bytes, and the TPM checks what it is given.
