@@ -106,3 +106,131 @@ pub fn qualified_name(ek: &Name, ak: &Name) -> Option<Name> {
     let ek_qualified = Name::of(alg(ek)?, &[&RH_ENDORSEMENT.to_be_bytes(), ek.as_bytes()]);
     Some(Name::of(alg(ak)?, &[ek_qualified.as_bytes(), ak.as_bytes()]))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attest::Quote;
+
+    const ECC: &[u8] = include_bytes!("../../../fixtures/sb-ms-shim-grub212/ak_ecc.tpmt");
+    const RSA: &[u8] = include_bytes!("../../../fixtures/sb-ms-shim-grub212/ak_rsa.tpmt");
+    const EK: &[u8] = include_bytes!("../../../fixtures/sb-ms-shim-grub212/ek.pub");
+    const QUOTES: [(&[u8], &[u8]); 2] = [
+        (ECC, include_bytes!("../../../fixtures/sb-ms-shim-grub212/quote_ecc.msg")),
+        (RSA, include_bytes!("../../../fixtures/sb-ms-shim-grub212/quote_rsa.msg")),
+    ];
+
+    fn rsa() -> Public {
+        Public::parse_file(RSA).unwrap()
+    }
+
+    fn with_scheme(public: &Public, new: Scheme) -> Public {
+        let mut public = public.clone();
+        match &mut public.key {
+            Key::Rsa { scheme, .. } | Key::Ecc { scheme, .. } => *scheme = new,
+            Key::Sealed { .. } => {}
+        }
+        public
+    }
+
+    #[test]
+    fn recorded_aks_are_accepted() {
+        check(&Public::parse_file(ECC).unwrap()).unwrap();
+        check(&rsa()).unwrap();
+        assert_eq!(template().attributes, 0x0005_0472);
+        check(&template()).unwrap();
+    }
+
+    #[test]
+    fn qualified_signer_of_recorded_quotes() {
+        let ek = Public::parse_file(EK).unwrap().name();
+        for (ak, quote) in QUOTES {
+            let ak = Public::parse_file(ak).unwrap().name();
+            let quote = Quote::parse(quote).unwrap();
+            assert_eq!(qualified_name(&ek, &ak).unwrap().as_bytes(), quote.qualified_signer);
+            assert_ne!(qualified_name(&ak, &ak).unwrap().as_bytes(), quote.qualified_signer);
+        }
+        assert_eq!(qualified_name(&Name::of_handle(RH_ENDORSEMENT), &ek), None);
+    }
+
+    #[test]
+    fn each_attribute_is_needed() {
+        for (bit, name) in [
+            (attributes::RESTRICTED, "restricted"),
+            (attributes::SIGN, "sign"),
+            (attributes::FIXED_TPM, "fixedTPM"),
+            (attributes::FIXED_PARENT, "fixedParent"),
+            (attributes::SENSITIVE_DATA_ORIGIN, "sensitiveDataOrigin"),
+        ] {
+            let mut public = rsa();
+            public.attributes &= !bit;
+            assert!(matches!(check(&public), Err(AkError::Missing { missing, .. }) if missing == name));
+        }
+        let mut public = rsa();
+        public.attributes |= attributes::DECRYPT;
+        assert!(matches!(check(&public), Err(AkError::Decrypts(_))));
+    }
+
+    #[test]
+    fn schemes() {
+        use HashAlg::{Sha1, Sha256, Sha384, Sha512};
+        let ecc = template();
+        let p384 = |scheme| {
+            let mut public = with_scheme(&ecc, scheme);
+            if let Key::Ecc { curve, .. } = &mut public.key {
+                *curve = Curve::P384;
+            }
+            public
+        };
+        for accepted in [
+            with_scheme(&rsa(), Scheme::Rsassa(Sha256)),
+            with_scheme(&rsa(), Scheme::Rsapss(Sha384)),
+            p384(Scheme::Ecdsa(Sha384)),
+        ] {
+            check(&accepted).unwrap();
+        }
+        for refused in [
+            with_scheme(&rsa(), Scheme::Null),
+            with_scheme(&ecc, Scheme::Null),
+            with_scheme(&rsa(), Scheme::Rsassa(Sha1)),
+            with_scheme(&rsa(), Scheme::Rsapss(Sha512)),
+            with_scheme(&rsa(), Scheme::Ecdsa(Sha256)),
+            with_scheme(&ecc, Scheme::Rsassa(Sha256)),
+            with_scheme(&ecc, Scheme::Ecdsa(Sha1)),
+            p384(Scheme::Ecdsa(Sha256)),
+        ] {
+            assert!(matches!(check(&refused), Err(AkError::Algorithm(_))), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_names_and_types() {
+        let changed = |change: fn(&mut Public)| {
+            let mut public = rsa();
+            change(&mut public);
+            public
+        };
+        let short: fn(&mut Public) = |public| {
+            if let Key::Rsa { bits, modulus, .. } = &mut public.key {
+                *bits = 1024;
+                modulus.truncate(128);
+            }
+        };
+        let unequal: fn(&mut Public) = |public| {
+            if let Key::Rsa { modulus, .. } = &mut public.key {
+                modulus.pop();
+            }
+        };
+        let exponent: fn(&mut Public) = |public| {
+            if let Key::Rsa { exponent, .. } = &mut public.key {
+                *exponent = 3;
+            }
+        };
+        let name: fn(&mut Public) = |public| public.name_alg = HashAlg::Sha1;
+        let sealed: fn(&mut Public) = |public| public.key = Key::Sealed { unique: vec![0; 32] };
+        for change in [short, unequal, exponent, name, sealed] {
+            let public = changed(change);
+            assert!(matches!(check(&public), Err(AkError::Algorithm(_))), "{public:?}");
+        }
+    }
+}

@@ -144,6 +144,13 @@ impl Digest {
     }
 }
 
+impl zeroize::Zeroize for Digest {
+    /// Wipes a digest that is key material; it then holds zeros.
+    fn zeroize(&mut self) {
+        self.bytes.zeroize();
+    }
+}
+
 impl AsRef<[u8]> for Digest {
     fn as_ref(&self) -> &[u8] {
         self.as_bytes()
@@ -159,5 +166,46 @@ impl fmt::Display for Digest {
 impl fmt::Debug for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{self}", self.alg)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digests_of_abc() {
+        // FIPS 180-4 examples.
+        let cases = [
+            (HashAlg::Sha1, "a9993e364706816aba3e25717850c26c9cd0d89d"),
+            (HashAlg::Sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"),
+            (
+                HashAlg::Sha384,
+                "cb00753f45a35e8bb5a03d699ac65007272c32ab0eded1631a8b605a43ff5bed8086072ba1e7cc2358baeca134c825a7",
+            ),
+            (
+                HashAlg::Sha512,
+                "ddaf35a193617abacc417349ae20413112e6fa4e89a97ea20a9eeee64b55d39a2192992a274fc1a836ba3c23a3feebbd454d4423643ce80e2a9ac94fa54ca49f",
+            ),
+        ];
+        for (alg, expected) in cases {
+            let digest = alg.digest(&[b"a", b"", b"bc"]);
+            assert_eq!(digest.to_string(), expected);
+            assert_eq!(digest.as_bytes().len(), alg.size());
+            assert_eq!(Digest::new(alg, digest.as_bytes()), Some(digest));
+            assert_eq!(Digest::new(alg, &digest.as_bytes()[1..]), None);
+            assert_eq!((HashAlg::from_id(alg.id()), HashAlg::from_name(alg.name())), (Some(alg), Some(alg)));
+            let zero = Digest::filled(alg, 0);
+            assert_eq!(zero.extend(digest.as_bytes()), alg.digest(&[zero.as_bytes(), digest.as_bytes()]));
+        }
+        assert_eq!(HashAlg::from_id(0x0012), None, "SM3 is not computed");
+    }
+
+    #[test]
+    fn wiped() {
+        use zeroize::Zeroize as _;
+        let mut digest = HashAlg::Sha512.digest(&[b"key"]);
+        digest.zeroize();
+        assert_eq!(digest, Digest::filled(HashAlg::Sha512, 0));
     }
 }

@@ -194,7 +194,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Builds a byte string back to front of [`Reader`]: the maker of what the other one reads.
+/// Builds a byte string: the maker of what [`Reader`] reads.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Writer(Vec<u8>);
 
@@ -203,6 +203,11 @@ impl Writer {
     #[must_use]
     pub const fn new() -> Self {
         Self(Vec::new())
+    }
+    /// An empty one with room for `n` bytes: while they suffice, nothing that was appended is moved and left behind in memory.
+    #[must_use]
+    pub fn with_capacity(n: usize) -> Self {
+        Self(Vec::with_capacity(n))
     }
     /// Appends one byte.
     #[must_use]
@@ -241,7 +246,7 @@ impl Writer {
         self.0.extend_from_slice(bytes);
         self
     }
-    /// Appends a TPM2B. Contents over 65,535 bytes, which no TPM structure has, are cut: the reader then refuses them.
+    /// Appends a TPM2B. Contents over 65,535 bytes, which no TPM structure has, get a length that does not fit: a reader refuses them.
     #[must_use]
     pub fn tpm2b(self, bytes: &[u8]) -> Self {
         let n = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
@@ -251,5 +256,58 @@ impl Writer {
     #[must_use]
     pub fn done(self) -> Vec<u8> {
         self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offsets_go_through_parts() {
+        let bytes = [0, 3, 1, 2, 3, 9];
+        let mut reader = Reader::new(&bytes);
+        assert_eq!(reader.u16_be("length"), Ok(3));
+        let mut inner = reader.sub(3, "part").unwrap();
+        assert_eq!(inner.u8("first"), Ok(1));
+        let error = inner.u32_be("number").unwrap_err();
+        assert_eq!((error.offset, error.reason), (3, Reason::Truncated { needed: 4, left: 2 }));
+        assert_eq!(error.to_string(), "number at byte 3: truncated: needs 4 bytes, 2 are left");
+        assert_eq!(inner.end("part").unwrap_err().reason, Reason::Trailing(2));
+        assert_eq!(reader.rest(), [9]);
+        assert_eq!(reader.left(), 0);
+    }
+
+    #[test]
+    fn limits_come_before_the_bytes() {
+        let error = Reader::new(&[0xff, 0xff]).tpm2b(64, "digest").unwrap_err();
+        assert_eq!(error.reason, Reason::TooLarge { got: 65_535, max: 64 });
+        assert_eq!(Reader::new(&[]).take(usize::MAX, "all").unwrap_err().offset, 0);
+    }
+
+    #[test]
+    fn written_is_read() {
+        let bytes = Writer::with_capacity(40)
+            .u8(1)
+            .u16_be(2)
+            .u32_be(3)
+            .u64_be(4)
+            .u32_le(5)
+            .u64_le(6)
+            .tpm2b(b"seven")
+            .raw(b"8")
+            .done();
+        let mut reader = Reader::new(&bytes);
+        assert_eq!(reader.u8(""), Ok(1));
+        assert_eq!(reader.u16_be(""), Ok(2));
+        assert_eq!(reader.u32_be(""), Ok(3));
+        assert_eq!(reader.u64_be(""), Ok(4));
+        assert_eq!(reader.u32_le(""), Ok(5));
+        assert_eq!(reader.u64_le(""), Ok(6));
+        assert_eq!(reader.tpm2b(5, ""), Ok(b"seven".as_slice()));
+        assert_eq!(reader.rest(), b"8");
+        // A length that 16 bits cannot hold is refused by the reader, not misread.
+        let long = Writer::new().tpm2b(&vec![0; 70_000]).done();
+        assert!(Reader::all(&long, "long", |reader| reader.tpm2b(usize::MAX, "long").map(<[u8]>::len)).is_err());
     }
 }

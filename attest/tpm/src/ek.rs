@@ -174,3 +174,64 @@ pub enum CertifiedKey {
 
 /// Attributes that every storage key for wraps has.
 pub const STORAGE: u32 = attributes::RESTRICTED | attributes::DECRYPT;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn point(fill: u8, curve: Curve) -> CertifiedKey {
+        CertifiedKey::Ecc { curve, x: vec![fill; curve.size()], y: vec![fill; curve.size()] }
+    }
+
+    #[test]
+    fn templates_as_written() {
+        for (template, attributes, length) in [
+            (Template::Rsa2048, 0x0003_00B2, 314),
+            (Template::P256, 0x0003_00B2, 122),
+            (Template::P384, 0x0003_00F2, 74),
+        ] {
+            let public = template.template();
+            assert_eq!(public.attributes, attributes);
+            assert!(public.has(STORAGE));
+            assert_eq!(public.to_bytes().len(), length);
+            assert_eq!(Public::parse(&public.to_bytes()).unwrap(), public);
+        }
+    }
+
+    #[test]
+    fn rebuilt_publics_are_recognised_and_nothing_near_them() {
+        let keys = [
+            CertifiedKey::Rsa { modulus: vec![0xc5; 256], exponent: 65_537 },
+            point(7, Curve::P256),
+            point(7, Curve::P384),
+        ];
+        for (key, expected) in keys.iter().zip(Template::ALL) {
+            let (template, public) = Template::rebuild(key).unwrap();
+            assert_eq!(template, expected);
+            assert_eq!(Template::of(&public), Some(expected));
+            let mut signs = public.clone();
+            signs.attributes |= attributes::SIGN;
+            assert_eq!(Template::of(&signs), None);
+            let mut open = public.clone();
+            open.auth_policy.clear();
+            assert_eq!(Template::of(&open), None);
+            let mut weaker = public;
+            if let Key::Rsa { symmetric, .. } | Key::Ecc { symmetric, .. } = &mut weaker.key {
+                *symmetric = Some(192);
+            }
+            assert_eq!(Template::of(&weaker), None);
+        }
+    }
+
+    #[test]
+    fn other_keys_have_no_template() {
+        for key in [
+            CertifiedKey::Rsa { modulus: vec![0xc5; 384], exponent: 65_537 },
+            CertifiedKey::Rsa { modulus: vec![0xc5; 128], exponent: 65_537 },
+            CertifiedKey::Rsa { modulus: vec![0xc5; 256], exponent: 3 },
+        ] {
+            assert_eq!(Template::rebuild(&key), None);
+        }
+        assert_eq!(Template::of(&crate::ak::template()), None);
+    }
+}

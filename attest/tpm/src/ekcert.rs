@@ -6,12 +6,15 @@ use std::time::Duration;
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use x509_cert::certificate::{CertificateInner, Raw};
+use x509_cert::der::Decode as _;
 use x509_cert::der::asn1::ObjectIdentifier;
-use x509_cert::der::{Decode as _, Encode as _};
-use x509_cert::ext::pkix::SubjectAltName;
-use x509_cert::ext::pkix::name::GeneralName;
+use x509_cert::ext::pkix::{BasicConstraints, KeyUsage as KeyUsageExtension};
 
+use crate::alg::HashAlg;
+use crate::codec::{Malformed, Reader};
+use crate::der;
 use crate::ek::{CertifiedKey, Template};
+use crate::limits;
 use crate::public::{Curve, Public};
 
 /// tcg-kp-EKCertificate, 2.23.133.8.1, as the contents of a DER OBJECT IDENTIFIER.
@@ -22,12 +25,15 @@ const RSAES_OAEP: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.11354
 const EC_PUBLIC_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
 const SECP256R1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
 const SECP384R1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
+const SUBJECT_ALT_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.17");
 /// tcg-at-tpmManufacturer, tcg-at-tpmModel, tcg-at-tpmVersion.
 const TPM_FACTS: [(ObjectIdentifier, &str); 3] = [
     (ObjectIdentifier::new_unwrap("2.23.133.2.1"), "manufacturer"),
     (ObjectIdentifier::new_unwrap("2.23.133.2.2"), "model"),
     (ObjectIdentifier::new_unwrap("2.23.133.2.3"), "version"),
 ];
+/// Characters that are kept of a TPM fact.
+const FACT_CHARS: usize = 64;
 
 /// Why an EK certificate is not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,11 +52,24 @@ pub enum EkCertError {
         /// What path building says.
         reason: String,
     },
+    /// More than is accepted.
+    #[error("{what}: {got} is over the limit of {max}")]
+    TooLarge {
+        /// Of what.
+        what: &'static str,
+        /// How much there is.
+        got: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// Its keyUsage allows neither keyEncipherment nor keyAgreement: no certificate of an EK.
+    #[error("its keyUsage allows neither keyEncipherment nor keyAgreement: it is for another kind of key than an EK")]
+    Usage,
     /// A key that no accepted template has.
     #[error("its key is of a kind that no accepted EK template has: {0}")]
     Key(String),
-    /// A root that cannot be an anchor.
-    #[error("a trusted root cannot be read: {0}")]
+    /// A curated certificate that cannot be an anchor.
+    #[error("a curated root cannot be an anchor: {0}")]
     Root(String),
 }
 
@@ -63,8 +82,48 @@ pub struct CheckedEk {
     pub public: Public,
     /// Subject of the curated certificate that the path ends at.
     pub root: String,
-    /// Manufacturer, model and version (Credential Profile 3.1.2), where the certificate has them readably.
+    /// Which of the curated certificates that is: its position in `roots`.
+    pub root_index: usize,
+    /// `manufacturer`, `model` and `version` (EK Credential Profile 2.5, 3.1.2), as the certificate has them; none where it is not
+    /// readable.
     pub facts: Vec<(&'static str, String)>,
+}
+
+impl CheckedEk {
+    /// Whether the certificate itself says that the TPM is a simulator (swtpm's do). A certificate that does not say so proves nothing:
+    /// which roots are for development is the verifier's to know.
+    #[must_use]
+    pub fn says_simulator(&self) -> bool {
+        self.facts.iter().any(|(fact, value)| {
+            let value = value.to_ascii_lowercase();
+            *fact == "model" && (value.contains("swtpm") || value.contains("simulator"))
+        })
+    }
+}
+
+/// A certificate that may be curated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Root {
+    /// Its subject, in words (RFC 4514).
+    pub subject: String,
+    /// SHA-256 of its DER.
+    pub fingerprint: [u8; 32],
+}
+
+/// Looks at a certificate before it is curated: readable, fit to be an anchor, and a CA by its basicConstraints. Whether it is
+/// genuine is for the operator to check.
+///
+/// # Errors
+/// [`EkCertError::Root`], [`EkCertError::Parse`], [`EkCertError::TooLarge`].
+pub fn check_root(der: &[u8]) -> Result<Root, EkCertError> {
+    let certificate = parse(der)?;
+    anchor_from_trusted_cert(&CertificateDer::from(der)).map_err(|e| EkCertError::Root(e.to_string()))?;
+    let constraints = certificate.tbs_certificate().get_extension::<BasicConstraints>();
+    if !matches!(constraints, Ok(Some((_, BasicConstraints { ca: true, .. })))) {
+        return Err(EkCertError::Root("its basicConstraints do not make it a CA".into()));
+    }
+    let fingerprint = HashAlg::Sha256.digest(&[der]).as_bytes().try_into().unwrap_or_default();
+    Ok(Root { subject: certificate.tbs_certificate().subject().to_string(), fingerprint })
 }
 
 /// The DER certificate in an NV index: a 7-byte header 10 01 .. is skipped, and padding behind the certificate (00, 11 and FF were
@@ -81,7 +140,12 @@ pub fn from_nv(contents: &[u8]) -> Result<&[u8], EkCertError> {
     der.get(..length).ok_or(EkCertError::Nv("it is shorter than its length says"))
 }
 
+fn bounded(what: &'static str, got: usize, max: usize) -> Result<(), EkCertError> {
+    if got > max { Err(EkCertError::TooLarge { what, got, max }) } else { Ok(()) }
+}
+
 fn parse(der: &[u8]) -> Result<CertificateInner<Raw>, EkCertError> {
+    bounded("bytes of a certificate", der.len(), limits::CERTIFICATE)?;
     CertificateInner::<Raw>::from_der(der).map_err(|e| EkCertError::Parse(e.to_string()))
 }
 
@@ -98,7 +162,10 @@ pub fn subject(der: &[u8]) -> Result<String, EkCertError> {
 /// # Errors
 /// [`EkCertError::Key`] for a key of another kind than the accepted ones.
 pub fn certified_key(der: &[u8]) -> Result<CertifiedKey, EkCertError> {
-    let certificate = parse(der)?;
+    key_of(&parse(der)?)
+}
+
+fn key_of(certificate: &CertificateInner<Raw>) -> Result<CertifiedKey, EkCertError> {
     let spki = certificate.tbs_certificate().subject_public_key_info();
     let bits = spki.subject_public_key.as_bytes().ok_or_else(|| EkCertError::Key("unused bits".into()))?;
     let algorithm = spki.algorithm.oid;
@@ -135,16 +202,27 @@ pub fn certified_key(der: &[u8]) -> Result<CertifiedKey, EkCertError> {
     }
 }
 
-/// Checks an EK certificate against curated roots and rebuilds the EK's public area from it.
+/// Checks an EK certificate and rebuilds the EK's public area from it. In this order:
 ///
-/// Every curated certificate is an anchor, also an intermediate one; certificates from the host only help to find a path. SHA-1
-/// signatures are not accepted. `now` is seconds since 1970.
+/// 1. it is a certificate within [`limits`], and so are those of `chain`;
+/// 2. a path of signatures leads to one of `roots`. Each of them is an anchor, also an intermediate one, and an anchor's own dates and
+///    extensions do not count: curating it was the decision. `chain` comes from the host and only helps to find the path. SHA-1 is
+///    not accepted; nor is a CA, a certificate outside of its dates, an unknown critical extension (the subject alternative name may be
+///    critical and the subject empty), or an extended key usage that does not name EK certificates;
+/// 3. its keyUsage, where it has one, is that of a key that decrypts or agrees;
+/// 4. an accepted template has its kind of key.
+///
+/// `now` is seconds since 1970. Revocation is not checked: vendors publish next to none, and the operator removes roots and hosts.
 ///
 /// # Errors
 /// [`EkCertError`] says which step failed.
 pub fn check(der: &[u8], chain: &[Vec<u8>], roots: &[Vec<u8>], now: u64) -> Result<CheckedEk, EkCertError> {
     let certificate = parse(der)?;
-    let issuer = certificate.tbs_certificate().issuer().to_string();
+    bounded("certificates in the chain", chain.len(), limits::CHAIN)?;
+    for link in chain {
+        bounded("bytes of a certificate", link.len(), limits::CERTIFICATE)?;
+    }
+
     let root_ders: Vec<CertificateDer<'_>> = roots.iter().map(|root| CertificateDer::from(root.as_slice())).collect();
     let mut anchors: Vec<TrustAnchor<'_>> = Vec::with_capacity(roots.len());
     for root in &root_ders {
@@ -153,31 +231,32 @@ pub fn check(der: &[u8], chain: &[Vec<u8>], roots: &[Vec<u8>], now: u64) -> Resu
     let chain: Vec<CertificateDer<'_>> = chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
     let end_entity = CertificateDer::from(der);
     let end_entity = EndEntityCert::try_from(&end_entity).map_err(|e| EkCertError::Parse(e.to_string()))?;
+    let now = UnixTime::since_unix_epoch(Duration::from_secs(now));
+    let usage = KeyUsage::required_if_present(EKU_EK);
+    // ring has no verification algorithm with SHA-1.
     let path = end_entity
-        .verify_for_usage(
-            webpki::ALL_VERIFICATION_ALGS,
-            &anchors,
-            &chain,
-            UnixTime::since_unix_epoch(Duration::from_secs(now)),
-            KeyUsage::required_if_present(EKU_EK),
-            None,
-            None,
-        )
-        .map_err(|e| EkCertError::Chain { issuer: issuer.clone(), reason: e.to_string() })?;
-    let anchor = path.anchor().subject.as_ref().to_vec();
-    let mut root = issuer;
-    for der in roots {
-        let candidate = parse(der)?;
-        let subject = candidate.tbs_certificate().subject();
-        // webpki keeps a subject without its outer SEQUENCE header.
-        if subject.to_der().is_ok_and(|whole| whole.ends_with(&anchor)) {
-            root = subject.to_string();
-            break;
-        }
+        .verify_for_usage(webpki::ALL_VERIFICATION_ALGS, &anchors, &chain, now, usage, None, None)
+        .map_err(|e| EkCertError::Chain {
+            issuer: certificate.tbs_certificate().issuer().to_string(),
+            reason: e.to_string(),
+        })?;
+    // Subject and key: two roots may have one subject.
+    let root_index = anchors.iter().position(|anchor| anchor == path.anchor());
+    let (root_index, root) = root_index
+        .and_then(|at| roots.get(at).map(|der| (at, der)))
+        .ok_or_else(|| EkCertError::Root("the path ends at none of them".into()))?;
+    let root = subject(root)?;
+
+    // Off-spec: RSA EKs should have keyEncipherment and ECC EKs keyAgreement (Credential Profile 3.2.10); either is taken for either.
+    match certificate.tbs_certificate().get_extension::<KeyUsageExtension>() {
+        Ok(None) => {}
+        Ok(Some((_, usage))) if usage.key_encipherment() || usage.key_agreement() => {}
+        Ok(Some(_)) => return Err(EkCertError::Usage),
+        Err(e) => return Err(EkCertError::Parse(e.to_string())),
     }
-    let key = certified_key(der)?;
+    let key = key_of(&certificate)?;
     let (template, public) = Template::rebuild(&key).ok_or_else(|| EkCertError::Key(kind(&key)))?;
-    Ok(CheckedEk { template, public, root, facts: facts(&certificate) })
+    Ok(CheckedEk { template, public, root, root_index, facts: facts(&certificate) })
 }
 
 fn kind(key: &CertifiedKey) -> String {
@@ -189,88 +268,41 @@ fn kind(key: &CertifiedKey) -> String {
     }
 }
 
-/// TPM manufacturer, model and version from the subject alternative name. Some vendors encode that SET out of order; then there are
-/// no facts, which is no error.
+/// TPM manufacturer, model and version from the subject alternative name.
 fn facts(certificate: &CertificateInner<Raw>) -> Vec<(&'static str, String)> {
-    let Ok(Some((_, SubjectAltName(names)))) = certificate.tbs_certificate().get_extension::<SubjectAltName>() else {
-        return Vec::new();
-    };
     let mut found = Vec::new();
-    for name in names {
-        let GeneralName::DirectoryName(name) = name else { continue };
-        for attribute in name.iter_rdn().flat_map(|rdn| rdn.iter()) {
-            let Some((_, fact)) = TPM_FACTS.iter().find(|(oid, _)| *oid == attribute.oid) else { continue };
-            let text = String::from_utf8_lossy(attribute.value.value()).into_owned();
-            found.push((*fact, text.chars().filter(|c| !c.is_control()).take(64).collect()));
+    for extension in certificate.tbs_certificate().extensions().into_iter().flatten() {
+        if extension.extn_id == SUBJECT_ALT_NAME && read_facts(extension.extn_value.as_bytes(), &mut found).is_err() {
+            found.clear();
         }
     }
     found
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::public::Key;
-
-    const RSA: &[u8] = include_bytes!("../../../fixtures/sb-ms-shim-grub212/nv_0x1c00002.der");
-    const ECC: &[u8] = include_bytes!("../../../fixtures/sb-ms-shim-grub212/nv_0x1c00016.der");
-    const ISSUER: &str = include_str!("../../../fixtures/sb-ms-shim-grub212/issuercert.pem");
-    const ROOT: &str = include_str!("../../../fixtures/sb-ms-shim-grub212/swtpm-localca-rootca-cert.pem");
-    const EK_PUBLIC: &[u8] = include_bytes!("../../../fixtures/sb-ms-shim-grub212/ek.pub");
-    /// 2026-11-24, after the fixtures were recorded.
-    const NOW: u64 = 1_795_500_000;
-
-    fn pem(text: &str) -> Vec<u8> {
-        let (_, der) =
-            x509_cert::der::pem::decode_vec(text[text.find("-----BEGIN").unwrap()..].trim_end().as_bytes()).unwrap();
-        der
-    }
-
-    #[test]
-    fn recorded_certificates() {
-        let (issuer, root) = (pem(ISSUER), pem(ROOT));
-        let rsa = check(from_nv(RSA).unwrap(), &[], std::slice::from_ref(&issuer), NOW).unwrap();
-        assert_eq!(rsa.template, Template::Rsa2048);
-        assert_eq!(rsa.public, Public::parse_file(EK_PUBLIC).unwrap());
-        let ecc = check(from_nv(ECC).unwrap(), std::slice::from_ref(&issuer), &[root], NOW).unwrap();
-        assert_eq!(ecc.template, Template::P384);
-        assert!(matches!(ecc.public.key, Key::Ecc { curve: Curve::P384, .. }));
-        assert_eq!(ecc.facts.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["manufacturer", "model", "version"]);
-        assert!(!ecc.root.is_empty());
-        assert_eq!(Template::of(&ecc.public), Some(Template::P384));
-    }
-
-    #[test]
-    fn unknown_ca_and_expiry() {
-        let rsa = from_nv(RSA).unwrap();
-        assert!(matches!(check(rsa, &[pem(ISSUER)], &[], NOW), Err(EkCertError::Chain { .. })));
-        assert!(matches!(check(rsa, &[], &[pem(ISSUER)], 0), Err(EkCertError::Chain { .. })));
-    }
-
-    #[test]
-    fn nv_header_and_padding() {
-        let der = from_nv(RSA).unwrap();
-        for padding in [0x00, 0x11, 0xff] {
-            let mut stored = vec![0x10, 0x01, 0, 0, 0x10, 0x02, 0];
-            stored.extend_from_slice(der);
-            stored.extend([padding; 9]);
-            assert_eq!(from_nv(&stored).unwrap(), der);
+/// GeneralNames (RFC 5280, 4.2.1.6); each input byte is read once.
+fn read_facts(san: &[u8], found: &mut Vec<(&'static str, String)>) -> Result<(), Malformed> {
+    let mut names = Reader::all(san, "subjectAltName", |reader| der::tagged(reader, der::SEQUENCE, "subjectAltName"))?;
+    while names.left() > 0 {
+        let (tag, mut name) = der::element(&mut names, "GeneralName")?;
+        if tag != der::DIRECTORY_NAME {
+            continue;
         }
-        assert!(from_nv(&[]).is_err());
-        assert!(from_nv(&der[..der.len() - 1]).is_err());
-    }
-
-    #[test]
-    fn truncations_and_changed_bytes() {
-        let der = from_nv(ECC).unwrap();
-        let issuer = [pem(ISSUER)];
-        for end in 0..der.len() {
-            assert!(check(&der[..end], &[], &issuer, NOW).is_err());
-        }
-        for at in (0..der.len()).step_by(3) {
-            let mut changed = der.to_vec();
-            changed[at] ^= 0x41;
-            assert!(check(&changed, &[], &issuer, NOW).is_err(), "{at}");
+        let mut rdns = der::tagged(&mut name, der::SEQUENCE, "directoryName")?;
+        while rdns.left() > 0 {
+            let mut rdn = der::tagged(&mut rdns, der::SET, "RelativeDistinguishedName")?;
+            while rdn.left() > 0 {
+                let mut attribute = der::tagged(&mut rdn, der::SEQUENCE, "AttributeTypeAndValue")?;
+                let oid = der::tagged(&mut attribute, der::OID, "AttributeType")?.rest();
+                let (_, mut value) = der::element(&mut attribute, "AttributeValue")?;
+                if let Some((_, fact)) = TPM_FACTS.iter().find(|(known, _)| known.as_bytes() == oid) {
+                    let text = String::from_utf8_lossy(value.rest()).into_owned();
+                    found.push((*fact, text.chars().filter(|c| !c.is_control()).take(FACT_CHARS).collect()));
+                }
+            }
         }
     }
+    Ok(())
 }
+
+#[cfg(test)]
+mod tests;

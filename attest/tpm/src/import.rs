@@ -48,7 +48,7 @@ pub fn wrap_sealed(
     };
     // TPMT_SENSITIVE (Part 2, 12.3.2.4): type, empty authValue, seedValue, data.
     let sensitive = Zeroizing::new(
-        Writer::new().u16_be(ALG_KEYEDHASH).tpm2b(&[]).tpm2b(obfuscation.as_slice()).tpm2b(secret).done(),
+        Writer::with_capacity(256).u16_be(ALG_KEYEDHASH).tpm2b(&[]).tpm2b(obfuscation.as_slice()).tpm2b(secret).done(),
     );
     let (key_seed, encrypted) = seed(ek, Use::Duplicate, rng)?;
     let duplicate = outer(ek, &key_seed, &public.name(), &sensitive)?;

@@ -17,6 +17,7 @@ pub mod alg;
 pub mod attest;
 pub mod codec;
 pub mod credential;
+mod der;
 pub mod ek;
 pub mod ekcert;
 pub mod import;

@@ -22,3 +22,7 @@ pub const BANKS: usize = 16;
 pub const PCR_BITMAP: usize = 4;
 /// Bytes that can be sealed (Part 2, 11.1.15: MAX_SYM_DATA is 128).
 pub const SEALED: usize = 128;
+/// Bytes of an EK or CA certificate (EK Credential Profile 2.5, 3: vendors' certificates are below 2 KiB).
+pub const CERTIFICATE: usize = 8192;
+/// Intermediate certificates that a host may show (two are the most seen).
+pub const CHAIN: usize = 8;

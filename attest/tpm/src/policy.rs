@@ -151,7 +151,8 @@ fn sha256(policy: Policy) -> [u8; 32] {
     policy.0.as_bytes().try_into().unwrap_or_default()
 }
 
-/// The serialisation that a verifier signs must never be empty by accident: [`Approved`] with no PCRs approves nothing.
+/// Whether an approval may be over this selection: one SHA-256 bank, not empty, with every PCR of `least`. That the run PCR is not in
+/// it is for the caller to see to.
 #[must_use]
 pub fn covers(selection: &PcrSelection, least: &[u8]) -> bool {
     match selection.0.as_slice() {
@@ -160,9 +161,100 @@ pub fn covers(selection: &PcrSelection, least: &[u8]) -> bool {
     }
 }
 
-/// TPM2B_DIGEST list of TPM2_PolicyOR (TPML_DIGEST).
+/// pHashList of TPM2_PolicyOR (TPML_DIGEST).
 #[must_use]
 pub fn or_list(branches: &[&[u8]]) -> Vec<u8> {
     let count = u32::try_from(branches.len()).unwrap_or(u32::MAX);
     branches.iter().fold(Writer::new().u32_be(count), |writer, branch| writer.tpm2b(branch)).done()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn approved() -> Approved {
+        Approved {
+            reset_count: 7,
+            restart_count: 2,
+            clock_limit: 600_000,
+            selection: PcrSelection::single(HashAlg::Sha256, &[0, 2, 4, 7]),
+            pcr_digest: [0x11; 32],
+        }
+    }
+
+    #[test]
+    fn policies_of_the_ek_credential_profile() {
+        // EK Credential Profile 2.5, B.6.2 and B.6.5: PolicyA by SHA-256, PolicyA by SHA-384, PolicyB by SHA-384.
+        let endorsement = Name::of_handle(RH_ENDORSEMENT);
+        let a = Policy::new(HashAlg::Sha256).secret(&endorsement, &[]);
+        assert_eq!(a.digest().to_string(), "837197674484b3f81a90cc8d46a5d724fd52d76e06520b64f2a1da1b331469aa");
+        let a = Policy::new(HashAlg::Sha384).secret(&endorsement, &[]);
+        assert_eq!(
+            a.digest().to_string(),
+            "8bbf2266537c171cb56e403c4dc1d4b64f432611dc386e6f532050c3278c930e143e8bb1133824ccb431053871c6db53"
+        );
+        let b = crate::ek::Template::P384.policy();
+        assert_eq!(
+            hex::encode(b),
+            "b26e7d28d11a50bc53d882bcf5fd3a1a074148bb35d3b4e4cb1c0ad9bde419cacb47ba09699646150f9fc000f3f80e12"
+        );
+    }
+
+    #[test]
+    fn pcr_policy_by_hand() {
+        // Part 3, 23.7: H(old || TPM_CC_PolicyPCR || TPML_PCR_SELECTION || digest).
+        let selection = PcrSelection::single(HashAlg::Sha256, &[0, 7]);
+        let by_hand =
+            HashAlg::Sha256.digest(&[&[0; 32], &[0, 0, 1, 0x7f], &[0, 0, 0, 1, 0, 0x0b, 3, 0x81, 0, 0], &[0x22; 32]]);
+        assert_eq!(Policy::new(HashAlg::Sha256).pcr(&selection, &[0x22; 32]).digest(), by_hand);
+    }
+
+    #[test]
+    fn every_part_of_an_approval_counts() {
+        let first = approved().digest();
+        assert_eq!(approved().counters(), [0, 0, 0, 7, 0, 0, 0, 2]);
+        let others = [
+            Approved { reset_count: 8, ..approved() },
+            Approved { restart_count: 3, ..approved() },
+            Approved { clock_limit: 600_001, ..approved() },
+            Approved { selection: PcrSelection::single(HashAlg::Sha256, &[0, 2, 4]), ..approved() },
+            Approved { pcr_digest: [0x12; 32], ..approved() },
+        ];
+        for other in others {
+            assert_ne!(other.digest(), first, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn sealed_policy_binds_both_keys_and_the_reference() {
+        let (a, b) = (Name::of(HashAlg::Sha256, &[b"a"]), Name::of(HashAlg::Sha256, &[b"b"]));
+        let policy = sealed_policy(&a, &b, &[1; 32]);
+        assert_ne!(policy, sealed_policy(&b, &a, &[1; 32]));
+        assert_ne!(policy, sealed_policy(&a, &a, &[1; 32]));
+        assert_ne!(policy, sealed_policy(&a, &b, &[2; 32]));
+        // PolicyAuthorize forgets what came before.
+        let fresh = Policy::new(HashAlg::Sha256);
+        assert_eq!(fresh.signed(&a, &[]).authorize(&b, &[]), fresh.authorize(&b, &[]));
+        assert_ne!(fresh.authorize(&b, &[]).signed(&a, &[]), fresh.signed(&a, &[]));
+    }
+
+    #[test]
+    fn what_an_approval_may_cover() {
+        let of = |alg, pcrs: &[u8]| PcrSelection::single(alg, pcrs);
+        assert!(covers(&of(HashAlg::Sha256, &[0, 4, 7]), &[4, 7]));
+        assert!(covers(&of(HashAlg::Sha256, &[0]), &[]));
+        assert!(!covers(&of(HashAlg::Sha256, &[]), &[]), "empty");
+        assert!(!covers(&of(HashAlg::Sha256, &[0, 4]), &[4, 7]), "PCR 7 is missing");
+        assert!(!covers(&of(HashAlg::Sha1, &[0, 4, 7]), &[4, 7]), "another bank");
+        assert!(!covers(&PcrSelection(Vec::new()), &[]));
+        let [first] = of(HashAlg::Sha256, &[4, 7]).0[..] else { panic!("one bank") };
+        let [second] = of(HashAlg::Sha384, &[4, 7]).0[..] else { panic!("one bank") };
+        assert!(!covers(&PcrSelection(vec![first, second]), &[4, 7]), "two banks");
+        assert!(!covers(&of(HashAlg::Sha256, &[0]), &[200]), "no such PCR");
+    }
+
+    #[test]
+    fn or_lists() {
+        assert_eq!(or_list(&[&[1, 2], &[3]]), [0, 0, 0, 2, 0, 2, 1, 2, 0, 1, 3]);
+    }
 }

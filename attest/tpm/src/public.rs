@@ -161,8 +161,8 @@ impl Public {
         Reader::all(bytes, "TPMT_PUBLIC", Self::read)
     }
 
-    /// Reads a public area from a file: TPMT_PUBLIC, or TPM2B_PUBLIC as most tools write it. They cannot be confused: a length
-    /// that equals a type's number would make the structure too short for that type.
+    /// Reads a public area from a file: TPMT_PUBLIC, or TPM2B_PUBLIC as most tools write it. They cannot be confused: a TPMT_PUBLIC
+    /// has its nameAlg where a TPM2B_PUBLIC has the type, and no number is both.
     ///
     /// # Errors
     /// As [`Public::parse`].
@@ -192,7 +192,11 @@ impl Public {
         let name_alg = reader.u16_be("nameAlg")?;
         let name_alg = HashAlg::from_id(name_alg).ok_or_else(|| at.bad("nameAlg", Reason::Value(name_alg.into())))?;
         let attributes = reader.u32_be("objectAttributes")?;
+        let at = reader.clone();
         let auth_policy = reader.tpm2b(limits::DIGEST, "authPolicy")?.to_vec();
+        if !auth_policy.is_empty() && auth_policy.len() != name_alg.size() {
+            return Err(at.bad("authPolicy", Reason::Other("its length is not that of a digest by nameAlg")));
+        }
         let key = match kind {
             ALG_RSA => {
                 let symmetric = read_symmetric(reader)?;

@@ -8,6 +8,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::alg::HashAlg;
 use crate::codec::Writer;
+use crate::ek::STORAGE;
 use crate::kdf::{hmac, kdfa, kdfe};
 use crate::public::{Curve, Key, Name, Public};
 
@@ -53,6 +54,9 @@ impl Use {
 /// # Errors
 /// [`WrapError::Parent`] for a key that cannot receive one.
 pub fn seed(key: &Public, purpose: Use, rng: &mut impl CryptoRng) -> Result<(Zeroizing<Vec<u8>>, Vec<u8>), WrapError> {
+    if !key.has(STORAGE) {
+        return Err(WrapError::Parent("not restricted and decrypting"));
+    }
     let size = key.name_alg.size();
     match &key.key {
         Key::Rsa { modulus, exponent, .. } => {
@@ -126,7 +130,7 @@ pub(crate) fn outer(key: &Public, seed: &[u8], name: &Name, secret: &[u8]) -> Re
     let bits = symmetric.ok_or(WrapError::Parent("no symmetric algorithm"))?;
     let alg = key.name_alg;
     let sym_key = kdfa(alg, seed, "STORAGE", name.as_bytes(), &[], bits).ok_or(WrapError::Parent("its nameAlg"))?;
-    let mut data = Writer::new().tpm2b(secret).done();
+    let mut data = Writer::with_capacity(secret.len().saturating_add(2)).tpm2b(secret).done();
     let encrypted = cfb_encrypt(&sym_key, &[0; 16], &mut data);
     if !encrypted {
         data.zeroize();
