@@ -1,1 +1,25 @@
 //! Relying side: appraise evidence, decide, release.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | [`appraise`] | the pure appraisal: evidence and context in, verdict out |
+//! | [`check`] | the same checks for auditors, offline: logs, quotes, bundles |
+//! | [`release`] | the two signatures of a release, in their strict forms |
+//! | [`service`] | enrolment, challenges, answers: the database transactions around the appraisal |
+//! | [`admin`] | what operators ask |
+//! | [`server`], [`tls`] | HTTPS |
+//! | [`store`], [`keys`], [`config`] | what lies in the state folder |
+
+pub mod admin;
+pub mod appraise;
+pub mod check;
+pub mod cli;
+pub mod config;
+pub mod error;
+pub mod keys;
+pub mod out;
+pub mod release;
+pub mod server;
+pub mod service;
+pub mod store;
+pub mod tls;

@@ -1,3 +1,7 @@
 //! The `verifier` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    countersign_verifier::cli::main().into()
+}

@@ -130,7 +130,7 @@ impl Compiled {
             Err(e) => return deny(reason::ERROR, format!("the input cannot be written: {e}")),
         };
         match self.run(input, reference) {
-            Ok(value) if value == Value::Undefined => {
+            Ok(Value::Undefined) => {
                 deny(reason::UNDEFINED, format!("data.{}.verdict is undefined for this host", self.role.package()))
             }
             Ok(value) => match value.to_json_str().ok().and_then(|json| serde_json::from_str(&json).ok()) {
@@ -140,10 +140,8 @@ impl Compiled {
                 None => deny(reason::TYPE, "the verdict cannot be written as JSON".into()),
             },
             Err(e) => {
-                let id = match &e {
-                    VmError::InstructionLimitExceeded { .. } | VmError::TimeLimitExceeded { .. } => reason::TIMEOUT,
-                    _ => reason::ERROR,
-                };
+                let limit = matches!(&e, VmError::InstructionLimitExceeded { .. } | VmError::TimeLimitExceeded { .. });
+                let id = if limit { reason::TIMEOUT } else { reason::ERROR };
                 deny(id, format!("the {} policy failed: {e}", self.role.name()))
             }
         }
@@ -155,10 +153,11 @@ impl Compiled {
         let mut data = self.data.clone();
         // The reference values are the verifier's: a bundle cannot bring its own.
         let place = data.entry("countersign").or_insert_with(|| serde_json::json!({}));
-        match place {
-            serde_json::Value::Object(place) => place.insert("reference".into(), reference.clone()),
-            other => std::mem::replace(other, serde_json::json!({"reference": reference})).into(),
-        };
+        if let Some(place) = place.as_object_mut() {
+            place.insert("reference".into(), reference.clone());
+        } else {
+            *place = serde_json::json!({"reference": reference});
+        }
         vm.set_data(Value::from(serde_json::Value::Object(data)))?;
         vm.set_input(input);
         vm.set_max_instructions(limits::INSTRUCTIONS);
@@ -200,13 +199,13 @@ fn inspect(program: &Program) -> Result<(), PolicyError> {
     entries.sort_unstable();
     let mut calls: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); program.rule_infos.len()];
     for (pc, instruction) in program.instructions.iter().enumerate() {
-        let callee = match instruction {
-            Instruction::CallRule { rule_index, .. } => usize::from(*rule_index),
-            Instruction::FunctionCall { params_index } => {
-                let params = program.instruction_data.function_call_params.get(usize::from(*params_index));
-                params.map_or(usize::MAX, |params| usize::from(params.func_rule_index))
-            }
-            _ => continue,
+        let callee = if let Instruction::CallRule { rule_index, .. } = instruction {
+            usize::from(*rule_index)
+        } else if let Instruction::FunctionCall { params_index } = instruction {
+            let params = program.instruction_data.function_call_params.get(usize::from(*params_index));
+            params.map_or(usize::MAX, |params| usize::from(params.func_rule_index))
+        } else {
+            continue;
         };
         let owner = entries.partition_point(|(start, _)| *start <= pc).checked_sub(1).and_then(|at| entries.get(at));
         if let Some(set) = owner.and_then(|(_, rule)| calls.get_mut(*rule)) {

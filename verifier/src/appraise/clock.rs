@@ -4,7 +4,7 @@ use super::snapshot::Baseline;
 
 /// What a quote says of time: TPMS_CLOCK_INFO.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Reading {
+pub(crate) struct Reading {
     /// Clock, milliseconds.
     pub clock_ms: u64,
     /// resetCount.
@@ -17,7 +17,7 @@ pub struct Reading {
 
 /// How a reading stands to the last accepted one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Continuity {
+pub(crate) enum Continuity {
     /// The first of this baseline.
     First,
     /// The same (resetCount, restartCount).
@@ -33,7 +33,7 @@ pub enum Continuity {
 
 /// A signed contradiction: time went backwards.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Backwards {
+pub(crate) struct Backwards {
     /// What was found.
     pub got: String,
     /// What was expected.
@@ -45,7 +45,7 @@ pub struct Backwards {
 /// # Errors
 /// A lower resetCount; in the same reset a lower restartCount; in the same pair a lower clock; in a new pair a lower clock that
 /// the TPM calls safe.
-pub fn compare(baseline: Option<&Baseline>, now: Reading) -> Result<Continuity, Backwards> {
+pub(crate) fn compare(baseline: Option<&Baseline>, now: Reading) -> Result<Continuity, Backwards> {
     let Some(then) = baseline else { return Ok(Continuity::First) };
     let pair = (now.reset_count, now.restart_count);
     let old = (then.reset_count, then.restart_count);

@@ -22,7 +22,7 @@ pub struct ReceiptUpdate {
 
 /// Why receipts are not in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ReceiptFault {
+pub(crate) enum ReceiptFault {
     /// Signed evidence contradicts what the verifier knows: the host is suspended.
     Contradiction {
         /// What was found.
@@ -43,7 +43,7 @@ pub enum ReceiptFault {
 ///
 /// # Errors
 /// [`ReceiptFault`] says whether it is a contradiction.
-pub fn judge(
+pub(crate) fn judge(
     host: &HostSnapshot,
     continuity: Continuity,
     logged: &[Receipt],
@@ -56,7 +56,8 @@ pub fn judge(
         // A new baseline: the run PCR is taken as it is. Receipts of an earlier baseline that it holds stay in it for the rest of
         // this boot, so they are known from here on; those that it does not hold no longer count.
         let life = old_life.saturating_add(1);
-        let taken = |receipt: &Receipt| StoredReceipt { receipt: receipt.clone(), status: ReceiptStatus::Confirmed, life };
+        let taken =
+            |receipt: &Receipt| StoredReceipt { receipt: receipt.clone(), status: ReceiptStatus::Confirmed, life };
         return Ok(ReceiptUpdate { receipts: logged.iter().map(taken).collect(), life, state_lost: false });
     }
     let mut receipts = host.receipts.clone();
@@ -130,7 +131,8 @@ fn judge_same_life(receipts: &mut [StoredReceipt], life: u64, logged: &[Receipt]
             (ReceiptStatus::Confirmed, false) => {
                 return Err(ReceiptFault::Contradiction {
                     got: format!("the run log replays and lacks receipt {number}, which an earlier quote contained"),
-                    want: "every confirmed receipt of this boot; another machine may run with a copy of this TPM".into(),
+                    want: "every confirmed receipt of this boot; another machine may run with a copy of this TPM"
+                        .into(),
                 });
             }
             (ReceiptStatus::Void, true) => {
@@ -206,7 +208,12 @@ mod tests {
 
     use ReceiptStatus::{Confirmed, Issued, Void};
 
-    fn judged(host: &HostSnapshot, how: Continuity, logged: &[u64], named: Option<u64>) -> Result<ReceiptUpdate, ReceiptFault> {
+    fn judged(
+        host: &HostSnapshot,
+        how: Continuity,
+        logged: &[u64],
+        named: Option<u64>,
+    ) -> Result<ReceiptUpdate, ReceiptFault> {
         let logged: Vec<Receipt> = logged.iter().map(|&n| receipt(n)).collect();
         judge(host, how, &logged, named.map(receipt).as_ref(), &[], 0)
     }
@@ -264,10 +271,7 @@ mod tests {
     #[test]
     fn unknown_receipts_are_refused_or_taken_over_once() {
         let mut known = host(&[(1, Confirmed)]);
-        assert!(matches!(
-            judged(&known, Continuity::Same, &[1, 2], Some(2)),
-            Err(ReceiptFault::Refused { .. })
-        ));
+        assert!(matches!(judged(&known, Continuity::Same, &[1, 2], Some(2)), Err(ReceiptFault::Refused { .. })));
         let logged = [receipt(1), receipt(2)];
         let update = judge(&known, Continuity::Same, &logged, Some(&logged[1]), &logged[1..], 1).unwrap();
         assert!(update.state_lost);

@@ -1,0 +1,84 @@
+//! The appraisal: code decides what is authentic, policy decides what is acceptable (DESIGN.md section 6).
+//!
+//! Pure and deterministic: the same evidence and the same [`Context`] give the same verdict, byte for byte, now and for an auditor years
+//! later. No I/O, no clock, no randomness.
+//!
+//! ```text
+//! bytes -> Evidence -> Authentic -> Replayed -> Verdict
+//! ```
+
+mod authentic;
+mod checks;
+mod clock;
+mod decide;
+mod policies;
+pub mod quote;
+mod receipts;
+mod replayed;
+mod snapshot;
+
+pub use authentic::Authentic;
+pub use decide::{HostUpdate, Judged, ReleaseBasis};
+pub use receipts::ReceiptUpdate;
+pub use replayed::Replayed;
+pub use snapshot::{Baseline, ChallengeRecord, Context, HostSnapshot, ReceiptStatus, StoredReceipt, WorkloadRecord};
+
+use countersign_wire::cbor;
+use countersign_wire::evidence::Evidence;
+use sha2::{Digest as _, Sha256};
+
+use checks::{Checks, Failure, Stop};
+
+/// Every check, in the order in which they are made. The first that fails ends the appraisal; the rest are `not-appraised`.
+pub const ORDER: [&str; 18] = [
+    "evidence",         // one deterministic CBOR message within its limits
+    "challenge",        // known, issued to this host, fresh
+    "host-state",       // enrolled and neither pending nor revoked
+    "algorithm",        // the AK is restricted, signs only, and of an accepted kind
+    "quote-signature",  // by the enrolled AK; magic and type
+    "qualifying-data",  // extraData covers the nonce and the statement
+    "statement",        // the right purpose and workload
+    "qualified-signer", // the AK is a child of the enrolled EK
+    "pcr-selection",    // what was asked for, each PCR exactly once
+    "pcr-digest",       // the values hash to the quoted digest
+    "clock",            // no counter and no clock goes back
+    "boot-log",         // replays in every quoted bank, and claims nothing false
+    "ima-list",         // one prefix leads to PCR 10 in every bank
+    "run-log",          // replays on top of what the boot log leaves
+    "pcr-values",       // every quoted PCR is what the logs lead to
+    "receipts",         // contains what it must, nothing void
+    "host-policy",      // the operator's
+    "workload-policy",  // the image owner's
+];
+
+/// Appraises evidence.
+#[must_use]
+pub fn appraise(evidence: &[u8], context: &Context) -> Judged {
+    let mut checks = Checks::default();
+    let replayed = stages(evidence, context, &mut checks).ok();
+    let suspend = checks.contradiction();
+    let (checks, reasons) = checks.finish(&ORDER);
+    let digest = Sha256::digest(evidence).into();
+    let (verdict, allow) = decide::decide(replayed.as_ref(), checks, reasons, context, digest);
+    let accepted = replayed.as_ref().filter(|_| allow);
+    Judged {
+        update: accepted.map(decide::update),
+        release: accepted.and_then(|replayed| decide::release_basis(replayed, &verdict, context)),
+        suspend,
+        verdict,
+    }
+}
+
+fn stages(evidence: &[u8], context: &Context, checks: &mut Checks) -> Result<Replayed, Stop> {
+    let parsed =
+        cbor::decode::<Evidence>(evidence).map_err(|e| Failure::new(e.to_string(), "evidence").about("evidence"));
+    let evidence = checks.run("evidence", parsed)?;
+    let authentic = authentic::authenticate(evidence, context, checks)?;
+    replayed::replay(authentic, context, checks)
+}
+
+/// The verdict document's bytes: compact JSON in field order.
+#[must_use]
+pub fn verdict_bytes(verdict: &countersign_policy::verdict::Verdict) -> Vec<u8> {
+    serde_json::to_vec(verdict).unwrap_or_default()
+}

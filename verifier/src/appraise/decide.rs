@@ -1,0 +1,317 @@
+//! [`Replayed`] -> verdict: both policies are asked, and a no is explained.
+
+use countersign_policy::input::{self, Input, Reference};
+use countersign_policy::verdict::{Basis, Check, Decision, Mode, Obligations, Outcome, Reason, Source, Verdict};
+use countersign_policy::{Compiled, PolicyBundle, Role, engine_version, reference_document};
+use countersign_tpm::alg::HashAlg;
+use countersign_tpm::pcr::{BankSelection, PcrSelection};
+use countersign_tpm::public::Public;
+use countersign_wire::enrol::HostState;
+use countersign_wire::id::{RunId, WorkloadId};
+use countersign_wire::statement::Purpose;
+use sha2::{Digest as _, Sha256};
+
+use super::clock::Continuity;
+use super::quote::digest_of;
+use super::receipts::ReceiptUpdate;
+use super::replayed::{Replayed, pcrs_for_policy};
+use super::snapshot::{Baseline, Context};
+
+/// What the transaction that accepts stores.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostUpdate {
+    /// Counters and clock of this quote.
+    pub baseline: Baseline,
+    /// New standing of the receipts.
+    pub receipts: ReceiptUpdate,
+    /// SubjectPublicKeyInfo of the TLS key to certify.
+    pub tls_key: Option<Vec<u8>>,
+}
+
+/// What a release is signed from: nothing that the request says beside the signed statement.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReleaseBasis {
+    /// The workload.
+    pub workload: WorkloadId,
+    /// The run.
+    pub run: RunId,
+    /// Name of the sealed object.
+    pub object_name: Vec<u8>,
+    /// nonceTPM of the waiting session.
+    pub nonce_tpm: [u8; 32],
+    /// Name of the AK that signed the quote.
+    pub ak_name: Vec<u8>,
+    /// Quoted resetCount.
+    pub reset_count: u32,
+    /// Quoted restartCount.
+    pub restart_count: u32,
+    /// Quoted clock, ms.
+    pub clock_ms: u64,
+    /// PCRs of the approval (SHA-256 bank): everything quoted but the run PCR and IMA's.
+    pub selection: PcrSelection,
+    /// Their digest, from the quoted values.
+    pub pcr_digest: [u8; 32],
+    /// Obligation: the lease, seconds.
+    pub lease_s: u32,
+}
+
+/// The outcome of one appraisal.
+#[derive(Debug)]
+pub struct Judged {
+    /// The verdict document.
+    pub verdict: Verdict,
+    /// For an allow: what to store.
+    pub update: Option<HostUpdate>,
+    /// A signed contradiction: the host is to be suspended, for this reason.
+    pub suspend: Option<String>,
+    /// For an allowed release: what to sign.
+    pub release: Option<ReleaseBasis>,
+}
+
+/// The host policy, and for a release the workload's own, decide on authenticated facts.
+pub(super) fn decide(
+    replayed: Option<&Replayed>,
+    mut checks: Vec<Check>,
+    mut reasons: Vec<Reason>,
+    context: &Context,
+    evidence_digest: [u8; 32],
+) -> (Verdict, bool) {
+    let mut obligations = Obligations::default();
+    if let Some(replayed) = replayed {
+        let input = input(replayed, context);
+        let reference: Reference = serde_json::from_slice(&context.reference).unwrap_or_default();
+        let reference = reference_document(&reference);
+        let mut ask = |id: &str, role: Role, bundle: &[u8]| {
+            let decision = evaluate(role, bundle, &input, &reference);
+            let first = decision.reasons.first();
+            let outcome = if decision.allow {
+                Outcome::Pass
+            } else {
+                Outcome::Fail {
+                    got: first.map_or_else(String::new, |reason| reason.message.clone()),
+                    want: "allow".into(),
+                    subject: first.and_then(|reason| reason.subject.clone()),
+                    hint: first.and_then(|reason| reason.hint.clone()),
+                }
+            };
+            if let Some(check) = checks.iter_mut().find(|check| check.id == id) {
+                check.outcome = outcome;
+            }
+            reasons.extend(decision.reasons);
+            obligations = obligations.stricter(&decision.obligations);
+        };
+        ask("host-policy", Role::Host, &context.host_policy);
+        if context.challenge.purpose == Purpose::Release {
+            match &context.workload_policy {
+                Some(bundle) => ask("workload-policy", Role::Workload, bundle),
+                None => reasons.push(by_verifier(
+                    "workload-unknown",
+                    "this workload is not registered here",
+                    Some("supervisor register APP.sif".into()),
+                )),
+            }
+        }
+        if context.challenge.purpose == Purpose::Attest
+            && let Some(check) = checks.iter_mut().find(|check| check.id == "workload-policy")
+        {
+            check.outcome = Outcome::NotAppraised { why: "no workload is asked for".into() };
+        }
+        if context.host.state == HostState::Suspended {
+            reasons.push(by_verifier(
+                "host-suspended",
+                "the host is suspended: it is appraised and gets nothing",
+                Some(format!("verifier host show {0}, then verifier host admit {0}", context.host.host)),
+            ));
+        }
+        if context.host.simulated && !context.allow_simulated && context.challenge.purpose == Purpose::Release {
+            reasons.push(by_verifier(
+                "simulated-host",
+                "nothing is released to a simulated TPM",
+                Some("set dangerous_allow_simulated_hosts in verifier.toml, for development only".into()),
+            ));
+        }
+    }
+    let allow = replayed.is_some() && reasons.is_empty();
+    let release = replayed.and_then(|replayed| replayed.authentic.statement.release.as_ref());
+    let verdict = Verdict {
+        version: 1,
+        id: context.verdict_id.to_string(),
+        host: context.host.host.to_string(),
+        purpose: purpose(context.challenge.purpose).to_owned(),
+        time_ms: context.now_ms,
+        allow,
+        simulated: context.host.simulated,
+        mode: Mode::Enforce,
+        checks,
+        reasons,
+        obligations: if allow { obligations } else { Obligations::default() },
+        workload: context.challenge.workload.map(|id| id.to_string()),
+        run: release.map(|release| release.run.to_string()),
+        basis: basis(context, evidence_digest),
+    };
+    (verdict, allow)
+}
+
+fn by_verifier(id: &str, message: &str, hint: Option<String>) -> Reason {
+    let message = message.to_owned();
+    Reason { source: Source::Verifier, id: id.to_owned(), message, subject: None, got: None, want: None, hint }
+}
+
+/// `attest` or `release`.
+pub(super) const fn purpose(purpose: Purpose) -> &'static str {
+    match purpose {
+        Purpose::Attest => "attest",
+        Purpose::Release => "release",
+    }
+}
+
+fn basis(context: &Context, evidence: [u8; 32]) -> Basis {
+    let reference: Reference = serde_json::from_slice(&context.reference).unwrap_or_default();
+    Basis {
+        engine: engine_version(),
+        host_policy: hex::encode(Sha256::digest(&context.host_policy)),
+        workload_policy: context.workload_policy.as_ref().map(|bundle| hex::encode(Sha256::digest(bundle))),
+        reference_revision: reference.revision,
+        reference_digest: hex::encode(Sha256::digest(&context.reference)),
+        evidence: hex::encode(evidence),
+    }
+}
+
+fn evaluate(role: Role, bundle: &[u8], input: &Input, reference: &serde_json::Value) -> Decision {
+    let compiled = super::policies::compiled(role, bundle);
+    match compiled {
+        Ok(policy) => policy.decide(input, reference),
+        Err(e) => Decision {
+            allow: false,
+            reasons: vec![Reason {
+                source: if role == Role::Host { Source::HostPolicy } else { Source::WorkloadPolicy },
+                id: "policy-refused".into(),
+                message: e,
+                subject: None,
+                got: None,
+                want: None,
+                hint: None,
+            }],
+            obligations: Obligations::default(),
+        },
+    }
+}
+
+/// Compiles a policy from a bundle.
+pub(super) fn compile(role: Role, bundle: &[u8]) -> Result<Compiled, String> {
+    let bundle = PolicyBundle::parse(bundle).map_err(|e| e.to_string())?;
+    Compiled::new(&bundle, role).map_err(|e| e.to_string())
+}
+
+fn input(replayed: &Replayed, context: &Context) -> Input {
+    let authentic = &replayed.authentic;
+    let skipped_resets = match authentic.continuity {
+        Continuity::Reset { skipped } => skipped,
+        Continuity::First | Continuity::Same | Continuity::Restarted => 0,
+    };
+    Input {
+        version: 1,
+        purpose: purpose(context.challenge.purpose).to_owned(),
+        time_ms: context.now_ms,
+        time: rfc3339(context.now_ms),
+        host: input::Host {
+            id: context.host.host.to_string(),
+            name: context.host.name.clone(),
+            simulated: context.host.simulated,
+            ak_name: Public::parse(&context.host.ak_public).map_or_else(|_| String::new(), |ak| ak.name().to_string()),
+            ek_root: context.host.ek_root.clone(),
+            tpm: context.host.tpm.iter().map(|label| (label.name.clone(), label.value.clone())).collect(),
+        },
+        quote: input::Quote {
+            firmware_version: format!("{:016x}", authentic.firmware_version),
+            reset_count: authentic.reading.reset_count,
+            restart_count: authentic.reading.restart_count,
+            clock_ms: authentic.reading.clock_ms,
+            safe: authentic.reading.safe,
+            skipped_resets,
+            first: authentic.continuity == Continuity::First,
+        },
+        pcrs: pcrs_for_policy(authentic),
+        boot: replayed.boot.clone(),
+        ima: replayed.ima.clone(),
+        workload: context.workload.as_ref().map(|workload| input::Workload {
+            id: workload.id.to_string(),
+            payload_root: workload.payload_root.to_string(),
+            policy: workload.policy_digest.to_string(),
+            name: workload.name.clone(),
+        }),
+    }
+}
+
+/// What an allow leaves behind.
+pub(super) fn update(replayed: &Replayed) -> HostUpdate {
+    let reading = replayed.authentic.reading;
+    HostUpdate {
+        baseline: Baseline {
+            reset_count: reading.reset_count,
+            restart_count: reading.restart_count,
+            clock_ms: reading.clock_ms,
+            safe: reading.safe,
+            life: replayed.receipts.life,
+        },
+        receipts: replayed.receipts.clone(),
+        tls_key: replayed.authentic.statement.tls_key.clone(),
+    }
+}
+
+/// What an allowed release is signed from; `None` when the SHA-256 bank was not quoted.
+pub(super) fn release_basis(replayed: &Replayed, verdict: &Verdict, context: &Context) -> Option<ReleaseBasis> {
+    let authentic = &replayed.authentic;
+    let request = authentic.statement.release.as_ref()?;
+    let quoted = authentic.selection.0.iter().find(|bank| bank.alg == HashAlg::Sha256.id())?;
+    // PCR 10 moves with every file, the run PCR with every receipt: an approval over them would not live.
+    let pcrs: Vec<u8> =
+        quoted.pcrs().filter(|pcr| *pcr != context.host.run_pcr && *pcr != countersign_wire::ima::PCR).collect();
+    let selection = PcrSelection(vec![BankSelection::new(HashAlg::Sha256, &pcrs)]);
+    let digest = digest_of(HashAlg::Sha256, &selection, |alg, pcr| authentic.pcr(alg, pcr)).ok()?;
+    Some(ReleaseBasis {
+        workload: request.workload,
+        run: request.run,
+        object_name: request.object_name.clone(),
+        nonce_tpm: request.nonce_tpm.as_slice().try_into().ok()?,
+        ak_name: Public::parse(&context.host.ak_public).ok()?.name().as_bytes().to_vec(),
+        reset_count: authentic.reading.reset_count,
+        restart_count: authentic.reading.restart_count,
+        clock_ms: authentic.reading.clock_ms,
+        selection,
+        pcr_digest: digest.as_bytes().try_into().ok()?,
+        lease_s: verdict.obligations.lease_s.unwrap_or(300),
+    })
+}
+
+/// Milliseconds since 1970 as RFC 3339 in UTC (days to civil date: Howard Hinnant's algorithm).
+fn rfc3339(ms: i64) -> String {
+    let (seconds, millis) = (ms.div_euclid(1000), ms.rem_euclid(1000));
+    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    let z = days.saturating_add(719_468);
+    let era = z.div_euclid(146_097);
+    let doe = z.rem_euclid(146_097);
+    let yoe = (doe.saturating_sub(doe / 1460).saturating_add(doe / 36_524).saturating_sub(doe / 146_096)) / 365;
+    let doy = doe.saturating_sub(yoe.saturating_mul(365).saturating_add(yoe / 4).saturating_sub(yoe / 100));
+    let mp = doy.saturating_mul(5).saturating_add(2) / 153;
+    let day = doy.saturating_sub(mp.saturating_mul(153).saturating_add(2) / 5).saturating_add(1);
+    let month = if mp < 10 { mp.saturating_add(3) } else { mp.saturating_sub(9) };
+    let year = yoe.saturating_add(era.saturating_mul(400)).saturating_add(i64::from(month <= 2));
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{millis:03}Z",
+        second / 3600,
+        second % 3600 / 60,
+        second % 60
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn times() {
+        assert_eq!(super::rfc3339(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(super::rfc3339(951_782_400_123), "2000-02-29T00:00:00.123Z");
+        assert_eq!(super::rfc3339(1_795_510_800_000), "2026-11-24T09:00:00.000Z");
+        assert_eq!(super::rfc3339(-1), "1969-12-31T23:59:59.999Z");
+    }
+}

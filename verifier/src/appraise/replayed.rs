@@ -1,0 +1,195 @@
+//! [`Authentic`] -> [`Replayed`]: the logs lead to exactly the quoted values, and facts are derived from nothing else.
+
+use std::collections::BTreeMap;
+
+use countersign_policy::input::{Boot, Event, Ima, ImaFile};
+use countersign_tpm::alg::{Digest, HashAlg};
+use countersign_wire::eventlog::{EventLog, PcrBank};
+use countersign_wire::receipt::Receipt;
+use countersign_wire::runlog::RunLog;
+use countersign_wire::{ima, systemd_log};
+
+use super::authentic::Authentic;
+use super::checks::{Checks, Failure, Stop};
+use super::receipts::{self, ReceiptFault, ReceiptUpdate};
+use super::snapshot::Context;
+
+const REBOOT: &str = "reboot the host: a log that was cut, or a kexec or hibernation, replays to nothing until then";
+
+/// Evidence whose logs replay to the quoted PCRs.
+///
+/// Only [`replay`] makes one:
+/// ```compile_fail
+/// let replayed = countersign_verifier::appraise::Replayed { authentic: todo!() };
+/// ```
+#[derive(Debug)]
+pub struct Replayed {
+    pub(super) authentic: Authentic,
+    pub(super) boot: Option<Boot>,
+    pub(super) ima: Option<Ima>,
+    pub(super) receipts: ReceiptUpdate,
+}
+
+/// The second half of the appraisal, in DESIGN.md's order.
+pub(super) fn replay(authentic: Authentic, context: &Context, checks: &mut Checks) -> Result<Replayed, Stop> {
+    let (mut banks, boot) = if authentic.evidence.event_log.is_some() {
+        checks.run("boot-log", boot_log(&authentic))?
+    } else {
+        checks.nothing("boot-log", "the host sent none");
+        (authentic.banks().into_iter().map(PcrBank::initial).collect(), None)
+    };
+    let ima = if authentic.evidence.ima.is_some() {
+        checks.run("ima-list", ima_list(&authentic, &mut banks))?
+    } else {
+        checks.nothing("ima-list", "the host sent none");
+        None
+    };
+    let logged = checks.run("run-log", run_log(&authentic, context, &mut banks))?;
+    if authentic.evidence.event_log.is_some() {
+        checks.run("pcr-values", pcr_values(&authentic, context, &banks))?;
+    } else {
+        checks.nothing("pcr-values", "no boot log explains them");
+    }
+    let receipts = checks.run("receipts", receipts(&authentic, context, &logged))?;
+    Ok(Replayed { authentic, boot, ima, receipts })
+}
+
+/// The firmware's log, and systemd's on top of it, in every quoted bank.
+fn boot_log(authentic: &Authentic) -> Result<(Vec<PcrBank>, Option<Boot>), Failure> {
+    let bytes = authentic.evidence.event_log.as_deref().unwrap_or_default();
+    let log = EventLog::parse(bytes)
+        .map_err(|e| Failure::new(e.to_string(), "a crypto-agile event log").about("event_log").hint(REBOOT))?;
+    let records = match &authentic.evidence.systemd_log {
+        Some(bytes) => systemd_log::parse(bytes)
+            .map_err(|e| Failure::new(e.to_string(), "systemd's userspace log").about("systemd_log").hint(REBOOT))?,
+        None => Vec::new(),
+    };
+    let algs = authentic.banks();
+    let mut banks = Vec::new();
+    for alg in &algs {
+        let replayed = log.replay(*alg).and_then(|mut bank| systemd_log::replay(&records, &mut bank).map(|()| bank));
+        banks.push(replayed.map_err(|e| {
+            Failure::new(e.to_string(), format!("digests of every event in the {alg} bank")).about("event_log")
+        })?);
+        if let Some(lie) = log.lies(*alg) {
+            return Err(Failure::new(lie.got, lie.want)
+                .about(lie.event)
+                .hint("this log claims what no firmware measures"));
+        }
+    }
+    let events = log.events.iter().filter(|event| event.extends()).filter_map(|event| {
+        let pcr = u8::try_from(event.pcr).ok()?;
+        let digests: BTreeMap<String, String> =
+            algs.iter().filter_map(|alg| Some((alg.name().to_owned(), hex::encode(event.digest(*alg)?)))).collect();
+        let authentic = algs.iter().all(|alg| event.measured(*alg).is_some());
+        let text = if authentic { algs.first().and_then(|alg| event.text(*alg)) } else { None };
+        Some(Event { index: event.index, pcr, kind: event.kind.to_string(), digests, authentic, text })
+    });
+    let boot = Boot {
+        secure_boot: log.secure_boot(&algs),
+        exit_boot_services: log.exit_boot_services(&algs),
+        events: events.collect(),
+    };
+    Ok((banks, Some(boot)))
+}
+
+/// The one prefix of the IMA list that leads to PCR 10 in every quoted bank; what lies beyond is not read.
+fn ima_list(authentic: &Authentic, banks: &mut [PcrBank]) -> Result<Option<Ima>, Failure> {
+    let Some(part) = &authentic.evidence.ima else { return Ok(None) };
+    let quoted: Vec<Digest> = banks.iter().filter_map(|bank| authentic.pcr(bank.alg(), ima::PCR)).collect();
+    let start: Vec<Digest> = banks.iter().filter_map(|bank| bank.value(ima::PCR)).collect();
+    if quoted.is_empty() || quoted.len() != start.len() {
+        return Ok(None);
+    }
+    if part.from != 0 {
+        return Err(Failure::new(format!("entries from {}", part.from), "entries from 0").about("ima"));
+    }
+    let prefix = ima::replay_to(&part.bytes, &start, &quoted).map_err(|e| {
+        Failure::new(e.to_string(), "a list that leads to the quoted PCR 10").about("ima_log").hint(REBOOT)
+    })?;
+    for bank in banks.iter_mut() {
+        if let Some(value) = authentic.pcr(bank.alg(), ima::PCR) {
+            bank.set(ima::PCR, value);
+        }
+    }
+    let mut files = Vec::new();
+    let list = ima::entries(&part.bytes).map_err(|e| Failure::new(e.to_string(), "an IMA list").about("ima_log"))?;
+    let limit = usize::try_from(prefix.entries).unwrap_or(usize::MAX);
+    for entry in list.take(limit) {
+        let entry = entry.map_err(|e| Failure::new(e.to_string(), "an IMA list").about("ima_log"))?;
+        files.push(ImaFile {
+            path: String::from_utf8_lossy(entry.path).into_owned(),
+            digest: format!("{}:{}", String::from_utf8_lossy(entry.digest_alg), hex::encode(entry.digest)),
+        });
+    }
+    Ok(Some(Ima { entries: prefix.entries, violations: prefix.violations, boot_aggregate: None, files }))
+}
+
+/// The run log on top of what the boot log leaves in its PCR; its receipts.
+fn run_log(authentic: &Authentic, context: &Context, banks: &mut [PcrBank]) -> Result<Vec<Receipt>, Failure> {
+    let pcr = context.host.run_pcr;
+    let bytes = authentic.evidence.run_log.as_deref().unwrap_or_default();
+    let log = RunLog::parse(bytes)
+        .map_err(|e| Failure::new(e.to_string(), "an unbroken run log").about("run log").hint(REBOOT))?;
+    if log.pcr.is_some_and(|logged| logged != pcr) {
+        return Err(Failure::new(format!("{:?}", log.pcr), format!("PCR {pcr}")).about("run log"));
+    }
+    for bank in banks.iter_mut() {
+        let (Some(initial), Some(quoted)) = (bank.value(pcr), authentic.pcr(bank.alg(), pcr)) else {
+            return Err(Failure::new(format!("PCR {pcr} is not quoted"), "the run PCR").about("run log"));
+        };
+        let replayed = log.replay(initial).and_then(|values| values.last().copied());
+        match replayed {
+            Some(value) if value == quoted => bank.set(pcr, value),
+            other => {
+                let got = other.map_or_else(|| format!("an entry without a {} digest", bank.alg()), |v| v.to_string());
+                return Err(Failure::new(format!("the run log leads to {got}"), format!("the quoted {quoted}"))
+                    .about(format!("run log, PCR {pcr}, {}", bank.alg()))
+                    .hint(REBOOT));
+            }
+        }
+    }
+    Ok(log.receipts())
+}
+
+/// Every quoted PCR is what the logs lead to; one without events holds its initial value.
+fn pcr_values(authentic: &Authentic, context: &Context, banks: &[PcrBank]) -> Result<(), Failure> {
+    for bank in banks {
+        let Some(selected) = authentic.selection.0.iter().find(|selected| selected.alg == bank.alg().id()) else {
+            continue;
+        };
+        for pcr in selected.pcrs().filter(|pcr| *pcr != context.host.run_pcr) {
+            let (got, want) = (authentic.pcr(bank.alg(), pcr), bank.value(pcr));
+            if got != want {
+                let show =
+                    |value: Option<Digest>| value.map_or_else(|| "nothing".to_owned(), |value| value.to_string());
+                let what = if bank.extended(pcr) { "the log leads to" } else { "no event extends it, so" };
+                return Err(Failure::new(format!("quoted {}", show(got)), format!("{what} {}", show(want)))
+                    .about(format!("PCR {pcr}, {}", bank.alg()))
+                    .hint(REBOOT));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn receipts(authentic: &Authentic, context: &Context, logged: &[Receipt]) -> Result<ReceiptUpdate, Failure> {
+    let named = authentic.statement.receipt.as_ref();
+    receipts::judge(&context.host, authentic.continuity, logged, named, &context.vouched, context.epoch).map_err(
+        |fault| match fault {
+            ReceiptFault::Contradiction { got, want } => Failure::new(got, want).about("receipts").contradiction(),
+            ReceiptFault::Refused { got, want } => Failure::new(got, want).about("receipts").hint(REBOOT),
+        },
+    )
+}
+
+/// What a bank of the evidence holds, as policies see it.
+pub(super) fn pcrs_for_policy(authentic: &Authentic) -> BTreeMap<String, BTreeMap<String, String>> {
+    let mut all = BTreeMap::new();
+    for bank in &authentic.selection.0 {
+        let Some(alg) = HashAlg::from_id(bank.alg) else { continue };
+        let values = bank.pcrs().filter_map(|pcr| Some((pcr.to_string(), authentic.pcr(alg, pcr)?.to_string())));
+        all.insert(alg.name().to_owned(), values.collect());
+    }
+    all
+}

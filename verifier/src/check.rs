@@ -1,0 +1,98 @@
+//! Checks for auditors: offline, from files, with the functions that the appraisal uses.
+
+mod bundle;
+mod eventlog;
+mod quote;
+
+pub(crate) use bundle::trust_digest;
+pub use bundle::{CheckedBundle, check_bundle};
+pub use eventlog::{CheckedLog, check_eventlog};
+pub use quote::{CheckedQuote, check_quote};
+
+use std::collections::BTreeMap;
+
+use countersign_tpm::alg::{Digest, HashAlg};
+use serde::Serialize;
+
+/// Why a check failed. JSON: {"code", "check", "event", "got", "want"}.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CheckError {
+    /// Exit code.
+    pub code: u8,
+    /// Stable id of the check.
+    pub check: String,
+    /// The event, field or file behind it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub event: Option<String>,
+    /// What was found.
+    pub got: String,
+    /// What was expected.
+    pub want: String,
+}
+
+impl CheckError {
+    pub(crate) fn new(code: u8, check: &str, got: impl Into<String>, want: impl Into<String>) -> Self {
+        Self { code, check: check.to_owned(), event: None, got: got.into(), want: want.into() }
+    }
+
+    pub(crate) fn about(mut self, event: impl Into<String>) -> Self {
+        self.event = Some(event.into());
+        self
+    }
+}
+
+/// Exit codes of `verifier check`; the table stands in `--help`.
+pub(crate) mod code {
+    /// An input file is not what it should be.
+    pub(crate) const INPUT: u8 = 40;
+    /// The log breaks its format.
+    pub(crate) const FORMAT: u8 = 41;
+    /// The log does not replay.
+    pub(crate) const REPLAY: u8 = 42;
+    /// The log replays and lies.
+    pub(crate) const LIE: u8 = 43;
+    /// Signature or algorithm.
+    pub(crate) const SIGNATURE: u8 = 44;
+    /// Nonce.
+    pub(crate) const NONCE: u8 = 45;
+    /// PCR selection or digest.
+    pub(crate) const PCRS: u8 = 46;
+    /// Trust anchor.
+    pub(crate) const TRUST: u8 = 47;
+    /// The recomputed verdict is another.
+    pub(crate) const VERDICT: u8 = 48;
+}
+
+/// PCRS.json: {"sha256": {"0": "hex", ...}, ...}.
+pub(crate) struct Pcrs(BTreeMap<HashAlg, BTreeMap<u8, Digest>>);
+
+impl Pcrs {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, CheckError> {
+        let bad = |got: String| CheckError::new(code::INPUT, "pcrs", got, "{\"sha256\": {\"0\": \"hex\", ...}, ...}");
+        let raw: BTreeMap<String, BTreeMap<String, String>> =
+            serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
+        let mut banks = BTreeMap::new();
+        for (name, values) in raw {
+            let alg = HashAlg::from_name(&name).ok_or_else(|| bad(format!("unknown bank {name:?}")))?;
+            let mut pcrs = BTreeMap::new();
+            for (index, value) in values {
+                let pcr: u8 =
+                    index.parse().ok().filter(|pcr| *pcr < 24).ok_or_else(|| bad(format!("{name}: PCR {index:?}")))?;
+                let digest = hex::decode(&value).ok().and_then(|bytes| Digest::new(alg, &bytes));
+                let digest = digest.ok_or_else(|| bad(format!("{name}:{pcr}: {value:?}")))?;
+                if pcrs.insert(pcr, digest).is_some() {
+                    return Err(bad(format!("{name}:{pcr} twice")));
+                }
+            }
+            banks.insert(alg, pcrs);
+        }
+        if banks.is_empty() {
+            return Err(bad("no bank".into()));
+        }
+        Ok(Self(banks))
+    }
+
+    fn get(&self, alg: HashAlg, pcr: u8) -> Option<Digest> {
+        self.0.get(&alg)?.get(&pcr).copied()
+    }
+}

@@ -1,0 +1,308 @@
+//! HTTPS: routes, limits, graceful stop.
+
+mod rate;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{DefaultBodyLimit, Extension, Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use countersign_wire::cbor::{self, Message};
+use countersign_wire::challenge::ChallengeRequest;
+use countersign_wire::enrol::{EnrolProof, EnrolRequest};
+use countersign_wire::id::{HostId, VerdictId};
+use countersign_wire::limits;
+use countersign_wire::statement::Purpose;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+use crate::admin;
+use crate::error::Error;
+use crate::service::Service;
+use rate::Rates;
+
+/// Longest TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long running requests may take after the signal to stop.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Who is at the other end.
+#[derive(Debug, Clone, Copy)]
+struct Peer {
+    address: IpAddr,
+    /// From a client certificate by our CA.
+    host: Option<HostId>,
+}
+
+#[derive(Debug, Clone)]
+struct Shared {
+    service: Service,
+    rates: Arc<Rates>,
+    operator: Arc<[u8; 32]>,
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let (status, problem) = self.problem();
+        if status >= 500 {
+            tracing::error!(error = %self, "request failed");
+        }
+        let mut response =
+            (StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), Json(problem)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/problem+json"));
+        if let Self::Busy(seconds) = self {
+            headers.insert(header::RETRY_AFTER, header::HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+/// A message as response body.
+fn message(bytes: Vec<u8>) -> Response {
+    ([(header::CONTENT_TYPE, "application/cbor")], Body::from(bytes)).into_response()
+}
+
+fn decode<T: Message>(body: &[u8]) -> Result<T, Error> {
+    cbor::decode(body).map_err(|e| Error::request("malformed", e.to_string(), None))
+}
+
+fn router(shared: Shared) -> Router {
+    let small = DefaultBodyLimit::max(limits::MESSAGE.saturating_mul(4));
+    let large = DefaultBodyLimit::max(limits::EVIDENCE);
+    Router::new()
+        .route("/v1/attest", post(attest).layer(large))
+        .route("/v1/release", post(release).layer(large))
+        .route("/v1/admin", post(operate).layer(DefaultBodyLimit::max(limits::EVENT_LOG.saturating_mul(2))))
+        .route("/v1/trust", get(trust))
+        .route("/v1/enrol", post(enrol).layer(small))
+        .route("/v1/enrol/proof", post(enrol_proof).layer(small))
+        .route("/v1/challenge", post(challenge).layer(small))
+        .route("/v1/host/verdicts/{id}/bundle", get(bundle))
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/readyz", get(ready))
+        .with_state(shared)
+}
+
+async fn ready(State(shared): State<Shared>) -> Result<&'static str, Error> {
+    shared.service.store.now_ms().await.map(|_| "ok")
+}
+
+async fn trust(State(shared): State<Shared>) -> Response {
+    message(shared.service.keys.trust.clone())
+}
+
+async fn enrol(State(shared): State<Shared>, Extension(peer): Extension<Peer>, body: Bytes) -> Result<Response, Error> {
+    shared.rates.address(peer.address)?;
+    let request: EnrolRequest = decode(&body)?;
+    Ok(message(cbor::encode(&shared.service.enrol(&request).await?)))
+}
+
+async fn enrol_proof(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    body: Bytes,
+) -> Result<Response, Error> {
+    shared.rates.address(peer.address)?;
+    let proof: EnrolProof = decode(&body)?;
+    Ok(message(cbor::encode(&shared.service.enrol_proof(&proof).await?)))
+}
+
+async fn challenge(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    body: Bytes,
+) -> Result<Response, Error> {
+    let request: ChallengeRequest = decode(&body)?;
+    // A host that is known has its own allowance; strangers share that of their address.
+    if shared.service.store.host(&request.host).await?.is_some() {
+        shared.rates.host(request.host)?;
+    } else {
+        shared.rates.address(peer.address)?;
+    }
+    Ok(message(cbor::encode(&shared.service.challenge(&request).await?)))
+}
+
+async fn attest(State(shared): State<Shared>, headers: HeaderMap, body: Bytes) -> Result<Response, Error> {
+    let evidence = uncompressed(&headers, &body)?;
+    Ok(message(shared.service.answer(evidence, Purpose::Attest).await?))
+}
+
+async fn release(State(shared): State<Shared>, headers: HeaderMap, body: Bytes) -> Result<Response, Error> {
+    let evidence = uncompressed(&headers, &body)?;
+    Ok(message(shared.service.answer(evidence, Purpose::Release).await?))
+}
+
+/// A zstd body, decompressed up to the limit on evidence.
+fn uncompressed(headers: &HeaderMap, body: &[u8]) -> Result<Vec<u8>, Error> {
+    use std::io::Read as _;
+    match headers.get(header::CONTENT_ENCODING).map(header::HeaderValue::as_bytes) {
+        None => Ok(body.to_vec()),
+        Some(b"zstd") => {
+            let malformed = |e: std::io::Error| Error::request("malformed", format!("zstd: {e}"), None);
+            let mut decoder = zstd::stream::read::Decoder::new(body).map_err(malformed)?;
+            decoder.window_log_max(27).map_err(malformed)?;
+            let mut out = Vec::new();
+            let limit = u64::try_from(limits::EVIDENCE).unwrap_or(u64::MAX);
+            decoder.take(limit.saturating_add(1)).read_to_end(&mut out).map_err(malformed)?;
+            if out.len() > limits::EVIDENCE {
+                return Err(Error::request("too-large", format!("evidence over {} bytes", limits::EVIDENCE), None));
+            }
+            Ok(out)
+        }
+        Some(_) => Err(Error::request("malformed", "content-encoding is neither absent nor zstd", None)),
+    }
+}
+
+async fn bundle(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    Path(id): Path<String>,
+) -> Result<Response, Error> {
+    let host = peer
+        .host
+        .ok_or_else(|| Error::request("unauthorized", "a host's TLS certificate is needed", Some("attest now")))?;
+    let id: VerdictId = id.parse().map_err(|_| Error::request("malformed", "not a verdict id", None))?;
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], shared.service.bundle(&id, Some(&host)).await?)
+        .into_response())
+}
+
+async fn operate(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    headers: HeaderMap,
+    Json(request): Json<admin::Request>,
+) -> Result<Json<serde_json::Value>, Error> {
+    let given = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.strip_prefix("Bearer "));
+    let hash: [u8; 32] = Sha256::digest(given.unwrap_or_default().trim()).into();
+    if given.is_none() || !bool::from(hash.ct_eq(shared.operator.as_slice())) {
+        shared.rates.address(peer.address)?;
+        return Err(Error::request(
+            "unauthorized",
+            "an operator's token is needed",
+            Some("--token-file STATE/operator.token"),
+        ));
+    }
+    admin::perform(&shared.service, request, "operator token").await.map(Json)
+}
+
+/// Serves until SIGTERM or SIGINT. `announce` is told the address once connections are accepted.
+///
+/// # Errors
+/// The address cannot be listened on, or a key cannot be read.
+pub async fn serve(service: Service, announce: impl FnOnce(&str)) -> Result<(), Error> {
+    let (host, port) = split(&service.config.url)?;
+    let listen = service.config.listen.clone().unwrap_or_else(|| format!("{host}:{port}"));
+    let state = |reason: String| Error::State { path: listen.clone(), reason };
+    let listener = TcpListener::bind(&listen).await.map_err(|e| state(e.to_string()))?;
+    let bound = listener.local_addr().map_err(|e| state(e.to_string()))?.port();
+    let url = if port == 0 { format!("https://{host}:{bound}") } else { service.config.url.clone() };
+    std::fs::write(service.dir.join("url"), format!("{url}\n")).map_err(|e| state(e.to_string()))?;
+    let token = crate::keys::read_secret(&service.dir.join("operator.token"))?;
+    let token = String::from_utf8_lossy(&token).trim().to_owned();
+    let now = service.store.now_ms().await?;
+    let tls = TlsAcceptor::from(Arc::new(crate::tls::server_config(&service.keys, &host, now)?));
+    let operator = Arc::new(<[u8; 32]>::from(Sha256::digest(token)));
+    let router = router(Shared { service, rates: Arc::default(), operator });
+    announce(&url);
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let mut signals = Signals::new()?;
+    let connections = Arc::new(tokio::sync::Semaphore::new(1024));
+    loop {
+        let (stream, address) = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => accepted,
+                Err(e) => {
+                    tracing::warn!(error = %e, "accept");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            },
+            () = signals.received() => break,
+        };
+        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { break };
+        let (tls, router, stopped) = (tls.clone(), router.clone(), stopped.clone());
+        tokio::spawn(async move {
+            if let Err(e) = connection(tls, router, stream, address, stopped).await {
+                tracing::debug!(error = %e, peer = %address, "connection");
+            }
+            drop(permit);
+        });
+    }
+    drop(listener);
+    let _ = stop.send(true);
+    let all = connections.acquire_many(1024);
+    let _ = tokio::time::timeout(GRACE, all).await;
+    Ok(())
+}
+
+async fn connection(
+    tls: TlsAcceptor,
+    router: Router,
+    stream: tokio::net::TcpStream,
+    address: SocketAddr,
+    mut stopped: tokio::sync::watch::Receiver<bool>,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    stream.set_nodelay(true)?;
+    let stream = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await??;
+    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let peer = Peer { address: address.ip(), host: certificate.and_then(|der| crate::tls::host_of(der)) };
+    let service = TowerToHyperService::new(router.layer(Extension(peer)));
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        done = connection.as_mut() => done?,
+        _ = stopped.changed() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await?;
+        }
+    }
+    Ok(())
+}
+
+/// Host and port of `https://host:port`.
+fn split(url: &str) -> Result<(String, u16), Error> {
+    let bad = || Error::State { path: url.to_owned(), reason: "is not https://HOST:PORT".into() };
+    let rest = url.strip_prefix("https://").ok_or_else(bad)?.trim_end_matches('/');
+    match rest.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() => Ok((host.to_owned(), port.parse().map_err(|_| bad())?)),
+        _ => Ok((rest.to_owned(), 443)),
+    }
+}
+
+struct Signals {
+    term: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Error> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let failed = |e: std::io::Error| Error::Internal(e.to_string());
+        Ok(Self {
+            term: signal(SignalKind::terminate()).map_err(failed)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+        })
+    }
+
+    async fn received(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => (),
+            _ = self.interrupt.recv() => (),
+        }
+    }
+}

@@ -1,0 +1,482 @@
+//! What the verifier does for hosts: enrol, challenge, attest, release.
+//!
+//! The appraisal runs outside of the transaction, on the snapshot that was stored with the challenge. The transaction then requires the
+//! challenge to be open still and the host to be of the snapshot's version, records the verdict, and stores the answer with its signatures
+//! before anything leaves.
+
+mod enrolment;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use countersign_tpm::import::wrap_sealed;
+use countersign_tpm::policy::sealed_policy;
+use countersign_tpm::public::Public;
+use countersign_wire::answer::Answer;
+use countersign_wire::artefact;
+use countersign_wire::cbor;
+use countersign_wire::challenge::{Bank, Challenge, ChallengeRequest, ImportBlob};
+use countersign_wire::enrol::HostState;
+use countersign_wire::evidence::Evidence;
+use countersign_wire::id::{HostId, Nonce, VerdictId, WorkloadId};
+use countersign_wire::receipt::Receipt;
+use countersign_wire::record::{Bundle, Record, signed_message};
+use countersign_wire::release::policy_ref;
+use countersign_wire::runlog::RunLog;
+use countersign_wire::statement::{Purpose, Statement};
+use sha2::{Digest as _, Sha256};
+
+use crate::appraise::{
+    ChallengeRecord, Context, HostSnapshot, Judged, ReceiptStatus, StoredReceipt, appraise, verdict_bytes,
+};
+use crate::config::Config;
+use crate::error::Error;
+use crate::keys::{Keys, random, rng};
+use crate::release;
+use crate::store::{HostRow, Store, from_cbor, now_ms, read_host, state_number, to_cbor, to_db};
+
+/// Receipts of one host that the database keeps at most; older confirmed ones of earlier lives are forgotten.
+const SHA256: u16 = 0x000B;
+
+/// A running verifier.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// Its database.
+    pub store: Store,
+    /// Its keys.
+    pub keys: Arc<Keys>,
+    /// Its configuration.
+    pub config: Arc<Config>,
+    /// Its state folder.
+    pub dir: PathBuf,
+}
+
+impl Service {
+    /// Opens a state folder that `verifier init` made.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn open(dir: &Path) -> Result<Self, Error> {
+        let config = Config::load(dir)?;
+        let keys = Keys::load(dir)?;
+        let store = Store::open(dir, false).await?;
+        Ok(Self { store, keys: Arc::new(keys), config: Arc::new(config), dir: dir.to_owned() })
+    }
+
+    /// `POST /v1/challenge`.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for an unknown, pending or revoked host, or an unknown workload.
+    pub async fn challenge(&self, request: &ChallengeRequest) -> Result<Challenge, Error> {
+        if request.workload.is_some() != (request.purpose == Purpose::Release) {
+            return Err(Error::request("malformed", "a release, and nothing else, names a workload", None));
+        }
+        let host = self.store.host(&request.host).await?.ok_or_else(|| unknown_host(&request.host))?;
+        let hint = format!("verifier host admit {}", request.host);
+        match host.snapshot.state {
+            HostState::Active | HostState::Suspended => {}
+            HostState::Pending => {
+                return Err(Error::request("host-pending", "this host was not admitted yet", Some(&hint)));
+            }
+            HostState::Revoked => return Err(Error::request("host-revoked", "this host was revoked", None)),
+        }
+        let import = match request.workload {
+            Some(workload) => Some(self.import(&host, &workload).await?),
+            None => None,
+        };
+        let nonce = Nonce(random());
+        let mut transaction = self.store.write().await?;
+        let now = now_ms(&mut transaction).await?;
+        let selection = vec![Bank { alg: SHA256, pcrs: (0..15).collect() }];
+        let record = ChallengeRecord {
+            nonce,
+            host: request.host,
+            purpose: request.purpose,
+            selection: selection.clone(),
+            ima_from: 0,
+            workload: request.workload,
+            issued_ms: now,
+            expires_ms: now.saturating_add(i64::from(self.config.challenge_ttl_s).saturating_mul(1000)),
+        };
+        // A fresh look within the transaction: the snapshot is what the challenge is issued on.
+        let host = read_host(&mut transaction, &request.host).await?.ok_or_else(|| unknown_host(&request.host))?;
+        sqlx::query("UPDATE challenges SET open = 0 WHERE host = ? AND open = 1")
+            .bind(request.host.0.as_slice())
+            .execute(&mut *transaction)
+            .await?;
+        sqlx::query("DELETE FROM challenges WHERE expires_ms < ?")
+            .bind(now.saturating_sub(3_600_000))
+            .execute(&mut *transaction)
+            .await?;
+        sqlx::query(
+            "INSERT INTO challenges (nonce, host, record_cbor, snapshot_cbor, open, expires_ms) VALUES (?, ?, ?, ?, 1, ?)",
+        )
+        .bind(nonce.0.as_slice())
+        .bind(request.host.0.as_slice())
+        .bind(to_cbor(&record))
+        .bind(to_cbor(&host.snapshot))
+        .bind(record.expires_ms)
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(Challenge {
+            version: 1,
+            nonce,
+            purpose: request.purpose,
+            ttl_s: self.config.challenge_ttl_s,
+            selection,
+            ima_from: 0,
+            import,
+        })
+    }
+
+    /// The broker's wrap of a workload's key to this host's EK, for its enrolled AK; made once and kept.
+    async fn import(&self, host: &HostRow, workload: &WorkloadId) -> Result<ImportBlob, Error> {
+        let ak = Public::parse(&host.snapshot.ak_public).map_err(|e| Error::Corrupt(e.to_string()))?.name();
+        let kept: Option<Vec<u8>> =
+            sqlx::query_scalar("SELECT import_cbor FROM imports WHERE host = ? AND ak_name = ? AND workload = ?")
+                .bind(host.snapshot.host.0.as_slice())
+                .bind(ak.as_bytes())
+                .bind(workload.0.as_slice())
+                .fetch_optional(self.store.pool())
+                .await?;
+        let (_, _, sealed_key) = self.store.workload(workload).await?.ok_or_else(|| unknown_workload(workload))?;
+        if let Some(bytes) = kept {
+            return from_cbor(&bytes);
+        }
+        let key = self.keys.unseal(&sealed_key, &workload.0)?;
+        let ek = Public::parse(&host.ek_public).map_err(|e| Error::Corrupt(e.to_string()))?;
+        let reference = policy_ref(workload, &host.snapshot.host, ak.as_bytes());
+        let approval = self.keys.approval_public().name();
+        let policy = sealed_policy(&approval, &self.keys.verdict_public().name(), &reference);
+        let import = wrap_sealed(&ek, &policy, &key, &mut rng()).map_err(|e| Error::Internal(e.to_string()))?;
+        let blob = ImportBlob { public: import.public.to_bytes(), duplicate: import.duplicate, seed: import.seed };
+        sqlx::query("INSERT OR IGNORE INTO imports VALUES (?, ?, ?, ?)")
+            .bind(host.snapshot.host.0.as_slice())
+            .bind(ak.as_bytes())
+            .bind(workload.0.as_slice())
+            .bind(to_cbor(&blob))
+            .execute(self.store.pool())
+            .await?;
+        Ok(blob)
+    }
+
+    /// `POST /v1/attest` and `POST /v1/release`: evidence in, answer out (encoded).
+    ///
+    /// # Errors
+    /// [`Error::Request`] for evidence that answers no open challenge: it changes nothing.
+    pub async fn answer(&self, bytes: Vec<u8>, purpose: Purpose) -> Result<Vec<u8>, Error> {
+        // Only to find the challenge; the appraisal reads the bytes again.
+        let evidence: Evidence = cbor::decode(&bytes).map_err(|e| Error::request("malformed", e.to_string(), None))?;
+        let hash: [u8; 32] = Sha256::digest(&bytes).into();
+        let row: Option<ChallengeRow> = sqlx::query_as(
+            "SELECT record_cbor, snapshot_cbor, open, evidence_hash, answer FROM challenges WHERE nonce = ?",
+        )
+        .bind(evidence.nonce.0.as_slice())
+        .fetch_optional(self.store.pool())
+        .await?;
+        let Some((record, snapshot, open, answered, answer)) = row else {
+            return Err(Error::request(
+                "challenge-unknown",
+                "this nonce was never issued, or long ago",
+                Some("attest again"),
+            ));
+        };
+        if let (Some(answered), Some(answer)) = (&answered, answer)
+            && *answered == hash
+        {
+            // The same evidence for the same challenge: the stored answer again, nothing is signed twice.
+            return Ok(answer);
+        }
+        let challenge: ChallengeRecord = from_cbor(&record)?;
+        if challenge.purpose != purpose {
+            return Err(Error::request(
+                "challenge-purpose",
+                "this nonce was issued for another purpose",
+                Some("attest again"),
+            ));
+        }
+        if !open || answered.is_some() {
+            return Err(challenge_closed());
+        }
+        let context = self.context(challenge, from_cbor(&snapshot)?, &evidence).await?;
+        let appraised = bytes.clone();
+        let (judged, context) = tokio::task::spawn_blocking(move || (appraise(&appraised, &context), context))
+            .await
+            .map_err(|e| Error::Internal(e.to_string()))?;
+        self.commit(bytes, hash, context, judged).await
+    }
+
+    /// All inputs of the appraisal.
+    async fn context(
+        &self,
+        challenge: ChallengeRecord,
+        host: HostSnapshot,
+        evidence: &Evidence,
+    ) -> Result<Context, Error> {
+        let workload = match &challenge.workload {
+            Some(id) => self.store.workload(id).await?,
+            None => None,
+        };
+        let (workload, workload_policy) = match workload {
+            Some((record, policy, _)) => (Some(record), Some(policy)),
+            None => (None, None),
+        };
+        Ok(Context {
+            version: 1,
+            verdict_id: VerdictId(random()),
+            now_ms: self.store.now_ms().await?,
+            vouched: self.vouched(&host, evidence),
+            challenge,
+            host,
+            workload,
+            workload_policy,
+            reference: self.store.reference().await?,
+            host_policy: self.config.host_policy.clone(),
+            allow_simulated: self.config.dangerous_allow_simulated_hosts,
+            epoch: self.store.setting("epoch").await?,
+        })
+    }
+
+    /// Receipts that the host shows, the database does not know, and whose MAC is ours.
+    fn vouched(&self, host: &HostSnapshot, evidence: &Evidence) -> Vec<Receipt> {
+        let logged = evidence.run_log.as_deref().and_then(|bytes| RunLog::parse(bytes).ok());
+        let mut shown: Vec<Receipt> = logged.map(|log| log.receipts()).unwrap_or_default();
+        shown.extend(cbor::decode::<Statement>(&evidence.statement).ok().and_then(|statement| statement.receipt));
+        shown.retain(|receipt| {
+            let input = Receipt::mac_input(&host.host, receipt.number, &receipt.random);
+            !host.receipts.iter().any(|known| known.receipt == *receipt)
+                && self.keys.receipt_is_genuine(&input, &receipt.mac)
+        });
+        shown.dedup();
+        shown
+    }
+
+    /// Compare-and-swap: records the verdict and, when it allows, the host's new state; stores the answer before it is sent.
+    async fn commit(
+        &self,
+        evidence: Vec<u8>,
+        hash: [u8; 32],
+        context: Context,
+        judged: Judged,
+    ) -> Result<Vec<u8>, Error> {
+        let id = context.host.host;
+        let mut transaction = self.store.write().await?;
+        let now = now_ms(&mut transaction).await?;
+        let closed = sqlx::query(
+            "UPDATE challenges SET open = 0, evidence_hash = ? WHERE nonce = ? AND open = 1 AND evidence_hash IS NULL",
+        )
+        .bind(hash.as_slice())
+        .bind(context.challenge.nonce.0.as_slice())
+        .execute(&mut *transaction)
+        .await?;
+        if closed.rows_affected() != 1 {
+            return Err(challenge_closed());
+        }
+        let host = read_host(&mut transaction, &id).await?.ok_or_else(|| unknown_host(&id))?;
+        if host.snapshot.version != context.host.version {
+            return Err(challenge_closed());
+        }
+        let document = verdict_bytes(&judged.verdict);
+        let mut answer = Answer {
+            version: 1,
+            verdict_id: context.verdict_id,
+            verdict: document.clone(),
+            allow: judged.verdict.allow,
+            receipt: None,
+            certificate: None,
+            release: None,
+        };
+        if let Some(update) = &judged.update {
+            let receipt = self.new_receipt(&id, host.next_receipt);
+            let mut receipts = update.receipts.receipts.clone();
+            receipts.push(StoredReceipt {
+                receipt: receipt.clone(),
+                status: ReceiptStatus::Issued,
+                life: update.baseline.life,
+            });
+            let highest = receipts.iter().map(|stored| stored.receipt.number).max().unwrap_or(0);
+            let next = highest.max(host.next_receipt).saturating_add(1);
+            forget_old(&mut receipts, update.baseline.life);
+            sqlx::query("DELETE FROM receipts WHERE host = ?").bind(id.0.as_slice()).execute(&mut *transaction).await?;
+            for stored in &receipts {
+                sqlx::query("INSERT INTO receipts VALUES (?, ?, ?)")
+                    .bind(id.0.as_slice())
+                    .bind(to_db(stored.receipt.number))
+                    .bind(to_cbor(stored))
+                    .execute(&mut *transaction)
+                    .await?;
+            }
+            let lost = if update.receipts.state_lost { Some(context.epoch) } else { context.host.lost_epoch };
+            let swapped = sqlx::query(
+                "UPDATE hosts SET baseline_cbor = ?, next_receipt = ?, lost_epoch = ?, attested_ms = ?, version = version + 1 \
+                 WHERE host = ? AND version = ?",
+            )
+            .bind(to_cbor(&update.baseline))
+            .bind(to_db(next))
+            .bind(lost.map(to_db))
+            .bind(now)
+            .bind(id.0.as_slice())
+            .bind(to_db(context.host.version))
+            .execute(&mut *transaction)
+            .await?;
+            if swapped.rows_affected() != 1 {
+                return Err(challenge_closed());
+            }
+            answer.receipt = Some(receipt);
+            if let Some(tls_key) = &update.tls_key {
+                answer.certificate = Some(crate::tls::host_certificate(&self.keys, &id, tls_key, now)?);
+            }
+        }
+        if let Some(reason) = &judged.suspend {
+            sqlx::query(
+                "UPDATE hosts SET state = 2, state_reason = ?, version = version + 1 WHERE host = ? AND state = 1",
+            )
+            .bind(reason)
+            .bind(id.0.as_slice())
+            .execute(&mut *transaction)
+            .await?;
+        }
+        if let (Some(basis), Some(workload)) = (&judged.release, &context.workload) {
+            let least = &workload.least_selection;
+            answer.release = Some(release::sign(&self.keys, &id, basis, least, context.host.run_pcr)?);
+        }
+        let record = Record {
+            version: 1,
+            context: to_cbor(&context),
+            evidence,
+            verdict: document.clone(),
+            enrolment: host.enrolment,
+        };
+        sqlx::query("INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?)")
+            .bind(context.verdict_id.0.as_slice())
+            .bind(id.0.as_slice())
+            .bind(context.now_ms)
+            .bind(&judged.verdict.purpose)
+            .bind(judged.verdict.allow)
+            .bind(context.challenge.workload.map(|workload| workload.0.to_vec()))
+            .bind(document)
+            .bind(cbor::encode(&record))
+            .execute(&mut *transaction)
+            .await?;
+        let answer = cbor::encode(&answer);
+        sqlx::query("UPDATE challenges SET answer = ? WHERE nonce = ?")
+            .bind(&answer)
+            .bind(context.challenge.nonce.0.as_slice())
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(answer)
+    }
+
+    fn new_receipt(&self, host: &HostId, number: u64) -> Receipt {
+        let random = random();
+        let mac = self.keys.receipt_mac(&Receipt::mac_input(host, number, &random));
+        Receipt { number, random, mac }
+    }
+
+    /// The evidence bundle of a verdict, as a file, signed by the log key.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for an unknown verdict, or one of another host than `only`.
+    pub async fn bundle(&self, verdict: &VerdictId, only: Option<&HostId>) -> Result<Vec<u8>, Error> {
+        let row: Option<(Vec<u8>, Vec<u8>)> = sqlx::query_as("SELECT host, record FROM verdicts WHERE id = ?")
+            .bind(verdict.0.as_slice())
+            .fetch_optional(self.store.pool())
+            .await?;
+        let record =
+            row.filter(|(host, _)| only.is_none_or(|only| only.0.as_slice() == host)).map(|(_, record)| record);
+        let record =
+            record.ok_or_else(|| Error::request("not-found", format!("there is no verdict {verdict}"), None))?;
+        let signature = self.keys.sign_record(&signed_message(&record))?;
+        Ok(artefact::to_file(&Bundle { version: 1, trust: self.keys.trust.clone(), record, signature }))
+    }
+
+    /// Sets a host's state, with an audit entry.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn set_state(&self, host: &HostId, state: HostState, reason: &str, actor: &str) -> Result<(), Error> {
+        let mut transaction = self.store.write().await?;
+        // Admission starts a new baseline: what the next accepted quote says is taken as it is.
+        let fresh = state == HostState::Active;
+        let changed = sqlx::query(
+            "UPDATE hosts SET state = ?, state_reason = ?, version = version + 1, \
+             baseline_cbor = CASE WHEN ? THEN NULL ELSE baseline_cbor END WHERE host = ? AND state <> 3",
+        )
+        .bind(state_number(state))
+        .bind(reason)
+        .bind(fresh)
+        .bind(host.0.as_slice())
+        .execute(&mut *transaction)
+        .await?;
+        if changed.rows_affected() != 1 {
+            return Err(Error::request(
+                "host-unknown",
+                format!("there is no host {host} that was not revoked"),
+                Some("verifier host list"),
+            ));
+        }
+        sqlx::query("UPDATE challenges SET open = 0 WHERE host = ?")
+            .bind(host.0.as_slice())
+            .execute(&mut *transaction)
+            .await?;
+        audit(&mut transaction, actor, "host-state", &format!("{host} {state:?} {reason}")).await?;
+        transaction.commit().await?;
+        Ok(())
+    }
+}
+
+type ChallengeRow = (Vec<u8>, Vec<u8>, bool, Option<Vec<u8>>, Option<Vec<u8>>);
+
+/// Writes an audit entry within a transaction.
+pub(crate) async fn audit(
+    connection: &mut sqlx::SqliteConnection,
+    actor: &str,
+    action: &str,
+    detail: &str,
+) -> Result<(), Error> {
+    let now = now_ms(connection).await?;
+    sqlx::query("INSERT INTO audit (time_ms, actor, action, detail) VALUES (?, ?, ?, ?)")
+        .bind(now)
+        .bind(actor)
+        .bind(action)
+        .bind(detail)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Receipts of earlier lives count only as far as the newest of them goes: a statement after a reset names that one.
+fn forget_old(receipts: &mut Vec<StoredReceipt>, life: u64) {
+    let newest = receipts.iter().filter(|s| s.status == ReceiptStatus::Confirmed).map(|s| s.receipt.number).max();
+    receipts.retain(|stored| stored.life == life || Some(stored.receipt.number) == newest);
+}
+
+fn challenge_closed() -> Error {
+    Error::request("challenge-closed", "this challenge was answered, or a newer one was issued", Some("attest again"))
+}
+
+fn unknown_host(host: &HostId) -> Error {
+    Error::request("host-unknown", format!("host {host} is not enrolled here"), Some("attest enroll --token FILE"))
+}
+
+fn unknown_workload(workload: &WorkloadId) -> Error {
+    Error::request(
+        "workload-unknown",
+        format!("workload {workload} is not registered here, or was withdrawn"),
+        Some("supervisor register APP.sif --url URL --token-file FILE"),
+    )
+}
+
+impl Service {
+    /// The address that tokens name: the one that `serve` wrote last, or the configured one.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let written = std::fs::read_to_string(self.dir.join("url")).ok();
+        written
+            .map(|url| url.trim().to_owned())
+            .filter(|url| !url.is_empty())
+            .unwrap_or_else(|| self.config.url.clone())
+    }
+}

@@ -1,0 +1,304 @@
+//! Enrolment: EK chain, credential activation, admission (DESIGN.md section 4).
+
+use std::collections::BTreeMap;
+
+use countersign_tpm::ak;
+use countersign_tpm::alg::HashAlg;
+use countersign_tpm::credential::make_credential;
+use countersign_tpm::ek::Template;
+use countersign_tpm::ekcert;
+use countersign_tpm::kdf::hmac;
+use countersign_tpm::public::Public;
+use countersign_wire::cbor;
+use countersign_wire::enrol::{EnrolChallenge, EnrolProof, EnrolRequest, Enrolled, HostState, transcript};
+use countersign_wire::id::{EnrolmentId, HostId};
+use countersign_wire::record::EnrolmentRecord;
+use countersign_wire::trust::TrustBundle;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+
+use super::{Service, audit};
+use crate::error::Error;
+use crate::keys::{random, rng};
+use crate::store::{from_cbor, now_ms, read_host, state_number, to_cbor, to_db};
+
+/// How long a host has to prove activation, in milliseconds.
+const PROOF_MS: i64 = 60_000;
+
+/// proof, request, enrolment, checked.
+type EnrolmentRow = (Vec<u8>, Vec<u8>, Vec<u8>, String);
+
+/// What the EK check found.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Checked {
+    root: String,
+    simulated: bool,
+    facts: BTreeMap<String, String>,
+    token: String,
+}
+
+impl Service {
+    /// `POST /v1/enrol`: checks EK and AK, and answers with a credential for both.
+    ///
+    /// # Errors
+    /// [`Error::Request`] names what is not acceptable.
+    pub async fn enrol(&self, request: &EnrolRequest) -> Result<EnrolChallenge, Error> {
+        let card = &request.card;
+        let refuse = |id: &str, title: String, hint: Option<&str>| Error::request(id, title, hint);
+        let ak = Public::parse(&card.ak_public).map_err(|e| refuse("ak", format!("AK: {e}"), None))?;
+        ak::check(&ak).map_err(|e| refuse("ak", e.to_string(), Some("attest enroll makes an AK that is accepted")))?;
+        if card.run_pcr >= 16 {
+            return Err(refuse("run-pcr", format!("run PCR {}: below 16 is needed", card.run_pcr), None));
+        }
+        let now = self.store.now_ms().await?;
+        let (ek, checked, enrolment) = self.check_ek(request, now).await?;
+        let shown = Public::parse(&card.ek_public).map_err(|e| refuse("ek", format!("EK: {e}"), None))?;
+        if shown != ek {
+            return Err(refuse("ek", "the EK shown is not the one that its certificate certifies".into(), None));
+        }
+        let spki = ek.spki().ok_or_else(|| refuse("ek", "an unusable EK".into(), None))?;
+        if HostId::of_ek_spki(&spki) != card.host {
+            return Err(refuse("ek", "the host id is not that of the EK".into(), None));
+        }
+        let mut token = request.token.clone().unwrap_or_default();
+        let token_id = token.get(..16).unwrap_or_default().to_vec();
+        let secret = random::<32>();
+        let credential =
+            make_credential(&ek, &ak.name(), &secret, &mut rng()).map_err(|e| refuse("ek", e.to_string(), None))?;
+        let trust = TrustBundle::digest(&self.keys.trust);
+        let transcript = transcript(&card.ek_public, &card.ak_public, &request.tls_key, &token_id, &trust);
+        let proof = hmac(HashAlg::Sha256, &secret, &[&transcript]).ok_or_else(|| Error::Internal("HMAC".into()))?;
+        let id = EnrolmentId(random());
+        // The token's secret is kept as its hash only.
+        if let Some(secret) = token.get(16..) {
+            let hash = Sha256::digest(secret).to_vec();
+            token.truncate(16);
+            token.extend(hash);
+        }
+        let stored = EnrolRequest { token: Some(token), ..request.clone() };
+        let checked = serde_json::to_string(&checked).map_err(|e| Error::Internal(e.to_string()))?;
+        sqlx::query("DELETE FROM enrolments WHERE expires_ms < ?").bind(now).execute(self.store.pool()).await?;
+        sqlx::query("INSERT INTO enrolments VALUES (?, ?, ?, ?, ?, ?)")
+            .bind(id.0.as_slice())
+            .bind(proof.as_bytes())
+            .bind(cbor::encode(&stored))
+            .bind(to_cbor(&enrolment))
+            .bind(checked)
+            .bind(now.saturating_add(PROOF_MS))
+            .execute(self.store.pool())
+            .await?;
+        Ok(EnrolChallenge { version: 1, id, credential: credential.blob, secret: credential.secret })
+    }
+
+    /// The EK's public area, rebuilt from a certificate with a path to a curated root. Nothing else that the host says of it counts.
+    async fn check_ek(&self, request: &EnrolRequest, now: i64) -> Result<(Public, Checked, EnrolmentRecord), Error> {
+        let card = &request.card;
+        let roots = self.store.ek_roots().await?;
+        let ders: Vec<Vec<u8>> = roots.iter().map(|(der, _)| der.clone()).collect();
+        let chain: Vec<Vec<u8>> = card.chain.iter().map(|der| der.to_vec()).collect();
+        let seconds = u64::try_from(now.div_euclid(1000)).unwrap_or(0);
+        let mut certificates = card.ek_certificates.clone();
+        certificates.sort_by_key(|certificate| certificate.nv_index);
+        let Some(first) = certificates.first() else {
+            return Err(Error::request(
+                "ek-certificate",
+                "this TPM shows no EK certificate",
+                Some("only TPMs with a certificate of a trusted vendor are admitted"),
+            ));
+        };
+        let checked = ekcert::check(&first.der, &chain, &ders, seconds).map_err(|e| {
+            Error::request(
+                "ek-certificate",
+                format!("EK certificate: {e}"),
+                Some("verifier ek-root add VENDOR-ROOT.pem, if that vendor is to be trusted"),
+            )
+        })?;
+        let root = roots.iter().find(|(der, _)| ekcert::subject(der).is_ok_and(|subject| subject == checked.root));
+        let development = root.is_some_and(|(_, development)| *development);
+        let facts: BTreeMap<String, String> =
+            checked.facts.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        // swtpm calls itself id:00001014 (IBM) and "swtpm" in its certificates.
+        let software = facts.values().any(|value| value.to_ascii_lowercase().contains("swtpm"));
+        let enrolment = EnrolmentRecord {
+            ek_certificate: first.der.clone(),
+            chain: card.chain.clone(),
+            root: root.map(|(der, _)| der.clone()).unwrap_or_default(),
+            time: seconds,
+            ek_public: checked.public.to_bytes(),
+        };
+        debug_assert_eq!(Template::of(&checked.public), Some(checked.template), "rebuilt from a template");
+        let checked_facts =
+            Checked { root: checked.root, simulated: development || software, facts, token: String::new() };
+        Ok((checked.public, checked_facts, enrolment))
+    }
+
+    /// `POST /v1/enrol/proof`: the host activated the credential; admit it as its token allows.
+    ///
+    /// # Errors
+    /// [`Error::Request`].
+    pub async fn enrol_proof(&self, proof: &EnrolProof) -> Result<Enrolled, Error> {
+        let mut transaction = self.store.write().await?;
+        let now = now_ms(&mut transaction).await?;
+        let row: Option<EnrolmentRow> = sqlx::query_as(
+            "DELETE FROM enrolments WHERE id = ? AND expires_ms > ? RETURNING proof, request_cbor, enrolment_cbor, checked",
+        )
+        .bind(proof.id.0.as_slice())
+        .bind(now)
+        .fetch_optional(&mut *transaction)
+        .await?;
+        let again = Some("attest enroll again");
+        let Some((want, request, enrolment, checked)) = row else {
+            return Err(Error::request("enrolment-unknown", "no such enrolment, or it took too long", again));
+        };
+        if !bool::from(want.as_slice().ct_eq(&proof.proof)) {
+            transaction.commit().await?;
+            return Err(Error::request("activation", "the credential was not opened by this EK and AK", again));
+        }
+        let request: EnrolRequest = cbor::decode(&request).map_err(|e| Error::Corrupt(e.to_string()))?;
+        let enrolment: EnrolmentRecord = from_cbor(&enrolment)?;
+        let checked: Checked = serde_json::from_str(&checked).map_err(|e| Error::Corrupt(e.to_string()))?;
+        let host = request.card.host;
+        let known = read_host(&mut transaction, &host).await?;
+        let state = match &known {
+            Some(known) if known.snapshot.state == HostState::Revoked => {
+                return Err(Error::request("host-revoked", "this host was revoked", None));
+            }
+            // A lost answer is no loss: the enrolled AK, proved again, keeps its state and gets its certificate.
+            Some(known) if known.snapshot.ak_public == request.card.ak_public => known.snapshot.state,
+            Some(known) => {
+                // Another AK on a known host: TPM2_Clear, a reinstall, a diskless node. Only a token for this host admits it.
+                let admitted = self.use_token(&mut transaction, &request, Some(&host), now).await?;
+                let state = if admitted { HostState::Active } else { HostState::Suspended };
+                let reason =
+                    if admitted { "new AK admitted by a token for this host" } else { "another AK on a known EK" };
+                sqlx::query(
+                    "UPDATE hosts SET ak_public = ?, run_pcr = ?, state = ?, state_reason = ?, baseline_cbor = NULL, \
+                     version = version + 1 WHERE host = ?",
+                )
+                .bind(&request.card.ak_public)
+                .bind(i64::from(request.card.run_pcr))
+                .bind(state_number(state))
+                .bind(reason)
+                .bind(host.0.as_slice())
+                .execute(&mut *transaction)
+                .await?;
+                sqlx::query("DELETE FROM imports WHERE host = ?")
+                    .bind(host.0.as_slice())
+                    .execute(&mut *transaction)
+                    .await?;
+                audit(
+                    &mut transaction,
+                    "enrolment",
+                    "new-ak",
+                    &format!("{host} {reason}; was {:?}", known.snapshot.state),
+                )
+                .await?;
+                state
+            }
+            None => {
+                let admitted = self.use_token(&mut transaction, &request, None, now).await?;
+                if !admitted {
+                    return Err(Error::request(
+                        "token",
+                        "the join token is unknown, used up, expired or for another host",
+                        Some("ask the verifier's operator for one: verifier token new"),
+                    ));
+                }
+                let state = HostState::Active;
+                let tpm = serde_json::to_string(&checked.facts).map_err(|e| Error::Internal(e.to_string()))?;
+                let name: String = request.name.chars().filter(|c| !c.is_control()).take(128).collect();
+                sqlx::query(
+                    "INSERT INTO hosts (host, name, state, state_reason, simulated, ek_root, tpm, ek_public, ak_public, \
+                     run_pcr, next_receipt, enrolment_cbor, version, enrolled_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, 1, ?)",
+                )
+                .bind(host.0.as_slice())
+                .bind(&name)
+                .bind(state_number(state))
+                .bind("admitted by a token")
+                .bind(checked.simulated)
+                .bind(&checked.root)
+                .bind(tpm)
+                .bind(&enrolment.ek_public)
+                .bind(&request.card.ak_public)
+                .bind(i64::from(request.card.run_pcr))
+                .bind(to_cbor(&enrolment))
+                .bind(now)
+                .execute(&mut *transaction)
+                .await?;
+                audit(&mut transaction, "enrolment", "host-new", &format!("{host} {name}")).await?;
+                state
+            }
+        };
+        let certificate = if state == HostState::Active {
+            Some(crate::tls::host_certificate(&self.keys, &host, &request.tls_key, now)?)
+        } else {
+            None
+        };
+        transaction.commit().await?;
+        Ok(Enrolled { version: 1, host, state, certificate })
+    }
+
+    /// Uses a token up: true when it is good for this host (`only`), or for any new one.
+    async fn use_token(
+        &self,
+        connection: &mut sqlx::SqliteConnection,
+        request: &EnrolRequest,
+        only: Option<&HostId>,
+        now: i64,
+    ) -> Result<bool, Error> {
+        let token = request.token.as_deref().unwrap_or_default();
+        let Some((id, hash)) = token.split_first_chunk::<16>() else { return Ok(false) };
+        let row: Option<(Vec<u8>, Option<Vec<u8>>)> =
+            sqlx::query_as("SELECT secret_hash, host FROM tokens WHERE id = ? AND uses_left > 0 AND expires_ms > ?")
+                .bind(id.as_slice())
+                .bind(now)
+                .fetch_optional(&mut *connection)
+                .await?;
+        let Some((want, host)) = row else { return Ok(false) };
+        let good = bool::from(want.as_slice().ct_eq(hash)) && host.as_deref() == only.map(|host| host.0.as_slice());
+        if good {
+            sqlx::query("UPDATE tokens SET uses_left = uses_left - 1 WHERE id = ?")
+                .bind(id.as_slice())
+                .execute(connection)
+                .await?;
+        }
+        Ok(good)
+    }
+
+    /// Makes a token: `csjoin1.` text. `host` admits a new AK on that known host; none admits an EK never seen before.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn new_token(
+        &self,
+        url: &str,
+        uses: u32,
+        ttl_s: u32,
+        host: Option<&HostId>,
+        actor: &str,
+    ) -> Result<String, Error> {
+        use base64::Engine as _;
+        let token = countersign_wire::trust::JoinToken {
+            version: 1,
+            url: url.to_owned(),
+            trust: TrustBundle::digest(&self.keys.trust),
+            id: random(),
+            secret: random(),
+        };
+        let mut transaction = self.store.write().await?;
+        let now = now_ms(&mut transaction).await?;
+        sqlx::query("INSERT INTO tokens VALUES (?, ?, ?, ?, ?)")
+            .bind(token.id.as_slice())
+            .bind(Sha256::digest(token.secret).as_slice())
+            .bind(host.map(|host| host.0.to_vec()))
+            .bind(i64::from(uses))
+            .bind(now.saturating_add(to_db(u64::from(ttl_s)).saturating_mul(1000)))
+            .execute(&mut *transaction)
+            .await?;
+        audit(&mut transaction, actor, "token-new", &format!("{} uses {uses}", hex::encode(token.id))).await?;
+        transaction.commit().await?;
+        let text = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(cbor::encode(&token));
+        Ok(format!("{}{text}", countersign_wire::trust::JoinToken::PREFIX))
+    }
+}
