@@ -1,7 +1,6 @@
 //! The database: SQLite in WAL mode, synchronous FULL. All times are the database's.
 
 use std::path::Path;
-use std::str::FromStr as _;
 use std::time::Duration;
 
 use countersign_wire::enrol::HostState;
@@ -66,7 +65,7 @@ impl Store {
         if !create && !path.exists() {
             return Err(Error::State { path: path.display().to_string(), reason: "there is no verifier here".into() });
         }
-        let options = SqliteConnectOptions::from_str("sqlite::memory:")?
+        let options = SqliteConnectOptions::new()
             .filename(&path)
             .create_if_missing(create)
             .journal_mode(SqliteJournalMode::Wal)
