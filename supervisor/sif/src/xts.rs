@@ -1,0 +1,99 @@
+//! AES-256-XTS in 512-byte sectors, tweak = sector number (plain64), as dm-crypt and LUKS2 have it.
+
+use openssl::cipher::Cipher;
+use openssl::cipher_ctx::CipherCtx;
+use zeroize::Zeroizing;
+
+use crate::error::SifError;
+
+/// Bytes of a sector.
+pub const SECTOR: usize = 512;
+/// Bytes of a volume key: data key and tweak key.
+pub const KEY: usize = 64;
+
+/// A volume key.
+pub type VolumeKey = Zeroizing<[u8; KEY]>;
+
+/// A direction with its expanded key.
+pub struct Xts {
+    context: CipherCtx,
+    encrypt: bool,
+}
+
+impl std::fmt::Debug for Xts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Xts").finish_non_exhaustive()
+    }
+}
+
+impl Xts {
+    /// Encrypts with a key.
+    ///
+    /// # Errors
+    /// [`SifError::Crypto`].
+    pub fn encryptor(key: &VolumeKey) -> Result<Self, SifError> {
+        let mut context = CipherCtx::new()?;
+        context.encrypt_init(Some(Cipher::aes_256_xts()), Some(key.as_slice()), None)?;
+        Ok(Self { context, encrypt: true })
+    }
+
+    /// Decrypts with a key.
+    ///
+    /// # Errors
+    /// [`SifError::Crypto`].
+    pub fn decryptor(key: &VolumeKey) -> Result<Self, SifError> {
+        let mut context = CipherCtx::new()?;
+        context.decrypt_init(Some(Cipher::aes_256_xts()), Some(key.as_slice()), None)?;
+        Ok(Self { context, encrypt: false })
+    }
+
+    /// Transforms whole sectors, the first of which has number `sector`.
+    ///
+    /// # Errors
+    /// [`SifError::Crypto`], also for a length that is no multiple of a sector's.
+    pub fn run(&mut self, sector: u64, input: &[u8], output: &mut [u8]) -> Result<(), SifError> {
+        if input.len() != output.len() || !input.len().is_multiple_of(SECTOR) {
+            return Err(SifError::Crypto("not whole sectors".into()));
+        }
+        let mut iv = [0; 16];
+        let mut number = sector;
+        for (from, to) in input.chunks_exact(SECTOR).zip(output.chunks_exact_mut(SECTOR)) {
+            for (byte, value) in iv.iter_mut().zip(number.to_le_bytes()) {
+                *byte = value;
+            }
+            if self.encrypt {
+                self.context.encrypt_init(None, None, Some(&iv))?;
+            } else {
+                self.context.decrypt_init(None, None, Some(&iv))?;
+            }
+            if self.context.cipher_update(from, Some(to))? != SECTOR {
+                return Err(SifError::Crypto("a sector came out short".into()));
+            }
+            number = number.checked_add(1).ok_or_else(|| SifError::Crypto("sector number".into()))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_and_back() {
+        let mut key = VolumeKey::new([0; KEY]);
+        for (n, byte) in key.iter_mut().enumerate() {
+            *byte = u8::try_from(n).unwrap();
+        }
+        let plain: Vec<u8> = (0..4 * SECTOR).map(|n| u8::try_from(n % 256).unwrap()).collect();
+        let mut cipher = vec![0; plain.len()];
+        Xts::encryptor(&key).unwrap().run(9, &plain, &mut cipher).unwrap();
+        assert_ne!(cipher[..SECTOR], cipher[SECTOR..2 * SECTOR], "each sector has its own tweak");
+        let mut back = vec![0; plain.len()];
+        Xts::decryptor(&key).unwrap().run(9, &cipher, &mut back).unwrap();
+        assert_eq!(back, plain);
+        Xts::decryptor(&key).unwrap().run(11, &cipher[2 * SECTOR..], &mut back[..2 * SECTOR]).unwrap();
+        assert_eq!(back[..2 * SECTOR], plain[2 * SECTOR..]);
+        assert!(Xts::encryptor(&key).unwrap().run(0, &plain[..5], &mut back[..5]).is_err());
+    }
+}
