@@ -1,1 +1,13 @@
-//! Runs encrypted SIF images under a grant.
+//! Runs encrypted SIF images under a grant, and makes them.
+//!
+//! One run has four processes: the supervisor, the [decryptor](mod@run) that alone holds the key, the stage in its own namespaces, and the
+//! workload under bubblewrap over squashfuse.
+
+mod channel;
+pub mod cli;
+mod decryptor;
+pub mod exit;
+pub mod out;
+pub mod owner;
+pub mod run;
+mod stage;

@@ -1,3 +1,7 @@
 //! The `supervisor` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    countersign_supervisor::cli::main().into()
+}

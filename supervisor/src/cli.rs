@@ -1,0 +1,237 @@
+//! The `supervisor` command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use countersign_sif::escrow::{Escrow, EscrowKey};
+use serde_json::Value;
+
+use crate::exit::{Failure, Stage, TABLE};
+use crate::out;
+use crate::owner::{self, Protect, Register};
+use crate::run::{Plan, run};
+
+const EXAMPLES: &str = "\
+Examples:
+  supervisor protect rootfs/ --sign owner.pem --escrow escrow.pub.pem -o app.sif
+  supervisor register app.sif --signer owner.pub.pem --escrow-key escrow.pem --url URL --token-file operator.token --ca ca.pem
+  supervisor inspect app.sif --signer owner.pub.pem --full
+  supervisor run app.sif --signer owner.pub.pem cat /secret.txt";
+
+/// Protects container images, and runs them on hosts that TPM and policy accept.
+#[derive(Debug, Parser)]
+#[command(name = "supervisor", version, after_help = format!("{EXAMPLES}\n\n{TABLE}"), max_term_width = 120)]
+struct Cli {
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Encrypt and sign an image, with its policy inside
+    Protect(ProtectArgs),
+    /// Give an image's key and policy to a verifier
+    Register(RegisterArgs),
+    /// Check an image and show what is in it
+    Inspect {
+        /// The image
+        image: PathBuf,
+        /// The owner's public key (PEM); several may be given
+        #[arg(long, required = true, value_name = "FILE")]
+        signer: Vec<PathBuf>,
+        /// Check every object, the whole payload too
+        #[arg(long)]
+        full: bool,
+    },
+    /// Run an image when the TPM and the policies agree
+    Run(RunArgs),
+    /// Print shell completions
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write man pages into a folder
+    Man {
+        /// The folder
+        dir: PathBuf,
+    },
+    #[command(hide = true)]
+    DecryptorProcess,
+    #[command(hide = true)]
+    StageProcess,
+}
+
+#[derive(Debug, Args)]
+struct ProtectArgs {
+    /// A root folder, a plain SIF, or a squashfs
+    input: PathBuf,
+    /// Folder of the workload policy (package countersign.workload; default: the shipped example)
+    #[arg(long, value_name = "DIR")]
+    policy: Option<PathBuf>,
+    /// The owner's private key (PEM: Ed25519, ECDSA P-256/P-384 or RSA)
+    #[arg(long, value_name = "FILE")]
+    sign: PathBuf,
+    /// Escrow: an RSA public key (PEM); its private half opens the image without a verifier
+    #[arg(long, value_name = "FILE", required_unless_present = "escrow_passphrase_file")]
+    escrow: Option<PathBuf>,
+    /// Escrow: a file with a passphrase
+    #[arg(long, value_name = "FILE", conflicts_with = "escrow")]
+    escrow_passphrase_file: Option<PathBuf>,
+    /// The image to make
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct RegisterArgs {
+    /// The image
+    image: PathBuf,
+    /// The owner's public key (PEM)
+    #[arg(long, required = true, value_name = "FILE")]
+    signer: Vec<PathBuf>,
+    /// The escrow's private key (PEM)
+    #[arg(long, value_name = "FILE", required_unless_present = "escrow_passphrase_file")]
+    escrow_key: Option<PathBuf>,
+    /// A file with the escrow's passphrase
+    #[arg(long, value_name = "FILE", conflicts_with = "escrow_key")]
+    escrow_passphrase_file: Option<PathBuf>,
+    /// The verifier's address
+    #[arg(long, value_name = "URL")]
+    url: String,
+    /// The operator's token
+    #[arg(long, value_name = "FILE")]
+    token_file: PathBuf,
+    /// The verifier's CA (PEM)
+    #[arg(long, value_name = "FILE")]
+    ca: PathBuf,
+    /// A label for people (default: the file's name)
+    #[arg(long)]
+    name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// The owner's public key (PEM); several may be given
+    #[arg(long, required = true, value_name = "FILE", env = "COUNTERSIGN_SIGNER")]
+    signer: Vec<PathBuf>,
+    /// The host's configuration (as for attest)
+    #[arg(long, value_name = "FILE", env = "COUNTERSIGN_CONFIG")]
+    config: Option<PathBuf>,
+    /// Where the TPM is
+    #[arg(long, value_name = "ADDRESS", env = "COUNTERSIGN_TPM")]
+    tpm: Option<String>,
+    /// The host's state folder
+    #[arg(long, value_name = "DIR", env = "COUNTERSIGN_STATE_DIR")]
+    state_dir: Option<PathBuf>,
+    /// Write the evidence bundle of the release into a file
+    #[arg(long, value_name = "FILE")]
+    bundle: Option<PathBuf>,
+    /// Write JSON lines about the stages to this descriptor
+    #[arg(long, value_name = "N")]
+    status_fd: Option<u32>,
+    /// The image
+    image: PathBuf,
+    /// The workload's command line
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+    command: Vec<String>,
+}
+
+/// Runs the command line; returns the exit code.
+#[must_use]
+pub fn main() -> u8 {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            let _ = e.print();
+            return if e.use_stderr() { Stage::Usage.code() } else { 0 };
+        }
+    };
+    match cli.command {
+        Command::DecryptorProcess => crate::decryptor::main(),
+        Command::StageProcess => crate::stage::main(),
+        Command::Run(given) => out::finish(run(&plan(given)), cli.json),
+        command => out::finish(owner_command(command, cli.json).map(|()| 0), cli.json),
+    }
+}
+
+fn plan(given: RunArgs) -> Plan {
+    Plan {
+        image: given.image,
+        signers: given.signer,
+        command: given.command,
+        config: given.config,
+        tpm: given.tpm,
+        state_dir: given.state_dir,
+        bundle: given.bundle,
+        status_fd: given.status_fd,
+    }
+}
+
+fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
+    match command {
+        Command::Protect(given) => {
+            let escrow = match (&given.escrow, &given.escrow_passphrase_file) {
+                (Some(path), _) => Escrow::from_pem(&file(Stage::Escrow, path)?)?,
+                (None, Some(path)) => Escrow::Passphrase(owner::passphrase(path)?),
+                (None, None) => return Err(Failure::new(Stage::Usage, "no escrow", "--escrow KEY.pem")),
+            };
+            let (policy, output) = (given.policy.as_deref(), given.output.as_path());
+            let made = owner::protect_image(&Protect { input: &given.input, policy, sign: &given.sign, escrow, output })?;
+            print(json, &made)
+        }
+        Command::Register(given) => {
+            let escrow = match (&given.escrow_key, &given.escrow_passphrase_file) {
+                (Some(path), _) => EscrowKey::from_pem(&zeroize::Zeroizing::new(file(Stage::Escrow, path)?))?,
+                (None, Some(path)) => EscrowKey::Passphrase(owner::passphrase(path)?),
+                (None, None) => return Err(Failure::new(Stage::Usage, "no escrow key", "--escrow-key KEY.pem")),
+            };
+            let file_name = given.image.file_name().map(|name| name.to_string_lossy().into_owned());
+            let name = given.name.or(file_name).unwrap_or_default();
+            let registered = owner::register(&Register {
+                image: &given.image,
+                signers: &owner::signers(&given.signer)?,
+                escrow,
+                url: &given.url,
+                token: &given.token_file,
+                ca: &given.ca,
+                name: &name,
+            })?;
+            print(json, &registered)
+        }
+        Command::Inspect { image, signer, full } => print(json, &owner::inspect(&image, &owner::signers(&signer)?, full)?),
+        Command::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "supervisor", &mut text);
+            out::raw(&text)
+        }
+        Command::Man { dir } => clap_mangen::generate_to(Cli::command(), &dir)
+            .map_err(|e| Failure::new(Stage::Other, format!("{}: {e}", dir.display()), "")),
+        Command::Run(_) | Command::DecryptorProcess | Command::StageProcess => Ok(()),
+    }
+}
+
+fn file(stage: Stage, path: &std::path::Path) -> Result<Vec<u8>, Failure> {
+    std::fs::read(path).map_err(|e| Failure::new(stage, format!("{}: {e}", path.display()), ""))
+}
+
+/// JSON, or a line a field and a line an object.
+fn print(json: bool, value: &Value) -> Result<(), Failure> {
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let words = || {
+        let mut lines = Vec::new();
+        for (name, value) in value.as_object().into_iter().flatten() {
+            match value.as_array() {
+                Some(list) => lines.extend(list.iter().map(|entry| {
+                    let fields = entry.as_object().into_iter().flatten().map(|(name, value)| format!("{name} {}", text(value)));
+                    format!("  {}", fields.collect::<Vec<_>>().join("  "))
+                })),
+                None => lines.push(format!("{name:12} {}", text(value))),
+            }
+        }
+        lines.join("\n")
+    };
+    out::print(json, value, words)
+}

@@ -1,0 +1,168 @@
+//! Exit codes: ours are 200 to 219, one per failing stage; all others are the workload's own.
+
+use countersign_attest::HostError;
+use countersign_sif::SifError;
+
+/// The table in `--help`.
+pub const TABLE: &str = "\
+Exit codes (all others are the workload's own):
+  200 usage            201 configuration   202 image unreadable   203 image's signature   204 image's bindings
+  205 not enrolled     206 TPM             207 unreachable        208 verifier refused    209 denied
+  210 not unsealed     211 program missing 212 namespaces or FUSE 213 start failed        214 image was changed
+  215 escrow key       216 protecting      217 registering        218 decryptor died      219 other";
+
+/// A stage that can fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    /// Command line.
+    Usage,
+    /// Configuration file or state folder.
+    Configuration,
+    /// The image is no SIF of ours.
+    Image,
+    /// Its signature is missing, foreign or void.
+    Signature,
+    /// Its objects do not belong together.
+    Binding,
+    /// The host was not enrolled.
+    NotEnrolled,
+    /// The TPM failed.
+    Tpm,
+    /// The verifier did not answer.
+    Unreachable,
+    /// The verifier refused the request.
+    Refused,
+    /// The verdict is no.
+    Denied,
+    /// The TPM did not unseal the key.
+    Unseal,
+    /// A program that is needed is missing.
+    Missing,
+    /// Namespaces or FUSE are not to be had.
+    Namespaces,
+    /// The workload could not be started.
+    Start,
+    /// A block of the image was changed.
+    Integrity,
+    /// The escrow key does not open the image.
+    Escrow,
+    /// The image could not be protected.
+    Protect,
+    /// The workload could not be registered.
+    Register,
+    /// The decryptor ended early.
+    Decryptor,
+    /// Anything else.
+    Other,
+}
+
+impl Stage {
+    /// All of them, in the order of their codes from 200 on.
+    pub const ALL: [Self; 20] = [
+        Self::Usage,
+        Self::Configuration,
+        Self::Image,
+        Self::Signature,
+        Self::Binding,
+        Self::NotEnrolled,
+        Self::Tpm,
+        Self::Unreachable,
+        Self::Refused,
+        Self::Denied,
+        Self::Unseal,
+        Self::Missing,
+        Self::Namespaces,
+        Self::Start,
+        Self::Integrity,
+        Self::Escrow,
+        Self::Protect,
+        Self::Register,
+        Self::Decryptor,
+        Self::Other,
+    ];
+
+    /// Its exit code.
+    #[must_use]
+    pub fn code(self) -> u8 {
+        let position = Self::ALL.iter().position(|stage| *stage == self).unwrap_or(19);
+        u8::try_from(position.saturating_add(200)).unwrap_or(219)
+    }
+}
+
+/// Why a command failed: stage, one line, more lines, and what to do. Crosses from the decryptor to the supervisor.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Failure {
+    /// The stage.
+    pub stage: Stage,
+    /// One line.
+    pub error: String,
+    /// A denial's reasons, in words.
+    pub words: String,
+    /// What to do.
+    pub hint: String,
+}
+
+impl Failure {
+    /// A failure without further words.
+    #[must_use]
+    pub fn new(stage: Stage, error: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { stage, error: error.into(), words: String::new(), hint: hint.into() }
+    }
+}
+
+impl From<HostError> for Failure {
+    fn from(error: HostError) -> Self {
+        let stage = match &error {
+            HostError::Config { .. } | HostError::State { .. } | HostError::Corrupt(_) | HostError::Log { .. } => Stage::Configuration,
+            HostError::NotEnrolled | HostError::Token(_) | HostError::NoCertificate => Stage::NotEnrolled,
+            HostError::Tpm(_) | HostError::Moving(_) => Stage::Tpm,
+            HostError::Unseal(_) => Stage::Unseal,
+            HostError::Unreachable { .. } => Stage::Unreachable,
+            HostError::Trust { .. } | HostError::Refused { .. } | HostError::Answer(_) => Stage::Refused,
+            HostError::Denied(_) => Stage::Denied,
+            HostError::Interrupted(_) => Stage::Other,
+        };
+        let mut words = String::new();
+        if let HostError::Denied(denial) = &error {
+            // Hundreds of events can be unknown at once; the verdict at the verifier has them all.
+            let mut shown = (**denial).clone();
+            let more = shown.reasons.len().saturating_sub(8);
+            shown.reasons.truncate(8);
+            words = shown.words();
+            if more > 0 {
+                words.push_str(&format!("  and {more} more: verifier verdict show {}\n", shown.id));
+            }
+        }
+        Self { stage, error: error.to_string(), words, hint: error.hint() }
+    }
+}
+
+impl From<SifError> for Failure {
+    fn from(error: SifError) -> Self {
+        let (stage, hint) = match &error {
+            SifError::Io(_) | SifError::Malformed(_) | SifError::Structure(_) => {
+                (Stage::Image, "supervisor inspect IMAGE says what is in it; supervisor protect makes one")
+            }
+            SifError::Signature(_) => (Stage::Signature, "give the owner's public key with --signer; a changed image must be copied again"),
+            SifError::Binding(_) => (Stage::Binding, "the image's policy or numbers were exchanged: copy it again from its owner"),
+            SifError::Integrity { .. } => (Stage::Integrity, "copy the image again from its owner; supervisor inspect --full checks all of it"),
+            SifError::Key(_) => (Stage::Escrow, "check the key file"),
+            SifError::Program { .. } => (Stage::Missing, "apt-get install cryptsetup-bin squashfs-tools squashfuse fuse3 bubblewrap"),
+            SifError::Crypto(_) => (Stage::Other, ""),
+        };
+        Self::new(stage, error.to_string(), hint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_code_a_stage() {
+        let codes: Vec<u8> = Stage::ALL.iter().map(|stage| stage.code()).collect();
+        assert_eq!(codes, (200..=219).collect::<Vec<u8>>());
+        assert_eq!((Stage::Denied.code(), Stage::Integrity.code()), (209, 214));
+    }
+}

@@ -1,0 +1,50 @@
+//! What `supervisor` prints: results on standard output, `error:` and `hint:` on standard error.
+
+use std::io::Write as _;
+
+use anstyle::{AnsiColor, Style};
+use serde_json::Value;
+
+use crate::exit::{Failure, Stage};
+
+const ERROR: Style = Style::new().fg_color(Some(anstyle::Color::Ansi(AnsiColor::Red))).bold();
+const HINT: Style = Style::new().fg_color(Some(anstyle::Color::Ansi(AnsiColor::Cyan))).bold();
+
+/// Prints a result as JSON or in words.
+///
+/// # Errors
+/// Standard output fails in another way than by a reader that has had enough.
+pub fn print(json: bool, value: &Value, words: impl FnOnce() -> String) -> Result<(), Failure> {
+    let text = if json { serde_json::to_string_pretty(value).unwrap_or_default() } else { words() };
+    raw(format!("{text}\n").as_bytes())
+}
+
+/// Prints bytes as they are.
+///
+/// # Errors
+/// As [`print`].
+pub fn raw(bytes: &[u8]) -> Result<(), Failure> {
+    match anstream::stdout().lock().write_all(bytes) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::new(Stage::Other, e.to_string(), "")),
+        _ => Ok(()),
+    }
+}
+
+/// Prints a failure, if it is one, and returns the exit code.
+#[must_use]
+pub fn finish(result: Result<u8, Failure>, json: bool) -> u8 {
+    let failure = match result {
+        Ok(code) => return code,
+        Err(failure) => failure,
+    };
+    if json {
+        let _ = print(true, &serde_json::json!({"error": failure}), String::new);
+    }
+    let mut err = anstream::stderr().lock();
+    let _ = writeln!(err, "{ERROR}error:{ERROR:#} {}", failure.error);
+    let _ = write!(err, "{}", failure.words);
+    if !failure.hint.is_empty() {
+        let _ = writeln!(err, "{HINT}hint:{HINT:#} {}", failure.hint);
+    }
+    failure.stage.code()
+}

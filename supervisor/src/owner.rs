@@ -1,0 +1,187 @@
+//! What an image's owner does: protect, register, inspect.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use countersign_policy::{Compiled, PolicyBundle, Role, shipped_workload_policy};
+use countersign_sif::binding::Binding;
+use countersign_sif::dsse::{OwnerKey, SignerKey};
+use countersign_sif::escrow::{Escrow, EscrowKey};
+use countersign_sif::protect::{Plan, protect, squashfs_of};
+use countersign_sif::{Image, SifError};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use zeroize::Zeroizing;
+
+use crate::exit::{Failure, Stage};
+
+fn read(stage: Stage, path: &Path) -> Result<Vec<u8>, Failure> {
+    std::fs::read(path).map_err(|e| Failure::new(stage, format!("{}: {e}", path.display()), ""))
+}
+
+/// The owner's public keys.
+///
+/// # Errors
+/// [`Stage::Configuration`].
+pub fn signers(paths: &[PathBuf]) -> Result<Vec<SignerKey>, Failure> {
+    let mut keys = Vec::new();
+    for path in paths {
+        keys.push(SignerKey::from_pem(&read(Stage::Configuration, path)?)?);
+    }
+    Ok(keys)
+}
+
+/// A passphrase from a file (its first line), for escrow without a key pair.
+///
+/// # Errors
+/// [`Stage::Escrow`].
+pub fn passphrase(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let mut bytes = Zeroizing::new(read(Stage::Escrow, path)?);
+    let end = bytes.iter().position(|&byte| byte == b'\n').unwrap_or(bytes.len());
+    bytes.truncate(end);
+    if bytes.len() < 8 {
+        return Err(Failure::new(Stage::Escrow, "the passphrase has fewer than 8 bytes", "use a longer one, or --escrow KEY.pem"));
+    }
+    Ok(bytes)
+}
+
+/// What `protect` is told.
+#[derive(Debug)]
+pub struct Protect<'a> {
+    /// Folder, plain SIF or squashfs.
+    pub input: &'a Path,
+    /// Folder of the workload policy; none takes the shipped example.
+    pub policy: Option<&'a Path>,
+    /// Owner's private key (PEM).
+    pub sign: &'a Path,
+    /// Who can open it without a verifier.
+    pub escrow: Escrow,
+    /// The image to make.
+    pub output: &'a Path,
+}
+
+/// Makes a protected image.
+///
+/// # Errors
+/// [`Failure`].
+pub fn protect_image(given: &Protect<'_>) -> Result<Value, Failure> {
+    let failed = |e: String| Failure::new(Stage::Protect, e, "");
+    let policy = match given.policy {
+        None => shipped_workload_policy().to_vec(),
+        Some(dir) => PolicyBundle::from_dir(dir).map_err(|e| failed(e.to_string()))?,
+    };
+    let parsed = PolicyBundle::parse(&policy).map_err(|e| failed(e.to_string()))?;
+    Compiled::new(&parsed, Role::Workload).map_err(|e| failed(e.to_string()))?;
+    let signer = OwnerKey::from_pem(&Zeroizing::new(read(Stage::Protect, given.sign)?))?;
+    let folder = given.output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    let full = |error: SifError| match error {
+        SifError::Io(e) => Failure::new(Stage::Protect, format!("{}: {e}", given.output.display()), "check the folder and its free space"),
+        other => other.into(),
+    };
+    let squashfs = squashfs_of(given.input, folder).map_err(full)?;
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let plan = Plan {
+        squashfs: &squashfs,
+        policy: &policy,
+        signer: &signer,
+        escrow: &given.escrow,
+        output: given.output,
+        time: i64::try_from(time).unwrap_or(0),
+    };
+    // On a terminal only; indicatif writes to standard error.
+    let style = ProgressStyle::with_template("encrypting {bar:40} {bytes}/{total_bytes} {bytes_per_sec}");
+    let bar = ProgressBar::new(0);
+    if let Ok(style) = style {
+        bar.set_style(style);
+    }
+    let binding = protect(&plan, |done, all| {
+        bar.set_length(all);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    let binding = binding.map_err(full)?;
+    Ok(json!({"image": given.output, "workload": binding.workload, "payload_root": binding.payload_root, "policy": binding.policy}))
+}
+
+/// What is in an image, after its signature and bindings (`full`: every digest) were checked.
+///
+/// # Errors
+/// [`Failure`].
+pub fn inspect(path: &Path, trusted: &[SignerKey], full: bool) -> Result<Value, Failure> {
+    let file = std::fs::File::open(path).map_err(|e| Failure::new(Stage::Image, format!("{}: {e}", path.display()), ""))?;
+    let image = Image::from_file(file, trusted, full)?;
+    let objects: Vec<Value> = image
+        .objects()
+        .iter()
+        .map(|object| {
+            json!({"id": object.id, "type": format!("{:#06x}", object.data_type), "name": object.name(), "offset": object.offset, "size": object.size})
+        })
+        .collect();
+    let binding: &Binding = image.binding();
+    Ok(json!({
+        "workload": binding.workload,
+        "payload_root": binding.payload_root,
+        "policy": binding.policy,
+        "uuid": hex::encode(image.uuid()),
+        "signer": image.signer,
+        "checked": if full { "every object" } else { "signature, policy and bindings" },
+        "objects": objects,
+    }))
+}
+
+/// What `register` is told.
+#[derive(Debug)]
+pub struct Register<'a> {
+    /// The image.
+    pub image: &'a Path,
+    /// Trusted signers.
+    pub signers: &'a [SignerKey],
+    /// What opens the escrow.
+    pub escrow: EscrowKey,
+    /// The verifier.
+    pub url: &'a str,
+    /// The operator's token.
+    pub token: &'a Path,
+    /// The verifier's CA (PEM).
+    pub ca: &'a Path,
+    /// Label.
+    pub name: &'a str,
+}
+
+/// Gives key and policy to the verifier's broker.
+///
+/// # Errors
+/// [`Failure`].
+pub fn register(given: &Register<'_>) -> Result<Value, Failure> {
+    use rustls_pki_types::pem::PemObject as _;
+    let image = Image::open(given.image, given.signers)?;
+    let key = image.open_escrow(&given.escrow).map_err(|e| Failure::new(Stage::Escrow, e.to_string(), "give the private half of the key that `protect --escrow` got"))?;
+    let token = Zeroizing::new(read(Stage::Configuration, given.token)?);
+    let token = Zeroizing::new(String::from_utf8_lossy(&token).trim().to_owned());
+    let ca = read(Stage::Configuration, given.ca)?;
+    let ca = rustls_pki_types::CertificateDer::from_pem_slice(&ca)
+        .map_err(|e| Failure::new(Stage::Configuration, format!("{}: {e}", given.ca.display()), "give the verifier's ca.pem"))?;
+    let binding = image.binding();
+    let encoded = Zeroizing::new(STANDARD.encode(key.as_slice()));
+    let request = json!({
+        "op": "workload-register",
+        "name": given.name,
+        "workload": binding.workload,
+        "payload_root": binding.payload_root,
+        "sif_uuid": hex::encode(image.uuid()),
+        "policy": STANDARD.encode(image.policy()),
+        "volume_key": encoded.as_str(),
+        "least_selection": [],
+    });
+    let body = serde_json::to_vec(&request).map_err(|e| Failure::new(Stage::Other, e.to_string(), ""))?;
+    let client = countersign_attest::client::Client::new(given.url, &ca, None, Duration::from_secs(30))?;
+    let answer = client.post_json("/v1/admin", &token, body).map_err(|e| match e {
+        countersign_attest::HostError::Refused { problem, .. } => {
+            Failure::new(Stage::Register, problem.title, problem.hint.unwrap_or_default())
+        }
+        other => other.into(),
+    })?;
+    serde_json::from_slice(&answer).map_err(|e| Failure::new(Stage::Register, format!("the verifier's answer: {e}"), ""))
+}
