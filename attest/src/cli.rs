@@ -5,32 +5,34 @@ use std::path::{Path, PathBuf};
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use countersign_wire::artefact;
-use countersign_wire::cbor;
 use countersign_wire::trust::JoinToken;
 use serde::Serialize;
 
 use crate::config::{Config, EXAMPLE, Overrides};
 use crate::error::HostError;
+use crate::exit::Exit;
 use crate::host::Host;
 use crate::inspect;
 use crate::out::{self, Failure};
+use crate::token;
 use crate::tpm::TpmAddress;
 
-const AFTER: &str = "\
+const EXAMPLES: &str = "\
 Examples:
   attest enroll --token join.token             join the verifier that the token names
   attest now                                   attest once; exit code 0 when the verdict allows
   attest show -o host.card                     this host's card, for owners and operators
   attest inspect /sys/kernel/security/tpm0/binary_bios_measurements
 
-Exit codes:
-  0 done   1 other   2 usage   3 configuration   4 state folder   5 not enrolled   6 join token
-  10 TPM   11 TPM refused to unseal   12 no EK certificate   13 log unreadable
-  20 verifier unreachable   21 verifier is another   22 verifier refused   23 answer malformed   30 denied";
+Exit codes:";
+
+fn after_help() -> String {
+    format!("{EXAMPLES}{}", Exit::table())
+}
 
 /// Host side of attestation: join a verifier, prove what booted.
 #[derive(Debug, Parser)]
-#[command(name = "attest", version, after_help = AFTER, max_term_width = 120)]
+#[command(name = "attest", version, after_help = after_help(), max_term_width = 120)]
 struct Cli {
     /// Configuration file (default: /etc/countersign/attest.toml for root, else in $XDG_CONFIG_HOME)
     #[arg(long, global = true, value_name = "FILE", env = "COUNTERSIGN_CONFIG")]
@@ -67,7 +69,7 @@ enum Command {
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
     },
-    /// Explain a file: logs, quotes, keys, certificates, cards, bundles
+    /// Explain a file: logs, quotes, keys, certificates, cards, bundles, tokens
     Inspect {
         /// The file
         file: PathBuf,
@@ -157,9 +159,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Inspect { file } => {
             let bytes = std::fs::File::open(file)
                 .and_then(|opened| crate::state::read_bounded(opened, countersign_wire::limits::RECORD))
-                .map_err(|source| HostError::State { path: file.clone(), source })?;
-            let described = inspect::describe(&bytes)
-                .map_err(|reason| Failure::from(HostError::Log { path: file.clone(), reason }))?;
+                .map_err(|e| HostError::File { path: file.clone(), reason: e.to_string() })?;
+            let described =
+                inspect::describe(&bytes).map_err(|reason| HostError::File { path: file.clone(), reason })?;
             out::print(cli.json, &described, || described.words())
         }
         Command::Config => out::print(cli.json, &EXAMPLE, || EXAMPLE.trim_end().to_owned()),
@@ -187,48 +189,12 @@ fn read_token(path: &Path) -> Result<JoinToken, Failure> {
         let file = std::fs::File::open(path).map_err(|e| bad(format!("{}: {e}", path.display())))?;
         file.take(8192).read_to_string(&mut text).map_err(|e| bad(e.to_string()))?;
     }
-    parse_token(text.trim()).map_err(bad)
-}
-
-/// Reads a token's text form.
-///
-/// # Errors
-/// What is wrong with it, never its contents.
-pub fn parse_token(text: &str) -> Result<JoinToken, String> {
-    use base64::Engine as _;
-    let encoded =
-        text.strip_prefix(JoinToken::PREFIX).ok_or_else(|| format!("it does not start with {}", JoinToken::PREFIX))?;
-    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD
-        .decode(encoded)
-        .map_err(|_| "it is not base64url".to_owned())?;
-    cbor::decode(&bytes).map_err(|e| e.to_string())
-}
-
-impl From<&HostError> for u8 {
-    /// Exit code per kind of failure; the table stands in `--help`.
-    fn from(error: &HostError) -> Self {
-        match error {
-            HostError::Interrupted(_) => 1,
-            HostError::Config { .. } => 3,
-            HostError::State { .. } | HostError::Corrupt(_) => 4,
-            HostError::NotEnrolled => 5,
-            HostError::Token(_) => 6,
-            HostError::Tpm(_) | HostError::Moving(_) => 10,
-            HostError::Unseal(_) => 11,
-            HostError::NoCertificate => 12,
-            HostError::Log { .. } => 13,
-            HostError::Unreachable { .. } => 20,
-            HostError::Trust { .. } => 21,
-            HostError::Refused { .. } => 22,
-            HostError::Answer(_) => 23,
-            HostError::Denied(_) => 30,
-        }
-    }
+    token::parse(&text).map_err(bad)
 }
 
 impl From<HostError> for Failure {
     fn from(error: HostError) -> Self {
-        let (code, text, hint) = (u8::from(&error), error.to_string(), error.hint());
+        let (code, text, hint) = (error.exit().code(), error.to_string(), error.hint());
         let denial = if let HostError::Denied(denial) = error { Some(denial) } else { None };
         let words = denial.as_ref().map_or_else(String::new, |denial| denial.words());
         Self { code, error: text, words, hint, denial }

@@ -143,33 +143,57 @@ impl Client {
         HostError::Unreachable { url: self.url.clone(), reason }
     }
 
+    /// Sends a request, and again when the verifier asks for that (429 and 503 with Retry-After) and the deadline leaves room for it.
     fn send(&self, request: RequestBuilder) -> Result<Vec<u8>, HostError> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(self.unreachable("the deadline is over".into()));
+        loop {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(self.unreachable("no answer before the deadline".into()));
+            }
+            let this = request.try_clone().ok_or_else(|| self.unreachable("the request cannot be repeated".into()))?;
+            let response = this.timeout(left).send().map_err(|e| self.unreachable(words(&e)))?;
+            let status = response.status();
+            let wait = retry_after(&response);
+            let body = self.body(response)?;
+            if status.is_success() {
+                return Ok(body);
+            }
+            match wait {
+                Some(wait) if wait < self.deadline.saturating_duration_since(Instant::now()) => {
+                    std::thread::sleep(wait)
+                }
+                _ => {
+                    let problem = serde_json::from_slice(&body).unwrap_or_else(|_| Problem {
+                        id: "http".into(),
+                        title: format!("HTTP {status}"),
+                        detail: None,
+                        hint: None,
+                    });
+                    return Err(HostError::Refused { status: status.as_u16(), problem });
+                }
+            }
         }
-        let response = request.timeout(left).send().map_err(|e| self.unreachable(words(&e)))?;
-        let status = response.status();
-        let body = self.body(response)?;
-        if status.is_success() {
-            return Ok(body);
-        }
-        let problem = serde_json::from_slice(&body).unwrap_or_else(|_| Problem {
-            id: "http".into(),
-            title: format!("HTTP {status}"),
-            detail: None,
-            hint: None,
-        });
-        Err(HostError::Refused { status: status.as_u16(), problem })
     }
 
     fn body(&self, response: Response) -> Result<Vec<u8>, HostError> {
         use std::io::Read as _;
         let mut body = Vec::new();
-        let limit = u64::try_from(MAX_ANSWER).unwrap_or(u64::MAX);
+        let limit = u64::try_from(MAX_ANSWER).unwrap_or(u64::MAX).saturating_add(1);
         response.take(limit).read_to_end(&mut body).map_err(|e| self.unreachable(e.to_string()))?;
+        if body.len() > MAX_ANSWER {
+            return Err(HostError::Protocol(format!("it is longer than {MAX_ANSWER} bytes")));
+        }
         Ok(body)
     }
+}
+
+/// How long the verifier asks to wait: it is busy, or this host asks too often.
+fn retry_after(response: &Response) -> Option<Duration> {
+    if !matches!(response.status().as_u16(), 429 | 503) {
+        return None;
+    }
+    let seconds = response.headers().get("retry-after")?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_secs(seconds))
 }
 
 /// The innermost causes: "connection refused" rather than "error sending request".

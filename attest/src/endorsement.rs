@@ -1,12 +1,13 @@
 //! The host's endorsement key and attestation key: found or made, and authorised by policy (DESIGN.md section 4).
 
 use countersign_tpm::ak;
+use countersign_tpm::alg::HashAlg;
 use countersign_tpm::ek::Template;
 use countersign_tpm::ekcert::{certified_key, from_nv};
 use countersign_tpm::public::Public;
 use zeroize::Zeroizing;
 
-use crate::tpm::{Auth, Encryption, Hierarchy, Loaded, Session, Tpm, TpmError};
+use crate::tpm::{Auth, Encryption, Hierarchy, Loaded, Session, SessionKind, Tpm, TpmError};
 
 /// NV indices in which vendors keep intermediate certificates (EK Credential Profile 2.5, 2.2.1.5.2).
 const CHAIN_FIRST: u32 = 0x01c0_0100;
@@ -49,6 +50,25 @@ pub fn find_certificates(tpm: &mut Tpm) -> Result<(Vec<FoundCertificate>, Vec<Ve
     Ok((certificates, chain))
 }
 
+/// authValue of the endorsement hierarchy; empty where the owner of the machine has set none.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct EndorsementAuth(Zeroizing<Vec<u8>>);
+
+impl EndorsementAuth {
+    /// The value, without zeros at its end: the TPM drops them too (TPM 2.0 Part 1, 19.6.4.3).
+    #[must_use]
+    pub fn new(value: &[u8]) -> Self {
+        let kept = value.iter().rposition(|&byte| byte != 0).map_or(0, |at| at.saturating_add(1));
+        Self(Zeroizing::new(value.get(..kept).unwrap_or_default().to_vec()))
+    }
+}
+
+impl std::fmt::Debug for EndorsementAuth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_empty() { "EndorsementAuth(empty)" } else { "EndorsementAuth(set)" })
+    }
+}
+
 /// An EK that can be used in this connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ek {
@@ -57,6 +77,7 @@ pub struct Ek {
     /// Its template.
     pub template: Template,
     transient: bool,
+    auth: EndorsementAuth,
 }
 
 impl Ek {
@@ -64,23 +85,37 @@ impl Ek {
     /// key there); otherwise makes it again from the template: the same key comes back.
     ///
     /// # Errors
-    /// [`TpmError`].
-    pub fn open(tpm: &mut Tpm, template: Template, expected: Option<&Public>) -> Result<Self, TpmError> {
+    /// [`TpmError`]; [`TpmError::OtherTpm`] when the template makes another key than the expected one.
+    pub fn open(
+        tpm: &mut Tpm,
+        template: Template,
+        expected: Option<&Public>,
+        auth: &EndorsementAuth,
+    ) -> Result<Self, TpmError> {
+        let auth = auth.clone();
         if let Some(key) = tpm.read_public(template.persistent_handle())? {
             let right = match expected {
                 Some(expected) => key.public == *expected,
                 None => Template::of(&key.public) == Some(template),
             };
             if right {
-                return Ok(Self { key, template, transient: false });
+                return Ok(Self { key, template, transient: false, auth });
             }
         }
-        let key = tpm.create_primary(&template.template(), &mut Auth::EmptyPassword)?;
-        if expected.is_some_and(|expected| key.public != *expected) {
-            tpm.flush(key.object.handle)?;
-            return Err(TpmError::Unsupported("this TPM's EK is not the enrolled one: it is another TPM".into()));
+        let area = template.template();
+        let key = if auth.0.is_empty() {
+            tpm.create_primary(&area, &mut Auth::EmptyPassword)?
+        } else {
+            // Without an EK there is nothing yet to salt a session to.
+            with_hmac(tpm, None, &auth, |tpm, auth| tpm.create_primary(&area, auth))?
+        };
+        match expected {
+            Some(expected) if key.public != *expected => {
+                tpm.flush(key.object.handle)?;
+                Err(TpmError::OtherTpm { got: key.public.name(), want: expected.name() })
+            }
+            _ => Ok(Self { key, template, transient: true, auth }),
         }
-        Ok(Self { key, template, transient: true })
     }
 
     /// Makes a transient EK persistent where the owner hierarchy allows that; false where it does not.
@@ -109,7 +144,15 @@ impl Ek {
     /// # Errors
     /// [`TpmError`].
     pub fn session(&self, tpm: &mut Tpm) -> Result<Session, TpmError> {
-        tpm.start_policy_session(self.template.name_alg(), None)
+        tpm.start_session(SessionKind::Policy, self.template.name_alg(), None)
+    }
+
+    /// As [`Ek::session`], salted: for a response that is to be encrypted.
+    ///
+    /// # Errors
+    /// [`TpmError`].
+    pub fn salted_session(&self, tpm: &mut Tpm) -> Result<Session, TpmError> {
+        tpm.start_session(SessionKind::Policy, self.template.name_alg(), Some(&self.key))
     }
 
     /// Satisfies the EK's policy in the session: PolicySecret, and for the high-range templates PolicyOR. Each use of the EK takes it up.
@@ -117,12 +160,34 @@ impl Ek {
     /// # Errors
     /// [`TpmError`].
     pub fn authorise(&self, tpm: &mut Tpm, session: &Session) -> Result<(), TpmError> {
-        tpm.policy_secret(session, Hierarchy::Endorsement, &mut Auth::EmptyPassword)?;
+        if self.auth.0.is_empty() {
+            tpm.policy_secret(session, Hierarchy::Endorsement, &mut Auth::EmptyPassword)?;
+        } else {
+            with_hmac(tpm, Some(&self.key), &self.auth, |tpm, auth| {
+                tpm.policy_secret(session, Hierarchy::Endorsement, auth)
+            })?;
+        }
         if let Some([a, c]) = self.template.policy_or() {
             tpm.policy_or(session, &[&a, &c])?;
         }
         Ok(())
     }
+}
+
+/// Runs one command under an HMAC session that proves the endorsement authValue.
+fn with_hmac<T>(
+    tpm: &mut Tpm,
+    salt_to: Option<&Loaded>,
+    auth: &EndorsementAuth,
+    command: impl FnOnce(&mut Tpm, &mut Auth<'_>) -> Result<T, TpmError>,
+) -> Result<T, TpmError> {
+    let mut session = tpm.start_session(SessionKind::Hmac, HashAlg::Sha256, salt_to)?;
+    let outcome = command(tpm, &mut Auth::hmac(&mut session, &auth.0));
+    if outcome.is_err() {
+        // A refused command leaves its session open.
+        let _ = tpm.flush(session.handle);
+    }
+    outcome
 }
 
 /// An attestation key as it lies in the state folder.
@@ -182,14 +247,11 @@ impl Ak {
     ///
     /// # Errors
     /// [`TpmError`].
-    pub fn open(tpm: &mut Tpm, template: Template, ek: &Public, blob: &AkBlob) -> Result<Self, TpmError> {
-        if let Some(ak) = Self::persistent(tpm, &blob.public)? {
-            return Ok(ak);
+    pub fn open(tpm: &mut Tpm, ek: &Ek, blob: &AkBlob) -> Result<Self, TpmError> {
+        match Self::persistent(tpm, &blob.public)? {
+            Some(ak) => Ok(ak),
+            None => Self::load(tpm, ek, blob),
         }
-        let ek = Ek::open(tpm, template, Some(ek))?;
-        let ak = Self::load(tpm, &ek, blob);
-        ek.close(tpm)?;
-        ak
     }
 
     /// Makes the AK persistent where the owner hierarchy allows that, in place of an earlier one of ours; false where it does not.
@@ -230,9 +292,10 @@ impl Ak {
         credential: &[u8],
         secret: &[u8],
     ) -> Result<Zeroizing<Vec<u8>>, TpmError> {
-        let mut session = ek.session(tpm)?;
+        let mut session = ek.salted_session(tpm)?;
         ek.authorise(tpm, &session)?;
-        let auth = Auth::policy(&mut session, false, Encryption::default());
+        let encryption = Encryption { command: false, response: true };
+        let auth = Auth::policy(&mut session, false, encryption);
         tpm.activate_credential(&self.key.object, &ek.key.object, credential, secret, auth)
     }
 }

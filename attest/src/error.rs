@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use countersign_wire::cbor::BadCbor;
 use countersign_wire::problem::Problem;
 
+use crate::exit::Exit;
+use crate::host::Step;
 use crate::tpm::TpmError;
 use crate::unseal::UnsealError;
 
@@ -74,6 +76,9 @@ pub enum HostError {
     /// The verifier's answer is not well-formed.
     #[error("the verifier's answer: {0}")]
     Answer(#[from] BadCbor),
+    /// The verifier's answer is well-formed and is not what was asked for.
+    #[error("the verifier's answer: {0}")]
+    Protocol(String),
     /// The verifier's verdict is no.
     #[error("the verifier denied the {}", .0.purpose)]
     Denied(Box<crate::verdict::Denial>),
@@ -85,15 +90,46 @@ pub enum HostError {
         /// What is wrong.
         reason: String,
     },
+    /// A file given to `inspect` is damaged, or nothing that it knows.
+    #[error("{path}: {reason}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// PCRs kept changing while they were quoted.
     #[error("PCRs changed during each of {0} quotes")]
     Moving(u32),
     /// A test ended the operation here.
-    #[error("interrupted at {0}")]
-    Interrupted(&'static str),
+    #[error("interrupted after {0:?}")]
+    Interrupted(Step),
 }
 
 impl HostError {
+    /// The exit code for it.
+    #[must_use]
+    pub const fn exit(&self) -> Exit {
+        match self {
+            Self::Interrupted(_) => Exit::Other,
+            Self::Config { .. } => Exit::Config,
+            Self::State { .. } | Self::Corrupt(_) => Exit::State,
+            Self::NotEnrolled => Exit::NotEnrolled,
+            Self::Token(_) => Exit::Token,
+            Self::Tpm(TpmError::OtherTpm { .. }) => Exit::OtherTpm,
+            Self::Tpm(_) | Self::Moving(_) => Exit::Tpm,
+            Self::Unseal(_) => Exit::Unseal,
+            Self::NoCertificate => Exit::NoCertificate,
+            Self::Log { .. } => Exit::Log,
+            Self::File { .. } => Exit::Unknown,
+            Self::Unreachable { .. } => Exit::Unreachable,
+            Self::Trust { .. } => Exit::Trust,
+            Self::Refused { .. } => Exit::Refused,
+            Self::Answer(_) | Self::Protocol(_) => Exit::Answer,
+            Self::Denied(_) => Exit::Denied,
+        }
+    }
+
     /// What to do about it, as a command where there is one.
     #[must_use]
     pub fn hint(&self) -> String {
@@ -111,6 +147,10 @@ impl HostError {
                 "check --tpm (device:/dev/tpmrm0 needs membership of the group tss; swtpm:unix=PATH a running swtpm)"
                     .into()
             }
+            Self::Tpm(TpmError::OtherTpm { .. }) => {
+                "use the state folder of this TPM (--state-dir), or a new one and enrol: attest enroll --token FILE"
+                    .into()
+            }
             Self::Tpm(_) => "run the command again; if it persists, reboot".into(),
             Self::Unseal(_) => "attest again: run the command again".into(),
             Self::NoCertificate => "the verifier's operator can allow this EK: verifier ek allow HOST-CARD".into(),
@@ -119,9 +159,12 @@ impl HostError {
                 "ask the verifier's operator for a new token; if it names the same digest, somebody else answers".into()
             }
             Self::Refused { problem, .. } => problem.hint.clone().unwrap_or_else(|| "see the verifier's log".into()),
-            Self::Answer(_) => "the verifier and this program are of different versions".into(),
+            Self::Answer(_) | Self::Protocol(_) => "the verifier and this program are of different versions".into(),
             Self::Denied(denial) => denial.hint(),
             Self::Log { .. } => "check event_log, ima_log and systemd_log in the configuration".into(),
+            Self::File { .. } => {
+                "it knows logs, quotes, keys, signatures, certificates, cards, bundles and tokens".into()
+            }
             Self::Moving(_) => "run the command again when the host is quieter".into(),
             Self::Interrupted(_) => String::new(),
         }

@@ -14,8 +14,13 @@ use countersign_wire::ima;
 use countersign_wire::record::{Bundle, Record};
 use countersign_wire::runlog::RunLog;
 use countersign_wire::systemd_log;
-use countersign_wire::trust::TrustBundle;
+use countersign_wire::trust::{JoinToken, TrustBundle};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
 use serde::Serialize;
+
+use crate::out::printable;
+use crate::token;
 
 /// An artefact in words.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -41,10 +46,10 @@ impl Described {
         let mut out = format!("{} (not checked for authenticity)", self.kind);
         let width = self.fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
         for (name, value) in &self.fields {
-            out.push_str(&format!("\n  {name:width$}  {value}"));
+            out.push_str(&format!("\n  {name:width$}  {}", printable(value)));
         }
         for entry in &self.entries {
-            out.push_str(&format!("\n  {entry}"));
+            out.push_str(&format!("\n  {}", printable(entry)));
         }
         out
     }
@@ -80,6 +85,17 @@ pub fn describe(bytes: &[u8]) -> Result<Described, String> {
     if bytes.starts_with(&[0x1e]) {
         return systemd(bytes);
     }
+    if bytes.starts_with(JoinToken::PREFIX.as_bytes()) {
+        let token = token::parse(&String::from_utf8_lossy(bytes))?;
+        return Ok(Described::new(
+            "join token",
+            &[("verifier", token.url), ("trust bundle", hex::encode(token.trust)), ("id", hex::encode(token.id))],
+        ));
+    }
+    if bytes.starts_with(b"-----BEGIN CERTIFICATE-----") {
+        let der = CertificateDer::from_pem_slice(bytes).map_err(|e| e.to_string())?;
+        return certificate(&der).ok_or_else(|| "the certificate is damaged".to_owned());
+    }
     if let Ok(log) = EventLog::parse(bytes) {
         return Ok(event_log(&log));
     }
@@ -100,11 +116,8 @@ pub fn describe(bytes: &[u8]) -> Result<Described, String> {
             &[("hash", signature.hash().to_string()), ("bytes", bytes.len().to_string())],
         ));
     }
-    let der = ekcert::from_nv(bytes).unwrap_or(bytes);
-    if let Ok(subject) = ekcert::subject(der) {
-        let key = ekcert::certified_key(der).ok().and_then(|key| Template::rebuild(&key));
-        let template = key.map_or_else(|| "none".to_owned(), |(template, _)| format!("{template:?}"));
-        return Ok(Described::new("certificate", &[("subject", subject), ("EK template", template)]));
+    if let Some(described) = certificate(ekcert::from_nv(bytes).unwrap_or(bytes)) {
+        return Ok(described);
     }
     let list: Result<Vec<_>, _> = ima::entries(bytes).and_then(Iterator::collect);
     match list {
@@ -175,6 +188,13 @@ fn ours(kind: Kind, bytes: &[u8]) -> Result<Described, String> {
             ))
         }
     }
+}
+
+fn certificate(der: &[u8]) -> Option<Described> {
+    let subject = ekcert::subject(der).ok()?;
+    let key = ekcert::certified_key(der).ok().and_then(|key| Template::rebuild(&key));
+    let template = key.map_or_else(|| "none".to_owned(), |(template, _)| format!("{template:?}"));
+    Some(Described::new("certificate", &[("subject", subject), ("EK template", template)]))
 }
 
 fn quote(bytes: &[u8]) -> Result<Described, String> {

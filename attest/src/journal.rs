@@ -19,6 +19,15 @@ pub(crate) const RECEIPT: &str = "receipt";
 /// resetCount and restartCount at the last look, to notice a TPM Resume.
 const BOOT: &str = "boot";
 
+/// The logs of what extended PCRs before us, as far as they are configured and exist.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BootLogs {
+    /// The firmware's.
+    pub firmware: Option<Vec<u8>>,
+    /// systemd's.
+    pub systemd: Option<Vec<u8>>,
+}
+
 /// The run log of this boot, in agreement with its PCR as far as that is possible.
 #[derive(Debug)]
 pub struct Journal {
@@ -35,13 +44,7 @@ impl Journal {
     ///
     /// # Errors
     /// [`HostError`].
-    pub fn recover(
-        state: &StateDir,
-        tpm: &mut Tpm,
-        pcr: u8,
-        boot_log: Option<&[u8]>,
-        systemd: Option<&[u8]>,
-    ) -> Result<Self, HostError> {
+    pub fn recover(state: &StateDir, tpm: &mut Tpm, pcr: u8, logs: &BootLogs) -> Result<Self, HostError> {
         let banks = tpm.banks()?;
         let mut bytes = state.read(FILE, limits::RUN_LOG)?.unwrap_or_default();
         // A line without its newline was being written when the program died: never synced, never extended.
@@ -50,24 +53,32 @@ impl Journal {
             state.truncate(FILE, whole)?;
             bytes.truncate(whole);
         }
-        let mut log =
-            RunLog::parse(&bytes).map_err(|e| HostError::Corrupt(format!("{e}; reboot to begin a new one")))?;
         let Some(alg) = banks.iter().copied().find(|alg| *alg == HashAlg::Sha256).or_else(|| banks.first().copied())
         else {
             return Err(HostError::Corrupt("the TPM has no PCR bank".into()));
         };
-        let initial = initial(alg, pcr, boot_log, systemd);
+        let initial = initial(alg, pcr, logs);
         let current = read_pcr(tpm, alg, pcr)?;
-        let values = log.replay(initial).unwrap_or_else(|| vec![initial]);
-        let entries = log.entries.len();
-        if values.last() != Some(&current) {
-            if current == initial {
+        let boot = boot_of(tpm)?;
+        let before = state.read(BOOT, 64)?.unwrap_or_default();
+        let same_boot = before == boot;
+        let mut log = match RunLog::parse(&bytes) {
+            Ok(log) => log,
+            // Damaged, and of an earlier boot: kept aside, a new one begins.
+            Err(_) if current == initial => {
                 state.rename(FILE, OLD)?;
-                log = RunLog::empty();
-            } else if values.iter().rev().nth(1) == Some(&current) {
+                RunLog::empty()
+            }
+            Err(e) => return Err(HostError::Corrupt(format!("{e}; reboot to begin a new one"))),
+        };
+        let values = log.replay(initial).unwrap_or_else(|| vec![initial]);
+        if values.last() != Some(&current) {
+            let entries = log.entries.len();
+            let trailing = values.iter().rev().nth(1) == Some(&current);
+            // A log of one entry that is not in the PCR: just begun, unless the TPM was reset since.
+            if trailing && (entries > 1 || same_boot) {
                 let start = entries.checked_sub(2).and_then(|at| log.entries.get(at)).map_or(0, |entry| entry.end);
-                let last = log.entries.last().cloned();
-                match last {
+                match log.entries.last() {
                     Some(entry) if entry.event.as_receipt().is_none() => tpm.extend(pcr, &entry.digests)?,
                     _ => {
                         state.truncate(FILE, start)?;
@@ -75,32 +86,28 @@ impl Journal {
                         log = RunLog::parse(&bytes).map_err(|e| HostError::Corrupt(e.to_string()))?;
                     }
                 }
+            } else if current == initial {
+                state.rename(FILE, OLD)?;
+                log = RunLog::empty();
             }
         }
+        let agrees = log.replay(initial).and_then(|values| values.last().copied()) == Some(read_pcr(tpm, alg, pcr)?);
         // What was certainly extended: a program may have died before it noted the receipt.
-        if log.replay(initial).and_then(|values| values.last().copied()) == Some(read_pcr(tpm, alg, pcr)?)
-            && let Some(newest) = log.receipts().last()
+        if let Some(newest) = log.receipts().last().filter(|_| agrees)
             && state.read(RECEIPT, 64)?.as_deref() != Some(newest.to_bytes().as_slice())
         {
             state.write(RECEIPT, &newest.to_bytes())?;
         }
         let mut journal = Self { log, pcr, banks };
-        journal.notice_resume(state, tpm)?;
+        if !same_boot {
+            // The PCRs outlived a change of the counters: TPM2_Startup(STATE).
+            let same_reset = before.get(..4) == boot.get(..4);
+            if same_reset && agrees && !journal.log.entries.is_empty() {
+                journal.append(state, tpm, Event::Resume {})?;
+            }
+            state.write(BOOT, &boot)?;
+        }
         Ok(journal)
-    }
-
-    fn notice_resume(&mut self, state: &StateDir, tpm: &mut Tpm) -> Result<(), HostError> {
-        let clock = tpm.read_clock()?;
-        let now = [clock.reset_count.to_be_bytes(), clock.restart_count.to_be_bytes()].concat();
-        let before = state.read(BOOT, 64)?.unwrap_or_default();
-        if before == now {
-            return Ok(());
-        }
-        let same_reset = before.get(..4) == now.get(..4);
-        if same_reset && !self.log.entries.is_empty() {
-            self.append(state, tpm, Event::Resume {})?;
-        }
-        state.write(BOOT, &now)
     }
 
     /// Writes an entry, syncs it, then extends it.
@@ -121,9 +128,8 @@ impl Journal {
         let corrupt = |e: countersign_wire::runlog::BadRunLog| HostError::Corrupt(e.to_string());
         let (line, digests) = self.log.next(self.pcr, &self.banks, event).map_err(corrupt)?;
         state.append(FILE, &line)?;
-        let mut bytes = state.read(FILE, limits::RUN_LOG)?.unwrap_or_default();
+        let bytes = state.read(FILE, limits::RUN_LOG)?.unwrap_or_default();
         self.log = RunLog::parse(&bytes).map_err(corrupt)?;
-        bytes.clear();
         Ok(digests)
     }
 
@@ -137,14 +143,20 @@ impl Journal {
 }
 
 /// What the boot logs leave in the run PCR: normally nothing. Logs that do not replay leave it to the verifier to say so.
-fn initial(alg: HashAlg, pcr: u8, boot_log: Option<&[u8]>, systemd: Option<&[u8]>) -> Digest {
+fn initial(alg: HashAlg, pcr: u8, logs: &BootLogs) -> Digest {
     let zero = Digest::filled(alg, 0);
-    let replayed = boot_log.and_then(|bytes| EventLog::parse(bytes).ok()?.replay(alg).ok());
+    let replayed = logs.firmware.as_deref().and_then(|bytes| EventLog::parse(bytes).ok()?.replay(alg).ok());
     let Some(mut bank) = replayed else { return zero };
-    if let Some(records) = systemd.and_then(|bytes| systemd_log::parse(bytes).ok()) {
+    if let Some(records) = logs.systemd.as_deref().and_then(|bytes| systemd_log::parse(bytes).ok()) {
         let _ = systemd_log::replay(&records, &mut bank);
     }
     bank.value(pcr).unwrap_or(zero)
+}
+
+/// resetCount and restartCount.
+fn boot_of(tpm: &mut Tpm) -> Result<Vec<u8>, HostError> {
+    let clock = tpm.read_clock()?;
+    Ok([clock.reset_count.to_be_bytes(), clock.restart_count.to_be_bytes()].concat())
 }
 
 fn read_pcr(tpm: &mut Tpm, alg: HashAlg, pcr: u8) -> Result<Digest, HostError> {

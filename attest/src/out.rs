@@ -27,6 +27,12 @@ pub struct Failure {
     pub denial: Option<Box<Denial>>,
 }
 
+/// Text from elsewhere, without what could steer a terminal.
+#[must_use]
+pub fn printable(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+}
+
 /// Prints a result as JSON or in words.
 ///
 /// # Errors
@@ -58,10 +64,10 @@ pub fn finish(result: Result<(), Failure>, json: bool) -> u8 {
         let _ = print(true, &failure, String::new);
     }
     let mut err = anstream::stderr().lock();
-    let _ = writeln!(err, "{ERROR}error:{ERROR:#} {}", failure.error);
+    let _ = writeln!(err, "{ERROR}error:{ERROR:#} {}", printable(&failure.error));
     let _ = write!(err, "{}", failure.words);
     if !failure.hint.is_empty() {
-        let _ = writeln!(err, "{HINT}hint:{HINT:#} {}", failure.hint);
+        let _ = writeln!(err, "{HINT}hint:{HINT:#} {}", printable(&failure.hint));
     }
     failure.code
 }

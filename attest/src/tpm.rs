@@ -9,9 +9,9 @@ mod transport;
 pub use address::{BadAddress, TpmAddress};
 pub use command::{Loaded, Ticket};
 pub use handle::{Hierarchy, PERSISTENT_FIRST};
-pub use session::{Auth, Encryption, Session};
+pub use session::{Auth, Encryption, Session, SessionKind};
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use countersign_tpm::codec::{Malformed, Reader, Writer};
 use countersign_tpm::public::Name;
@@ -54,6 +54,14 @@ pub enum TpmError {
     /// The response's HMAC is wrong: something between this program and the TPM changes messages.
     #[error("{0}: the response is not authentic (HMAC): something between this program and the TPM changed it")]
     NotAuthentic(&'static str),
+    /// The TPM is not the one that is wanted: its EK differs.
+    #[error("this is another TPM: its EK has the Name {got}, expected {want}")]
+    OtherTpm {
+        /// Name of the EK that it has.
+        got: Name,
+        /// Name of the EK that it should have.
+        want: Name,
+    },
     /// A key or algorithm that this client does not handle.
     #[error("{0}")]
     Unsupported(String),
@@ -65,7 +73,11 @@ impl TpmError {
     pub const fn code(&self) -> Option<ResponseCode> {
         match self {
             Self::Refused { code, .. } => Some(*code),
-            Self::Transport { .. } | Self::Malformed { .. } | Self::NotAuthentic(_) | Self::Unsupported(_) => None,
+            Self::Transport { .. }
+            | Self::Malformed { .. }
+            | Self::NotAuthentic(_)
+            | Self::OtherTpm { .. }
+            | Self::Unsupported(_) => None,
         }
     }
 }
@@ -75,6 +87,7 @@ impl TpmError {
 pub struct Tpm {
     transport: Transport,
     commands: u64,
+    busy: Duration,
 }
 
 /// A handle with the Name that session HMACs cover.
@@ -114,13 +127,19 @@ impl Tpm {
     /// # Errors
     /// [`TpmError::Transport`].
     pub fn connect(address: &TpmAddress) -> Result<Self, TpmError> {
-        Ok(Self { transport: Transport::open(address, Duration::from_secs(20))?, commands: 0 })
+        Ok(Self { transport: Transport::open(address, Duration::from_secs(20))?, commands: 0, busy: Duration::ZERO })
     }
 
     /// Commands sent so far, repetitions included.
     #[must_use]
     pub const fn commands(&self) -> u64 {
         self.commands
+    }
+
+    /// Time spent waiting for the TPM so far: the round trips of all commands.
+    #[must_use]
+    pub const fn busy(&self) -> Duration {
+        self.busy
     }
 
     /// Flushes transient objects and sessions that a dead holder of a socket left. On the kernel's resource manager every connection has
@@ -152,7 +171,10 @@ impl Tpm {
     /// [`TpmError::Transport`].
     pub fn transmit(&mut self, command: &[u8]) -> Result<Vec<u8>, TpmError> {
         self.commands = self.commands.saturating_add(1);
-        self.transport.exchange(command)
+        let sent = Instant::now();
+        let answer = self.transport.exchange(command);
+        self.busy = self.busy.saturating_add(sent.elapsed());
+        answer
     }
 
     /// Runs a command whose response has no handle.

@@ -14,7 +14,7 @@ use countersign_wire::release::{approval_hash, unseal_cp_hash};
 use zeroize::Zeroizing;
 
 use crate::endorsement::Ek;
-use crate::tpm::{Auth, Encryption, Object, Session, Tpm, TpmError};
+use crate::tpm::{Auth, Encryption, Object, Session, SessionKind, Tpm, TpmError};
 
 /// How often the policy is run again when a PCR changes between PolicyPCR and Unseal. The TPM's own expiry of the verdict ends it sooner
 /// on a TPM that takes long.
@@ -40,6 +40,20 @@ pub enum UnsealError {
     Release(String),
 }
 
+impl UnsealError {
+    /// Whether a new quote and verdict may help: the session is gone (the TPM was reset or resumed), or PCRs or counters are no longer those
+    /// that were quoted.
+    #[must_use]
+    pub const fn is_stale(&self) -> bool {
+        match self {
+            Self::Tpm(TpmError::Refused { code, .. }) => {
+                matches!(code.base(), 0x084 | 0x126 | 0x128 | 0x910..=0x916 | 0x918..=0x91E)
+            }
+            Self::Tpm(_) | Self::Release(_) => false,
+        }
+    }
+}
+
 impl Waiting {
     /// Imports (unless `cached` is the private blob of an earlier import) and loads the object, and opens a policy session salted to the EK.
     ///
@@ -47,20 +61,24 @@ impl Waiting {
     /// [`TpmError`]; a cached blob that no longer loads is imported again.
     pub fn open(tpm: &mut Tpm, ek: &Ek, import: &Import, cached: Option<&[u8]>) -> Result<Self, TpmError> {
         let mut ek_session = ek.session(tpm)?;
-        let cached = match cached {
+        let loaded = match cached {
             Some(private) => {
                 ek.authorise(tpm, &ek_session)?;
-                let mut auth = Auth::policy(&mut ek_session, true, Encryption::default());
-                let loaded = tpm.load(&ek.key.object, private, &import.public, &mut auth);
-                loaded.ok().map(|object| (object, private.to_vec()))
+                let mut auth = Auth::policy(&mut ek_session, false, Encryption::default());
+                match tpm.load(&ek.key.object, private, &import.public, &mut auth) {
+                    Ok(object) => Some((object, private.to_vec())),
+                    // Of before a TPM2_Clear, or damaged. A refused command leaves its session open, with the policy in it.
+                    Err(TpmError::Refused { .. }) => {
+                        tpm.policy_restart(&ek_session)?;
+                        None
+                    }
+                    Err(e) => return Err(e),
+                }
             }
             None => None,
         };
-        let (object, private) = match cached {
-            Some(loaded) => {
-                tpm.flush(ek_session.handle)?;
-                loaded
-            }
+        let (object, private) = match loaded {
+            Some(loaded) => loaded,
             None => {
                 ek.authorise(tpm, &ek_session)?;
                 let mut auth = Auth::policy(&mut ek_session, true, Encryption::default());
@@ -70,7 +88,7 @@ impl Waiting {
                 (tpm.load(&ek.key.object, &private, &import.public, &mut auth)?, private)
             }
         };
-        let session = tpm.start_policy_session(HashAlg::Sha256, Some(&ek.key))?;
+        let session = tpm.start_session(SessionKind::Policy, HashAlg::Sha256, Some(&ek.key))?;
         Ok(Self { object, session, private })
     }
 
@@ -91,6 +109,25 @@ impl Waiting {
     /// # Errors
     /// [`UnsealError`]: the response code says in words which of the conditions failed.
     pub fn unseal(mut self, tpm: &mut Tpm, release: &Release) -> Result<Zeroizing<Vec<u8>>, UnsealError> {
+        let mut keys = Vec::new();
+        let secret = self.try_unseal(tpm, release, &mut keys);
+        // A failure here leaves a slot taken until the connection ends; the secret is good all the same.
+        for handle in keys.into_iter().chain([self.object.handle]) {
+            let _ = tpm.flush(handle);
+        }
+        if secret.is_err() {
+            let _ = tpm.flush(self.session.handle);
+        }
+        secret
+    }
+
+    /// Loads the authority keys (`loaded` gets their handles), satisfies the policy and unseals; the TPM closes the session with the last.
+    fn try_unseal(
+        &mut self,
+        tpm: &mut Tpm,
+        release: &Release,
+        loaded: &mut Vec<u32>,
+    ) -> Result<Zeroizing<Vec<u8>>, UnsealError> {
         let key = |bytes: &[u8], which: &str| {
             Public::parse(bytes).map_err(|e| UnsealError::Release(format!("{which} key: {e}")))
         };
@@ -106,13 +143,15 @@ impl Waiting {
             pcr_digest: release.pcr_digest,
         };
         let approval = tpm.load_external(&approval_key)?;
+        loaded.push(approval.handle);
         let digest = approval_hash(&approved.digest(), &release.policy_ref);
         let ticket = tpm.verify_signature(&approval, &digest, &release.approval)?;
         let verdict = tpm.load_external(&verdict_key)?;
+        loaded.push(verdict.handle);
         let nonce = self.session.nonce_tpm().to_vec();
         let cp_hash = unseal_cp_hash(self.object.name.as_bytes());
         let mut tries: u32 = 0;
-        let secret = loop {
+        loop {
             // From here to the end nothing else of ours extends a PCR: the caller holds the machine-wide lock.
             let policy = |tpm: &mut Tpm, session: &Session| {
                 tpm.policy_counter_timer(session, &approved.counters(), OFFSET_COUNTERS, Comparison::Equal)?;
@@ -130,17 +169,9 @@ impl Waiting {
                     tries = tries.saturating_add(1);
                     tpm.policy_restart(&self.session)?;
                 }
-                other => break other,
+                other => return Ok(other?),
             }
-        };
-        for handle in [approval.handle, verdict.handle, self.object.handle] {
-            // A failure here leaves a slot taken until the connection ends; the secret is good all the same.
-            let _ = tpm.flush(handle);
         }
-        if secret.is_err() {
-            let _ = tpm.flush(self.session.handle);
-        }
-        Ok(secret?)
     }
 
     /// Gives up: frees the object and the session.

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::out::printable;
+
 /// What of a verdict is printed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Denial {
@@ -58,12 +60,17 @@ impl Denial {
     /// The reasons in words, one block each.
     #[must_use]
     pub fn words(&self) -> String {
-        let mut out = format!("verdict {}\n", self.id);
+        let mut out = format!("verdict {}\n", printable(&self.id));
         for reason in &self.reasons {
-            out.push_str(&format!("  {} ({}): {}\n", reason.id, reason.source, reason.message));
+            out.push_str(&format!(
+                "  {} ({}): {}\n",
+                printable(&reason.id),
+                printable(&reason.source),
+                printable(&reason.message)
+            ));
             for (name, value) in [("where", &reason.subject), ("got", &reason.got), ("want", &reason.want)] {
                 if let Some(value) = value {
-                    out.push_str(&format!("    {name:5} {value}\n"));
+                    out.push_str(&format!("    {name:5} {}\n", printable(value)));
                 }
             }
         }

@@ -9,7 +9,7 @@
     reason = "tests"
 )]
 
-use countersign_attest::endorsement::{Ak, AkBlob, Ek, find_certificates};
+use countersign_attest::endorsement::{Ak, AkBlob, Ek, EndorsementAuth, find_certificates};
 use countersign_attest::random::system_rng;
 use countersign_attest::tpm::{Tpm, TpmError};
 use countersign_attest::unseal::{UnsealError, Waiting};
@@ -98,7 +98,7 @@ struct Stage {
 
 impl Stage {
     fn new(tpm: &mut Tpm, template: Template) -> Self {
-        let ek = Ek::open(tpm, template, None).unwrap();
+        let ek = Ek::open(tpm, template, None, &EndorsementAuth::default()).unwrap();
         let (approval, verdict) = (Authority::new(), Authority::new());
         let reference = policy_ref(&WorkloadId([1; 32]), &HostId([2; 32]), b"an AK's Name");
         let policy = sealed_policy(&approval.public().name(), &verdict.public().name(), &reference);
@@ -148,7 +148,7 @@ impl Stage {
 fn code(error: &UnsealError) -> u32 {
     match error {
         UnsealError::Tpm(TpmError::Refused { code, .. }) => code.0,
-        other => panic!("{other}"),
+        UnsealError::Tpm(_) | UnsealError::Release(_) => panic!("{error}"),
     }
 }
 
@@ -239,7 +239,7 @@ fn changed_pcrs_and_resets_void_an_approval() {
 
     sim.reset().unwrap();
     let mut tpm = connect(&sim);
-    let ek = Ek::open(&mut tpm, Template::P384, Some(&stage.ek.key.public)).unwrap();
+    let ek = Ek::open(&mut tpm, Template::P384, Some(&stage.ek.key.public), &EndorsementAuth::default()).unwrap();
     let waiting = Waiting::open(&mut tpm, &ek, &stage.import, None).unwrap();
     // The old approval, with a fresh verdict: PolicyCounterTimer says no.
     let fresh = stage.release(&waiting, &approved, 30);
@@ -256,7 +256,7 @@ fn credential_and_quote() {
     assert_eq!(templates, [Template::Rsa2048, Template::P384]);
     for found in certificates {
         let (_, rebuilt) = Template::rebuild(&certified_key(&found.der).unwrap()).unwrap();
-        let mut ek = Ek::open(&mut tpm, found.template, Some(&rebuilt)).unwrap();
+        let mut ek = Ek::open(&mut tpm, found.template, Some(&rebuilt), &EndorsementAuth::default()).unwrap();
         assert!(ek.make_persistent(&mut tpm));
         let blob = AkBlob::create(&mut tpm, &ek).unwrap();
         ak::check(&blob.public).unwrap();
@@ -269,7 +269,7 @@ fn credential_and_quote() {
         tpm.flush_leftovers_but(&[ak.key.object.handle]).unwrap();
 
         assert!(ak.make_persistent(&mut tpm));
-        let ak = Ak::open(&mut tpm, found.template, &rebuilt, &blob).unwrap();
+        let ak = Ak::open(&mut tpm, &ek, &blob).unwrap();
         let selection = PcrSelection::single(HashAlg::Sha256, &(0..15).collect::<Vec<_>>());
         let (quoted, signature) = tpm.quote(&ak.key.object, &[3; 32], &selection).unwrap();
         let quote = Quote::parse(&quoted).unwrap();

@@ -7,13 +7,13 @@ use countersign_tpm::import::Import;
 use countersign_tpm::limits;
 use countersign_tpm::pcr::PcrSelection;
 use countersign_tpm::policy::{Comparison, or_list};
-use countersign_tpm::public::{ALG_AES, ALG_CFB, ALG_NULL, Name, Public};
+use countersign_tpm::public::{ALG_AES, ALG_CFB, ALG_NULL, Key, Name, Public};
 use countersign_tpm::rc::ResponseCode;
 use countersign_tpm::wrap::{Use, seed};
 use zeroize::Zeroizing;
 
 use super::handle::RH_NULL;
-use super::session::{Encryption, nonce};
+use super::session::{Encryption, SessionKind, nonce};
 use super::{Auth, Command, Hierarchy, Object, Session, Tpm, TpmError};
 use crate::random::system_rng;
 
@@ -386,11 +386,17 @@ impl Tpm {
         Ok(Some(contents))
     }
 
-    /// TPM2_StartAuthSession for a policy session; salted to a key when one is given, so that only that key's TPM can know the session key.
+    /// TPM2_StartAuthSession; salted to a key when one is given, so that only that key's TPM can know the session key. Parameters are then
+    /// encrypted with AES-CFB of the key's own strength (128 or 256 bits).
     ///
     /// # Errors
     /// [`TpmError`].
-    pub fn start_policy_session(&mut self, hash: HashAlg, salt_to: Option<&Loaded>) -> Result<Session, TpmError> {
+    pub fn start_session(
+        &mut self,
+        kind: SessionKind,
+        hash: HashAlg,
+        salt_to: Option<&Loaded>,
+    ) -> Result<Session, TpmError> {
         const NAME: &str = "TPM2_StartAuthSession";
         let (salt, encrypted, key) = match salt_to {
             None => (Zeroizing::default(), Vec::new(), Object::permanent(RH_NULL)),
@@ -400,9 +406,9 @@ impl Tpm {
                 (salt, encrypted, key.object.clone())
             }
         };
+        let aes_bits = salt_to.map_or(128, |key| symmetric_bits(&key.public));
         let nonce_caller = nonce(hash);
-        let aes_bits: u16 = 128;
-        let writer = Writer::new().tpm2b(&nonce_caller).tpm2b(&encrypted).u8(1);
+        let writer = Writer::new().tpm2b(&nonce_caller).tpm2b(&encrypted).u8(kind.id());
         let writer = if salt.is_empty() {
             writer.u16_be(ALG_NULL)
         } else {
@@ -554,6 +560,14 @@ impl Tpm {
         let command = Command { name: NAME, code: 0x15E, handles: &[object], parameters: Vec::new() };
         let answer = Zeroizing::new(self.run(command, &mut [Auth::policy(session, false, encryption)])?);
         read(NAME, &answer, |reader| Ok(Zeroizing::new(reader.tpm2b(limits::SEALED, "outData")?.to_vec())))
+    }
+}
+
+/// Key bits of a storage key's own AES.
+fn symmetric_bits(key: &Public) -> u16 {
+    match &key.key {
+        Key::Rsa { symmetric, .. } | Key::Ecc { symmetric, .. } => symmetric.unwrap_or(128),
+        Key::Sealed { .. } => 128,
     }
 }
 

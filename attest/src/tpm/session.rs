@@ -17,7 +17,6 @@ const DECRYPT: u8 = 0x20;
 const ENCRYPT: u8 = 0x40;
 
 /// A policy or HMAC session.
-#[derive(Debug)]
 pub struct Session {
     /// TPM_HANDLE.
     pub handle: u32,
@@ -29,6 +28,12 @@ pub struct Session {
     aes_bits: u16,
 }
 
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("handle", &self.handle).field("hash", &self.hash).finish_non_exhaustive()
+    }
+}
+
 /// Which way parameters are encrypted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Encryption {
@@ -38,8 +43,25 @@ pub struct Encryption {
     pub response: bool,
 }
 
+/// What a session is for (TPM_SE; TPM 2.0 Part 2, 6.11).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionKind {
+    /// Authorises by an authValue that it does not send.
+    Hmac,
+    /// Authorises by a policy.
+    Policy,
+}
+
+impl SessionKind {
+    pub(super) const fn id(self) -> u8 {
+        match self {
+            Self::Hmac => 0x00,
+            Self::Policy => 0x01,
+        }
+    }
+}
+
 /// How a handle is authorised.
-#[derive(Debug)]
 pub enum Auth<'a> {
     /// By an empty password.
     EmptyPassword,
@@ -56,7 +78,22 @@ pub enum Auth<'a> {
     },
 }
 
+impl std::fmt::Debug for Auth<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::EmptyPassword => f.write_str("EmptyPassword"),
+            Self::Session { session, .. } => write!(f, "Session({:#010x})", session.handle),
+        }
+    }
+}
+
 impl<'a> Auth<'a> {
+    /// An HMAC session: proves the authValue without sending it. The session ends with the command.
+    pub fn hmac(session: &'a mut Session, auth_value: &[u8]) -> Self {
+        let auth_value = Zeroizing::new(auth_value.to_vec());
+        Self::Session { session, auth_value, keep: false, encryption: Encryption::default() }
+    }
+
     /// A policy session.
     pub fn policy(session: &'a mut Session, keep: bool, encryption: Encryption) -> Self {
         Self::Session { session, auth_value: Zeroizing::default(), keep, encryption }

@@ -1,0 +1,163 @@
+//! Enrolment: pin the verifier, prove that this AK lives in the TPM of this EK (DESIGN.md section 4).
+
+use countersign_tpm::alg::HashAlg;
+use countersign_tpm::ek::Template;
+use countersign_tpm::ekcert::certified_key;
+use countersign_tpm::kdf::hmac;
+use countersign_wire::enrol::{
+    EkCertificate, EnrolChallenge, EnrolProof, EnrolRequest, Enrolled, HostCard, transcript,
+};
+use countersign_wire::id::HostId;
+use countersign_wire::trust::{JoinToken, TrustBundle};
+use countersign_wire::{artefact, cbor, systemd_log};
+use p256::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, EncodePublicKey as _};
+use zeroize::Zeroizing;
+
+use super::{Keys, Operation};
+use crate::client::Client;
+use crate::endorsement::{Ak, AkBlob, Ek, FoundCertificate, find_certificates};
+use crate::error::HostError;
+use crate::journal::RECEIPT;
+use crate::random::system_rng;
+use crate::state::StateDir;
+use crate::tpm::TpmError;
+
+/// TPM_RC_INTEGRITY: this TPM never made the blob, or was cleared since.
+const INTEGRITY: u32 = 0x09F;
+
+impl Operation<'_> {
+    pub(super) fn enroll(
+        &mut self,
+        url: &str,
+        token: &JoinToken,
+        trust_bytes: &[u8],
+        name: &str,
+    ) -> Result<Enrolled, HostError> {
+        let trust: TrustBundle = cbor::decode(trust_bytes)?;
+        let client = Client::new(url, &trust.ca, None, self.host.config.deadline)?;
+        let state = self.host.state.clone();
+        let (certificates, chain) = find_certificates(&mut self.tpm)?;
+        let kept = self.host.keys().ok();
+        let mut ek = self.enrolment_ek(kept.as_ref(), &certificates)?;
+        ek.make_persistent(&mut self.tpm);
+        let ek_public = ek.key.public.clone();
+        let host = HostId::of_ek_spki(&ek_public.spki().ok_or(HostError::NoCertificate)?);
+        let run_pcr = self.run_pcr(kept.as_ref())?;
+        let (blob, mut ak, new_ak) = self.enrolment_ak(kept.as_ref(), &ek)?;
+        let card = HostCard {
+            version: 1,
+            host,
+            ek_public: ek_public.to_bytes(),
+            ek_certificates: certificates
+                .iter()
+                .map(|found| EkCertificate { nv_index: found.index, der: found.der.clone() })
+                .collect(),
+            chain: chain.into_iter().map(Into::into).collect(),
+            ak_public: blob.public.to_bytes(),
+            run_pcr,
+        };
+        let (tls_key, tls_public) = tls_key(&state)?;
+        let secret = [token.id.as_slice(), &token.secret].concat();
+        let request = EnrolRequest {
+            version: 1,
+            token: Some(secret),
+            card: card.clone(),
+            tls_key: tls_public.clone(),
+            name: name.to_owned(),
+        };
+        let challenge: EnrolChallenge = client.post("/v1/enrol", &request)?;
+        let opened = ak.activate(&mut self.tpm, &ek, &challenge.credential, &challenge.secret)?;
+        let digest = TrustBundle::digest(trust_bytes);
+        let transcript = transcript(&card.ek_public, &card.ak_public, &tls_public, &token.id, &digest);
+        let proof = hmac(HashAlg::Sha256, &opened, &[&transcript])
+            .ok_or_else(|| HostError::Corrupt("HMAC-SHA256 is missing".into()))?;
+        // What the verifier is about to admit must be on disk before it does: a lost answer is then no loss.
+        state.write("ak.private", &blob.private)?;
+        state.write("host.card", &artefact::to_file(&card))?;
+        state.write("tls.key", &tls_key)?;
+        if new_ak {
+            // Receipts of the AK before it count no longer.
+            state.remove(RECEIPT)?;
+        }
+        let proof = EnrolProof { version: 1, id: challenge.id, proof: proof.as_bytes().to_vec() };
+        let enrolled: Enrolled = client.post("/v1/enrol/proof", &proof)?;
+        if enrolled.host != host {
+            let got = enrolled.host;
+            return Err(HostError::Protocol(format!("it takes this host for {got}, its EK says {host}")));
+        }
+        state.write("trust.bundle", &artefact::to_file(&trust))?;
+        state.write("verifier.url", url.as_bytes())?;
+        if let Some(certificate) = &enrolled.certificate {
+            state.write("tls.crt", certificate)?;
+        }
+        ak.make_persistent(&mut self.tpm);
+        ak.close(&mut self.tpm)?;
+        ek.close(&mut self.tpm)?;
+        Ok(enrolled)
+    }
+
+    /// The EK that was enrolled before; else the certified one with the lowest NV index. A TPM without certificates shows its RSA EK, for
+    /// an allow-list.
+    fn enrolment_ek(&mut self, kept: Option<&Keys>, certificates: &[FoundCertificate]) -> Result<Ek, HostError> {
+        let auth = self.host.config.endorsement_auth()?;
+        let rebuilt = certificates.first().map(|first| {
+            let certified = certified_key(&first.der).ok().and_then(|key| Template::rebuild(&key));
+            (first.template, certified.map(|(_, public)| public))
+        });
+        let (template, expected) = match (kept, rebuilt) {
+            (Some(keys), _) => (keys.template, Some(keys.ek.clone())),
+            (None, Some(found)) => found,
+            (None, None) => (Template::Rsa2048, None),
+        };
+        Ok(Ek::open(&mut self.tpm, template, expected.as_ref(), &auth)?)
+    }
+
+    /// The enrolled AK stays, unless this TPM no longer loads it (TPM2_Clear); true when it is a new one.
+    fn enrolment_ak(&mut self, kept: Option<&Keys>, ek: &Ek) -> Result<(AkBlob, Ak, bool), HostError> {
+        if let Some(keys) = kept {
+            match Ak::open(&mut self.tpm, ek, &keys.ak) {
+                Ok(ak) => return Ok((keys.ak.clone(), ak, false)),
+                Err(TpmError::Refused { code, .. }) if code.base() == INTEGRITY => (),
+                Err(e) => return Err(e.into()),
+            }
+        }
+        let blob = AkBlob::create(&mut self.tpm, ek)?;
+        let ak = Ak::load(&mut self.tpm, ek, &blob)?;
+        Ok((blob, ak, true))
+    }
+
+    /// The run PCR: fixed at the first enrolment, and none that systemd extends.
+    fn run_pcr(&self, kept: Option<&Keys>) -> Result<u8, HostError> {
+        let wanted = self.host.config.run_pcr;
+        let bad = |reason: String| HostError::Config { path: "run_pcr".into(), reason };
+        match kept {
+            Some(keys) if keys.card.run_pcr != wanted => {
+                let fixed = keys.card.run_pcr;
+                return Err(bad(format!("{wanted} is not the {fixed} that this state folder was enrolled with")));
+            }
+            Some(_) => return Ok(wanted),
+            None => (),
+        }
+        let records =
+            self.host.boot_logs()?.systemd.and_then(|bytes| systemd_log::parse(&bytes).ok()).unwrap_or_default();
+        match records.iter().find(|record| record.pcr == wanted) {
+            Some(record) => Err(bad(format!("{wanted} is taken: systemd extends it ({:?})", record.text))),
+            None => Ok(wanted),
+        }
+    }
+}
+
+/// This host's TLS key (PKCS#8) and its SubjectPublicKeyInfo; made at the first use.
+pub(super) fn tls_key(state: &StateDir) -> Result<(Zeroizing<Vec<u8>>, Vec<u8>), HostError> {
+    let corrupt = |e: String| HostError::Corrupt(format!("tls.key: {e}"));
+    let secret = match state.read("tls.key", 4096)?.map(Zeroizing::new) {
+        Some(pkcs8) => p256::SecretKey::from_pkcs8_der(&pkcs8).map_err(|e| corrupt(e.to_string()))?,
+        None => {
+            use p256::elliptic_curve::Generate as _;
+            p256::SecretKey::generate_from_rng(&mut system_rng())
+        }
+    };
+    let pkcs8 = secret.to_pkcs8_der().map_err(|e| corrupt(e.to_string()))?;
+    let public = secret.public_key().to_public_key_der().map_err(|e| corrupt(e.to_string()))?;
+    Ok((Zeroizing::new(pkcs8.as_bytes().to_vec()), public.into_vec()))
+}
