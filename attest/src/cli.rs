@@ -159,9 +159,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Inspect { file } => {
             let bytes = std::fs::File::open(file)
                 .and_then(|opened| crate::state::read_bounded(opened, countersign_wire::limits::RECORD))
-                .map_err(|e| HostError::File { path: file.clone(), reason: e.to_string() })?;
-            let described =
-                inspect::describe(&bytes).map_err(|reason| HostError::File { path: file.clone(), reason })?;
+                .map_err(|e| unknown(file, &e.to_string()))?;
+            let described = inspect::describe(&bytes).map_err(|reason| unknown(file, &reason))?;
             out::print(cli.json, &described, || described.words())
         }
         Command::Config => out::print(cli.json, &EXAMPLE, || EXAMPLE.trim_end().to_owned()),
@@ -173,6 +172,17 @@ fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Man { dir } => clap_mangen::generate_to(Cli::command(), dir)
             .map_err(|source| HostError::State { path: dir.clone(), source }.into()),
+    }
+}
+
+/// A file given to `inspect` that is damaged, or nothing that it knows.
+fn unknown(file: &Path, reason: &str) -> Failure {
+    Failure {
+        code: Exit::Unknown.code(),
+        error: format!("{}: {reason}", file.display()),
+        words: String::new(),
+        hint: "it knows logs, quotes, keys, signatures, certificates, cards, bundles and tokens".into(),
+        denial: None,
     }
 }
 

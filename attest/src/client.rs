@@ -181,7 +181,7 @@ impl Client {
         let limit = u64::try_from(MAX_ANSWER).unwrap_or(u64::MAX).saturating_add(1);
         response.take(limit).read_to_end(&mut body).map_err(|e| self.unreachable(e.to_string()))?;
         if body.len() > MAX_ANSWER {
-            return Err(HostError::Protocol(format!("it is longer than {MAX_ANSWER} bytes")));
+            return Err(HostError::unexpected(format!("it is longer than {MAX_ANSWER} bytes")));
         }
         Ok(body)
     }

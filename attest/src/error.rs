@@ -10,6 +10,17 @@ use crate::host::Step;
 use crate::tpm::TpmError;
 use crate::unseal::UnsealError;
 
+/// Why an answer of the verifier cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadAnswer {
+    /// It is not well-formed.
+    #[error(transparent)]
+    Malformed(#[from] BadCbor),
+    /// It is well-formed, and not what was asked for.
+    #[error("{0}")]
+    Unexpected(String),
+}
+
 /// Why an operation on the host failed.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
@@ -73,12 +84,9 @@ pub enum HostError {
         /// What it says.
         problem: Problem,
     },
-    /// The verifier's answer is not well-formed.
+    /// The verifier's answer cannot be used.
     #[error("the verifier's answer: {0}")]
-    Answer(#[from] BadCbor),
-    /// The verifier's answer is well-formed and is not what was asked for.
-    #[error("the verifier's answer: {0}")]
-    Protocol(String),
+    Answer(BadAnswer),
     /// The verifier's verdict is no.
     #[error("the verifier denied the {}", .0.purpose)]
     Denied(Box<crate::verdict::Denial>),
@@ -86,14 +94,6 @@ pub enum HostError {
     #[error("{path}: {reason}")]
     Log {
         /// The log.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
-    /// A file given to `inspect` is damaged, or nothing that it knows.
-    #[error("{path}: {reason}")]
-    File {
-        /// The file.
         path: PathBuf,
         /// What is wrong.
         reason: String,
@@ -106,7 +106,18 @@ pub enum HostError {
     Interrupted(Step),
 }
 
+impl From<BadCbor> for HostError {
+    fn from(malformed: BadCbor) -> Self {
+        Self::Answer(BadAnswer::Malformed(malformed))
+    }
+}
+
 impl HostError {
+    /// An answer that is not what was asked for.
+    pub(crate) fn unexpected(reason: impl Into<String>) -> Self {
+        Self::Answer(BadAnswer::Unexpected(reason.into()))
+    }
+
     /// The exit code for it.
     #[must_use]
     pub const fn exit(&self) -> Exit {
@@ -121,11 +132,10 @@ impl HostError {
             Self::Unseal(_) => Exit::Unseal,
             Self::NoCertificate => Exit::NoCertificate,
             Self::Log { .. } => Exit::Log,
-            Self::File { .. } => Exit::Unknown,
             Self::Unreachable { .. } => Exit::Unreachable,
             Self::Trust { .. } => Exit::Trust,
             Self::Refused { .. } => Exit::Refused,
-            Self::Answer(_) | Self::Protocol(_) => Exit::Answer,
+            Self::Answer(_) => Exit::Answer,
             Self::Denied(_) => Exit::Denied,
         }
     }
@@ -159,7 +169,7 @@ impl HostError {
                 "ask the verifier's operator for a new token; if it names the same digest, somebody else answers".into()
             }
             Self::Refused { problem, .. } => problem.hint.clone().unwrap_or_else(|| "see the verifier's log".into()),
-            Self::Answer(_) | Self::Protocol(_) => "the verifier and this program are of different versions".into(),
+            Self::Answer(_) => "the verifier and this program are of different versions".into(),
             Self::Denied(denial) => denial.hint(),
             Self::Log { .. } => "check event_log, ima_log and systemd_log in the configuration".into(),
             Self::File { .. } => {

@@ -83,7 +83,7 @@ impl Operation<'_> {
         let enrolled: Enrolled = client.post("/v1/enrol/proof", &proof)?;
         if enrolled.host != host {
             let got = enrolled.host;
-            return Err(HostError::Protocol(format!("it takes this host for {got}, its EK says {host}")));
+            return Err(HostError::unexpected(format!("it takes this host for {got}, its EK says {host}")));
         }
         state.write("trust.bundle", &artefact::to_file(&trust))?;
         state.write("verifier.url", url.as_bytes())?;

@@ -145,8 +145,9 @@ fn statement(state: &StateDir, challenge: &Challenge, release: Option<ReleaseReq
 fn selection(challenge: &Challenge) -> Result<PcrSelection, HostError> {
     let mut banks = Vec::new();
     for bank in &challenge.selection {
-        let alg = HashAlg::from_id(bank.alg)
-            .ok_or_else(|| HostError::Protocol(format!("it asks for PCR bank {:#06x}, which is unknown", bank.alg)))?;
+        let alg = HashAlg::from_id(bank.alg).ok_or_else(|| {
+            HostError::unexpected(format!("it asks for PCR bank {:#06x}, which is unknown", bank.alg))
+        })?;
         banks.push(BankSelection::new(alg, &bank.pcrs));
     }
     Ok(PcrSelection(banks))
