@@ -172,9 +172,6 @@ impl HostError {
             Self::Answer(_) => "the verifier and this program are of different versions".into(),
             Self::Denied(denial) => denial.hint(),
             Self::Log { .. } => "check event_log, ima_log and systemd_log in the configuration".into(),
-            Self::File { .. } => {
-                "it knows logs, quotes, keys, signatures, certificates, cards, bundles and tokens".into()
-            }
             Self::Moving(_) => "run the command again when the host is quieter".into(),
             Self::Interrupted(_) => String::new(),
         }

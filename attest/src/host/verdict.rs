@@ -33,7 +33,7 @@ impl Operation<'_> {
         let request = ChallengeRequest { version: 1, host: keys.card.host, purpose, workload };
         let challenge: Challenge = client.post("/v1/challenge", &request)?;
         if challenge.purpose != purpose {
-            return Err(HostError::unexpected("its challenge is for another purpose".into()));
+            return Err(HostError::unexpected("its challenge is for another purpose"));
         }
         self.host.reached(Step::Challenged)?;
         Ok(challenge)
@@ -94,7 +94,7 @@ impl Operation<'_> {
             return Err(HostError::Denied(Box::new(Denial::read(&answer.verdict))));
         }
         let Some(release) = &answer.release else {
-            return Err(HostError::unexpected("it allows the release and holds none".into()));
+            return Err(HostError::unexpected("it allows the release and holds none"));
         };
         self.check_keys(release)?;
         let key = waiting.unseal(&mut self.tpm, release)?;
@@ -110,10 +110,8 @@ impl Operation<'_> {
 
     /// Loads the challenge's sealed object, from what an earlier import of it left in the state folder where there is that.
     fn load_sealed(&mut self, ek: &Ek, challenge: &Challenge, workload: WorkloadId) -> Result<Waiting, HostError> {
-        let blob = challenge
-            .import
-            .as_ref()
-            .ok_or_else(|| HostError::unexpected("its challenge has no sealed object".into()))?;
+        let blob =
+            challenge.import.as_ref().ok_or_else(|| HostError::unexpected("its challenge has no sealed object"))?;
         let public = Public::parse(&blob.public).map_err(|e| HostError::unexpected(format!("sealed object: {e}")))?;
         let import = Import { public, duplicate: blob.duplicate.clone(), seed: blob.seed.clone() };
         let file = format!("imports/{workload}");
@@ -131,7 +129,7 @@ impl Operation<'_> {
     fn check_keys(&self, release: &Release) -> Result<(), HostError> {
         let (_, trust) = self.host.trust()?;
         if release.approval_key != trust.approval_key || release.verdict_key != trust.verdict_key {
-            return Err(HostError::unexpected("the release is signed with keys that this host has not pinned".into()));
+            return Err(HostError::unexpected("the release is signed with keys that this host has not pinned"));
         }
         Ok(())
     }
