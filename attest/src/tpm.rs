@@ -127,7 +127,16 @@ impl Tpm {
     /// # Errors
     /// [`TpmError::Transport`].
     pub fn connect(address: &TpmAddress) -> Result<Self, TpmError> {
-        Ok(Self { transport: Transport::open(address, Duration::from_secs(20))?, commands: 0, busy: Duration::ZERO })
+        Self::connect_within(address, Duration::from_secs(20))
+    }
+
+    /// Connects to a TPM that is to take no longer than this for connecting and for any command. Creating an RSA key takes a real TPM some
+    /// seconds.
+    ///
+    /// # Errors
+    /// [`TpmError::Transport`].
+    pub fn connect_within(address: &TpmAddress, timeout: Duration) -> Result<Self, TpmError> {
+        Ok(Self { transport: Transport::open(address, timeout)?, commands: 0, busy: Duration::ZERO })
     }
 
     /// Commands sent so far, repetitions included.

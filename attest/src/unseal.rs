@@ -174,6 +174,12 @@ impl Waiting {
         }
     }
 
+    /// The loaded object and the waiting session, to go on in another way than [`Waiting::unseal`].
+    #[must_use]
+    pub fn into_parts(self) -> (Object, Session) {
+        (self.object, self.session)
+    }
+
     /// Gives up: frees the object and the session.
     pub fn close(self, tpm: &mut Tpm) {
         let _ = tpm.flush(self.object.handle);

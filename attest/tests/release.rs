@@ -9,6 +9,8 @@
     reason = "tests"
 )]
 
+mod support;
+
 use countersign_attest::endorsement::{Ak, AkBlob, Ek, EndorsementAuth, find_certificates};
 use countersign_attest::random::system_rng;
 use countersign_attest::tpm::{Tpm, TpmError};
@@ -19,130 +21,19 @@ use countersign_tpm::attest::Quote;
 use countersign_tpm::credential::make_credential;
 use countersign_tpm::ek::Template;
 use countersign_tpm::ekcert::certified_key;
-use countersign_tpm::import::{Import, wrap_sealed};
 use countersign_tpm::pcr::{PcrSelection, pcr_digest};
-use countersign_tpm::policy::{Approved, sealed_policy};
-use countersign_tpm::public::{Curve, Key, Public, Scheme, attributes};
+use countersign_tpm::policy::{Comparison, OFFSET_CLOCK, OFFSET_COUNTERS};
 use countersign_tpm::signature::Signature;
-use countersign_tpm_sim::{Error, Options, Sim};
+use countersign_tpm_sim::Sim;
 use countersign_wire::answer::Release;
-use countersign_wire::challenge::Bank;
 use countersign_wire::id::{HostId, WorkloadId};
 use countersign_wire::release::{approval_hash, policy_ref, unseal_cp_hash, verdict_hash};
-use p256::ecdsa::signature::hazmat::PrehashSigner;
-use p256::ecdsa::{Signature as EcdsaSignature, SigningKey};
-use p256::elliptic_curve::Generate as _;
-use tempfile::TempDir;
-
-const SECRET: &[u8] = &[0x5a; 64];
-const PCRS: [u8; 3] = [0, 7, 14];
-
-fn sim() -> Option<(TempDir, Sim)> {
-    let dir = TempDir::new().unwrap();
-    match Sim::create(dir.path().join("t"), &Options::named("node-1")) {
-        Ok(mut sim) => {
-            sim.start().unwrap();
-            Some((dir, sim))
-        }
-        Err(Error::MissingTool(tool)) => {
-            println!("skipped: {tool} is not installed");
-            None
-        }
-        Err(error) => panic!("{error}"),
-    }
-}
+use p256::ecdsa::Signature as EcdsaSignature;
+use support::authority::{Broker, SECRET};
+use support::sim;
 
 fn connect(sim: &Sim) -> Tpm {
     Tpm::connect(&sim.tpm_arg().parse().unwrap()).unwrap()
-}
-
-/// An authority key of the verifier.
-struct Authority(SigningKey);
-
-impl Authority {
-    fn new() -> Self {
-        Self(SigningKey::generate_from_rng(&mut system_rng()))
-    }
-
-    fn public(&self) -> Public {
-        let point = self.0.verifying_key().to_sec1_point(false);
-        Public {
-            name_alg: HashAlg::Sha256,
-            attributes: attributes::USER_WITH_AUTH | attributes::SIGN,
-            auth_policy: Vec::new(),
-            key: Key::Ecc {
-                symmetric: None,
-                scheme: Scheme::Ecdsa(HashAlg::Sha256),
-                curve: Curve::P256,
-                x: point.x().unwrap().to_vec(),
-                y: point.y().unwrap().to_vec(),
-            },
-        }
-    }
-
-    fn sign(&self, digest: &[u8; 32]) -> Vec<u8> {
-        let signature: EcdsaSignature = self.0.sign_prehash(digest).unwrap();
-        let (r, s) = (signature.r().to_bytes(), signature.s().to_bytes());
-        Signature::Ecdsa { hash: HashAlg::Sha256, r: &r, s: &s }.to_bytes()
-    }
-}
-
-/// A host and its verifier in one.
-struct Stage {
-    ek: Ek,
-    approval: Authority,
-    verdict: Authority,
-    reference: [u8; 32],
-    import: Import,
-}
-
-impl Stage {
-    fn new(tpm: &mut Tpm, template: Template) -> Self {
-        let ek = Ek::open(tpm, template, None, &EndorsementAuth::default()).unwrap();
-        let (approval, verdict) = (Authority::new(), Authority::new());
-        let reference = policy_ref(&WorkloadId([1; 32]), &HostId([2; 32]), b"an AK's Name");
-        let policy = sealed_policy(&approval.public().name(), &verdict.public().name(), &reference);
-        let import = wrap_sealed(&ek.key.public, &policy, SECRET, &mut system_rng()).unwrap();
-        Self { ek, approval, verdict, reference, import }
-    }
-
-    fn approved(&self, tpm: &mut Tpm, sim: &Sim) -> Approved {
-        let selection = PcrSelection::single(HashAlg::Sha256, &PCRS);
-        let values: Vec<Digest> = tpm.read_pcrs(&selection).unwrap().into_iter().map(|(_, _, value)| value).collect();
-        let digest = pcr_digest(HashAlg::Sha256, &values).as_bytes().try_into().unwrap();
-        let _ = sim;
-        let blob = AkBlob::create(tpm, &self.ek).unwrap();
-        let ak = Ak::load(tpm, &self.ek, &blob).unwrap();
-        let (quoted, _) = tpm.quote(&ak.key.object, b"nonce", &selection).unwrap();
-        ak.close(tpm).unwrap();
-        let clock = Quote::parse(&quoted).unwrap().clock;
-        Approved {
-            reset_count: clock.reset_count,
-            restart_count: clock.restart_count,
-            clock_limit: clock.clock + 600_000,
-            selection,
-            pcr_digest: digest,
-        }
-    }
-
-    fn release(&self, waiting: &Waiting, approved: &Approved, expiration: u32) -> Release {
-        let cp_hash = unseal_cp_hash(waiting.object_name());
-        let nonce: [u8; 32] = waiting.nonce_tpm().try_into().unwrap();
-        Release {
-            approval_key: self.approval.public().to_bytes(),
-            verdict_key: self.verdict.public().to_bytes(),
-            policy_ref: self.reference,
-            selection: Bank { alg: HashAlg::Sha256.id(), pcrs: PCRS.to_vec() },
-            pcr_digest: approved.pcr_digest,
-            reset_count: approved.reset_count,
-            restart_count: approved.restart_count,
-            clock_limit: approved.clock_limit,
-            approval: self.approval.sign(&approval_hash(&approved.digest(), &self.reference)),
-            expiration,
-            verdict: self.verdict.sign(&verdict_hash(&nonce, expiration, &cp_hash, &self.reference)),
-            lease_s: 60,
-        }
-    }
 }
 
 fn code(error: &UnsealError) -> u32 {
@@ -153,37 +44,51 @@ fn code(error: &UnsealError) -> u32 {
 }
 
 #[test]
-fn released_with_both_kinds_of_ek_and_within_the_command_budget() {
+fn released_with_every_kind_of_ek_and_within_the_command_budget() {
     let Some((_dir, sim)) = sim() else { return };
-    for (template, budget) in [(Template::Rsa2048, 22), (Template::P384, 25)] {
+    for (template, budget) in [(Template::Rsa2048, 22), (Template::P256, 22), (Template::P384, 25)] {
         let mut tpm = connect(&sim);
-        let stage = Stage::new(&mut tpm, template);
-        let approved = stage.approved(&mut tpm, &sim);
+        let mut stage = Broker::new(&mut tpm, template);
+        // swtpm has no persistent P-256 EK.
+        assert!(stage.ek.make_persistent(&mut tpm));
+        let approved = stage.approved(&mut tpm);
+        let blob = AkBlob::create(&mut tpm, &stage.ek).unwrap();
         let before = tpm.commands();
         let waiting = Waiting::open(&mut tpm, &stage.ek, &stage.import, None).unwrap();
         let private = waiting.private.clone();
+        let ak = Ak::load(&mut tpm, &stage.ek, &blob).unwrap();
+        tpm.quote(&ak.key.object, &[1; 32], &approved.selection).unwrap();
+        ak.close(&mut tpm).unwrap();
         let release = stage.release(&waiting, &approved, 30);
         let secret = waiting.unseal(&mut tpm, &release).unwrap();
         assert_eq!(secret.as_slice(), SECRET);
-        assert!(tpm.commands() - before <= budget, "{} commands", tpm.commands() - before);
+        // One more than the budget: the sealed object is flushed when the secret is out.
+        assert_eq!(tpm.commands() - before, budget + 1, "{template:?}");
 
-        // Later starts load what Import returned.
-        let waiting = Waiting::open(&mut tpm, &stage.ek, &stage.import, Some(&private)).unwrap();
-        let release = stage.release(&waiting, &approved, 30);
-        assert_eq!(waiting.unseal(&mut tpm, &release).unwrap().as_slice(), SECRET);
-        // Nothing is left loaded.
-        assert!(tpm.handles(0x8000_0000).unwrap().is_empty());
-        assert!(tpm.handles(0x0200_0000).unwrap().is_empty() && tpm.handles(0x0300_0000).unwrap().is_empty());
+        // Later starts load what Import returned; what no longer loads is imported again.
+        for (private, cheaper) in [(private, true), (vec![7; 126], false)] {
+            let before = tpm.commands();
+            let waiting = Waiting::open(&mut tpm, &stage.ek, &stage.import, Some(&private)).unwrap();
+            let release = stage.release(&waiting, &approved, 30);
+            assert_eq!(waiting.unseal(&mut tpm, &release).unwrap().as_slice(), SECRET);
+            assert_eq!(tpm.commands() - before < budget - 5, cheaper);
+        }
+        assert_eq!(left(&mut tpm), 0);
     }
+}
+
+/// Objects and sessions in the TPM.
+fn left(tpm: &mut Tpm) -> usize {
+    [0x8000_0000, 0x0200_0000, 0x0300_0000].into_iter().map(|first| tpm.handles(first).unwrap().len()).sum()
 }
 
 #[test]
 fn looser_or_foreign_signatures_are_refused_by_the_tpm() {
     let Some((_dir, sim)) = sim() else { return };
     let mut tpm = connect(&sim);
-    let stage = Stage::new(&mut tpm, Template::Rsa2048);
-    let approved = stage.approved(&mut tpm, &sim);
-    type Change = fn(&Stage, &Waiting, &mut Release);
+    let stage = Broker::new(&mut tpm, Template::Rsa2048);
+    let approved = stage.approved(&mut tpm);
+    type Change = fn(&Broker, &Waiting, &mut Release);
     let changes: [(&str, u32, Change); 7] = [
         ("a verdict for another session", 0x5db, |s, w, r| {
             let cp_hash = unseal_cp_hash(w.object_name());
@@ -211,24 +116,16 @@ fn looser_or_foreign_signatures_are_refused_by_the_tpm() {
         change(&stage, &waiting, &mut release);
         let error = waiting.unseal(&mut tpm, &release).unwrap_err();
         assert_eq!(code(&error), expected, "{what}: {error}");
-        tpm = connect_again(tpm, &sim);
+        assert_eq!(left(&mut tpm), 0, "{what}");
     }
-}
-
-/// A failed release may leave objects behind, as a dead program would; the next connection clears them.
-fn connect_again(old: Tpm, sim: &Sim) -> Tpm {
-    drop(old);
-    let mut tpm = connect(sim);
-    tpm.flush_leftovers().unwrap();
-    tpm
 }
 
 #[test]
 fn changed_pcrs_and_resets_void_an_approval() {
     let Some((_dir, mut sim)) = sim() else { return };
     let mut tpm = connect(&sim);
-    let stage = Stage::new(&mut tpm, Template::P384);
-    let approved = stage.approved(&mut tpm, &sim);
+    let stage = Broker::new(&mut tpm, Template::P384);
+    let approved = stage.approved(&mut tpm);
 
     let waiting = Waiting::open(&mut tpm, &stage.ek, &stage.import, None).unwrap();
     let release = stage.release(&waiting, &approved, 30);
@@ -245,6 +142,83 @@ fn changed_pcrs_and_resets_void_an_approval() {
     let fresh = stage.release(&waiting, &approved, 30);
     let error = waiting.unseal(&mut tpm, &fresh).unwrap_err();
     assert_eq!(code(&error), 0x126, "{error}");
+}
+
+#[test]
+fn each_signature_alone_is_not_enough() {
+    let Some((_dir, sim)) = sim() else { return };
+    let mut tpm = connect(&sim);
+    let stage = Broker::new(&mut tpm, Template::Rsa2048);
+    let approved = stage.approved(&mut tpm);
+    for with_approval in [true, false] {
+        let waiting = Waiting::open(&mut tpm, &stage.ek, &stage.import, None).unwrap();
+        let release = stage.release(&waiting, &approved, 30);
+        let (object, mut session) = waiting.into_parts();
+        if with_approval {
+            let key = tpm.load_external(&stage.approval.public()).unwrap();
+            let digest = approval_hash(&approved.digest(), &stage.reference);
+            let ticket = tpm.verify_signature(&key, &digest, &release.approval).unwrap();
+            let counters = approved.counters();
+            tpm.policy_counter_timer(&session, &counters, OFFSET_COUNTERS, Comparison::Equal).unwrap();
+            let limit = approved.clock_limit.to_be_bytes();
+            tpm.policy_counter_timer(&session, &limit, OFFSET_CLOCK, Comparison::AtMost).unwrap();
+            tpm.policy_pcr(&session, &approved.pcr_digest, &approved.selection).unwrap();
+            tpm.policy_authorize(&session, &approved.digest(), &stage.reference, &key.name, &ticket).unwrap();
+        } else {
+            let key = tpm.load_external(&stage.verdict.public()).unwrap();
+            let (nonce, cp_hash) = (session.nonce_tpm().to_vec(), unseal_cp_hash(object.name.as_bytes()));
+            tpm.policy_signed(&session, &key, &nonce, &cp_hash, &stage.reference, 30, &release.verdict).unwrap();
+        }
+        let error = tpm.unseal(&object, &mut session).unwrap_err();
+        assert_eq!(error.code().unwrap().0, 0x99d, "{error}");
+        tpm.flush_leftovers().unwrap();
+    }
+}
+
+#[test]
+fn a_verdict_expires() {
+    let Some((_dir, sim)) = sim() else { return };
+    let mut tpm = connect(&sim);
+    let stage = Broker::new(&mut tpm, Template::Rsa2048);
+    let approved = stage.approved(&mut tpm);
+    let waiting = Waiting::open(&mut tpm, &stage.ek, &stage.import, None).unwrap();
+    let release = stage.release(&waiting, &approved, 1);
+    // The TPM's own clock decides, from StartAuthSession on.
+    std::thread::sleep(std::time::Duration::from_millis(1200));
+    let error = waiting.unseal(&mut tpm, &release).unwrap_err();
+    assert_eq!(code(&error), 0x4e3, "{error}");
+    assert!(error.to_string().contains("the verdict has expired"), "{error}");
+}
+
+#[test]
+fn an_endorsement_password_is_proved_without_being_sent() {
+    let Some((_dir, sim)) = sim() else { return };
+    let mut tpm = connect(&sim);
+    // No EK is persistent afterwards: CreatePrimary needs the password too.
+    tpm.clear().unwrap();
+    let secret = EndorsementAuth::new(b"a password\0\0");
+    // TPM2_HierarchyChangeAuth(endorsement).
+    let body = [&[0, 0, 1, 0x29, 0x40, 0, 0, 0x0B, 0, 0, 0, 9, 0x40, 0, 0, 9, 0, 0, 0, 0, 0, 0, 10][..], b"a password"]
+        .concat();
+    let size = u32::try_from(body.len() + 6).unwrap();
+    let command = [&[0x80, 0x02][..], &size.to_be_bytes(), &body].concat();
+    assert_eq!(tpm.transmit(&command).unwrap()[6..10], [0; 4]);
+    drop(tpm);
+    let (proxied, seen) = support::proxy::unix(sim.home(), &sim.socket(), support::proxy::Everything::default());
+    for template in Template::ALL {
+        let mut tpm = Tpm::connect(&proxied.parse().unwrap()).unwrap();
+        for wrong in [EndorsementAuth::default(), EndorsementAuth::new(b"another")] {
+            let error = Ek::open(&mut tpm, template, None, &wrong).unwrap_err();
+            assert_eq!(error.code().unwrap().base(), 0x0A2, "{error}");
+        }
+        let ek = Ek::open(&mut tpm, template, None, &secret).unwrap();
+        let blob = AkBlob::create(&mut tpm, &ek).unwrap();
+        let ak = Ak::load(&mut tpm, &ek, &blob).unwrap();
+        ak.close(&mut tpm).unwrap();
+        ek.close(&mut tpm).unwrap();
+        assert_eq!(left(&mut tpm), 0);
+    }
+    assert!(!seen.lock().unwrap().holds(b"a password"));
 }
 
 #[test]

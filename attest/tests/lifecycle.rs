@@ -1,0 +1,347 @@
+//! A host through its life, against a real TPM and a real verifier: what must work, and what must not suspend it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::arithmetic_side_effects,
+    reason = "tests"
+)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use countersign_attest::{HostError, Step};
+use countersign_wire::artefact::Kind;
+use countersign_wire::id::RunId;
+use countersign_wire::runlog::{Event, RunLog};
+use support::stage::{Stage, VOLUME_KEY, denied};
+
+const RUN: RunId = RunId([3; 16]);
+
+fn run_log(stage: &Stage) -> RunLog {
+    RunLog::parse(&std::fs::read(stage.path("host/run.log")).unwrap_or_default()).unwrap()
+}
+
+#[test]
+fn enrol_attest_release_and_bundle() {
+    let Some(stage) = Stage::enrolled() else { return };
+    let mut host = stage.host();
+    host.attest().unwrap();
+    let workload = stage.register();
+    host.log(Event::Start { run: RUN, workload, time_ms: 1 }).unwrap();
+    let cold = host.release(workload, RUN).unwrap();
+    assert_eq!(*cold.key, VOLUME_KEY);
+    assert!(cold.lease_s > 0 && cold.commands <= 22, "{} commands", cold.commands);
+    // Later starts load what the import returned.
+    let warm = host.release(workload, RUN).unwrap();
+    assert_eq!(*warm.key, VOLUME_KEY);
+    assert!(warm.commands < cold.commands, "{} and {} commands", warm.commands, cold.commands);
+    assert!(warm.tpm_time < warm.total);
+    let bundle = host.bundle(cold.verdict_id).unwrap();
+    assert_eq!(Kind::of(&bundle), Some(Kind::Bundle));
+    assert!(!bundle.windows(64).any(|window| window == VOLUME_KEY));
+    assert_eq!(run_log(&stage).receipts().len(), 3);
+    assert_eq!(run_log(&stage).entries.len(), 4);
+    // A cached blob that is damaged is imported again.
+    let cache = stage.path(&format!("host/imports/{workload}"));
+    let mut blob = std::fs::read(&cache).unwrap();
+    *blob.last_mut().unwrap() ^= 1;
+    std::fs::write(&cache, blob).unwrap();
+    assert_eq!(*host.release(workload, RUN).unwrap().key, VOLUME_KEY);
+}
+
+#[test]
+fn a_program_killed_after_any_step_of_an_attestation() {
+    let Some(stage) = Stage::enrolled() else { return };
+    stage.host().attest().unwrap();
+    for step in Step::ALL {
+        match stage.host_dying_after(step).attest() {
+            Err(HostError::Interrupted(at)) => assert_eq!(at, step),
+            Ok(_) => assert!(matches!(step, Step::Waiting | Step::Unsealed), "{step:?} was not reached"),
+            Err(e) => panic!("{step:?}: {e}"),
+        }
+        stage.host().attest().unwrap_or_else(|e| panic!("after {step:?}: {e}"));
+        assert_eq!(stage.verifier.state(), "active", "after {step:?}");
+    }
+}
+
+#[test]
+fn a_program_killed_after_any_step_and_then_a_reboot() {
+    let Some(mut stage) = Stage::enrolled() else { return };
+    for step in [Step::Answered, Step::Logged, Step::Extended, Step::Noted] {
+        stage.host().attest().unwrap();
+        assert!(matches!(stage.host_dying_after(step).attest(), Err(HostError::Interrupted(_))));
+        stage.reboot();
+        stage.host().attest().unwrap_or_else(|e| panic!("after {step:?}: {e}"));
+        assert_eq!(stage.verifier.state(), "active", "after {step:?}");
+        assert_eq!(run_log(&stage).entries.len(), 1, "a log of this boot, after {step:?}");
+    }
+}
+
+#[test]
+fn a_program_killed_after_any_step_of_a_release() {
+    let Some(stage) = Stage::enrolled() else { return };
+    let workload = stage.register();
+    for step in Step::ALL {
+        match stage.host_dying_after(step).release(workload, RUN) {
+            Err(HostError::Interrupted(at)) => assert_eq!(at, step),
+            other => panic!("{step:?}: {other:?}"),
+        }
+        stage.host().release(workload, RUN).unwrap_or_else(|e| panic!("after {step:?}: {e}"));
+        assert_eq!(stage.verifier.state(), "active", "after {step:?}");
+    }
+}
+
+#[test]
+fn an_end_entry_that_was_not_extended_is_extended_by_the_next_program() {
+    let Some(stage) = Stage::enrolled() else { return };
+    let workload = stage.register();
+    let mut host = stage.host();
+    host.log(Event::Start { run: RUN, workload, time_ms: 1 }).unwrap();
+    // The line as the journal writes it, without the extend.
+    let before = run_log(&stage);
+    let banks: Vec<_> = before.entries[0].digests.iter().map(countersign_tpm::alg::Digest::alg).collect();
+    let (line, _) = before.next(13, &banks, Event::End { run: RUN, status: "exit 0".into() }).unwrap();
+    let mut bytes = std::fs::read(stage.path("host/run.log")).unwrap();
+    bytes.extend(line);
+    // Half a line more: the program died while it wrote.
+    bytes.extend(b"{\"recnum\":");
+    std::fs::write(stage.path("host/run.log"), bytes).unwrap();
+    host.attest().unwrap();
+    let log = run_log(&stage);
+    assert_eq!(log.entries.len(), before.entries.len() + 2, "the end entry, and the receipt");
+    host.attest().unwrap();
+}
+
+#[test]
+fn two_programs_at_once() {
+    let Some(stage) = Stage::enrolled() else { return };
+    let config = stage.config();
+    let threads: Vec<_> = (0..2)
+        .map(|_| {
+            let config = config.clone();
+            std::thread::spawn(move || {
+                let mut host = countersign_attest::Host::open(config).unwrap();
+                for _ in 0..4 {
+                    host.attest().unwrap();
+                }
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    assert_eq!(run_log(&stage).receipts().len(), 8);
+    assert_eq!(stage.verifier.state(), "active");
+}
+
+#[test]
+fn suspend_resume_restart_reset_and_power_cut() {
+    let Some(mut stage) = Stage::enrolled() else { return };
+    stage.host().attest().unwrap();
+    stage.sim.suspend_resume().unwrap();
+    stage.host().attest().unwrap();
+    let log = run_log(&stage);
+    assert_eq!(
+        log.entries.iter().map(|entry| entry.event.as_receipt().is_some()).collect::<Vec<_>>(),
+        [true, false, true]
+    );
+    assert_eq!(log.entries[1].event, Event::Resume {});
+    stage.sim.restart().unwrap();
+    stage.sim.replay(support::stage::BOOT, support::stage::IMA).unwrap();
+    stage.host().attest().unwrap();
+    assert_eq!(run_log(&stage).entries.len(), 1);
+    stage.reboot();
+    stage.host().attest().unwrap();
+    stage.sim.kill();
+    stage.sim.start().unwrap();
+    stage.sim.replay(support::stage::BOOT, support::stage::IMA).unwrap();
+    stage.host().attest().unwrap();
+    stage.host().attest().unwrap();
+    assert_eq!(stage.verifier.state(), "active");
+}
+
+#[test]
+fn a_host_that_booted_something_else_is_denied_in_words() {
+    let Some(mut stage) = Stage::enrolled() else { return };
+    let workload = stage.register();
+    stage.sim.reset().unwrap();
+    // The log says the good boot, the TPM does not.
+    let error = stage.host().attest().unwrap_err();
+    let HostError::Denied(denial) = &error else { panic!("{error}") };
+    assert!(denial.words().contains("got") && denial.words().contains("want"), "{}", denial.words());
+    assert_eq!(error.exit().code(), 30);
+    assert!(!denied(stage.host().release(workload, RUN).unwrap_err()).is_empty());
+    assert_eq!(stage.verifier.state(), "active");
+    assert!(run_log(&stage).receipts().is_empty());
+}
+
+#[test]
+fn a_run_pcr_that_others_extended_denies_until_a_reboot() {
+    let Some(mut stage) = Stage::enrolled() else { return };
+    stage.host().attest().unwrap();
+    stage.sim.extend(13, b"somebody else").unwrap();
+    assert!(matches!(stage.host().attest(), Err(HostError::Denied(_))));
+    assert_eq!(stage.verifier.state(), "active");
+    stage.reboot();
+    stage.host().attest().unwrap();
+    // Damaged beyond reading: an error in this boot, set aside in the next.
+    std::fs::write(stage.path("host/run.log"), "rubbish\n").unwrap();
+    assert!(matches!(stage.host().attest(), Err(HostError::Corrupt(_))));
+    stage.reboot();
+    stage.host().attest().unwrap();
+    assert_eq!(stage.verifier.state(), "active");
+}
+
+#[test]
+fn clear_needs_a_token_for_this_host() {
+    let Some(mut stage) = Stage::enrolled() else { return };
+    let workload = stage.register();
+    stage.host().release(workload, RUN).unwrap();
+    let host = stage.host().card().unwrap().host.to_string();
+    stage.sim.clear().unwrap();
+    stage.reboot();
+    let error = stage.host().attest().unwrap_err();
+    assert_eq!(error.exit().code(), 10, "{error}");
+    assert!(error.to_string().contains("the blob was changed, or is for another TPM"), "{error}");
+    let token = stage.verifier.token(Some(host));
+    stage.host().enroll(&token, "node-1").unwrap();
+    stage.host().attest().unwrap();
+    assert_eq!(*stage.host().release(workload, RUN).unwrap().key, VOLUME_KEY);
+    assert_eq!(stage.verifier.state(), "active");
+}
+
+#[test]
+fn enrolling_again_changes_nothing_and_a_lost_answer_is_no_loss() {
+    let Some(stage) = Stage::enrolled() else { return };
+    let card = stage.host().card().unwrap();
+    stage.host().attest().unwrap();
+    stage.host().enroll(&stage.verifier.token(None), "node-1").unwrap();
+    assert_eq!(stage.host().card().unwrap(), card);
+    stage.host().attest().unwrap();
+    // The program died right before it had the answer.
+    for file in ["trust.bundle", "verifier.url", "tls.crt"] {
+        std::fs::remove_file(stage.path("host").join(file)).unwrap();
+    }
+    assert!(matches!(stage.host().attest(), Err(HostError::NotEnrolled)));
+    stage.host().enroll(&stage.verifier.token(None), "node-1").unwrap();
+    stage.host().attest().unwrap();
+    let mut config = stage.config();
+    config.run_pcr = 14;
+    let error = countersign_attest::Host::open(config).unwrap().enroll(&stage.verifier.token(None), "x").unwrap_err();
+    assert!(error.to_string().starts_with("run_pcr: 14 is not the 13"), "{error}");
+}
+
+#[test]
+fn a_folder_of_another_tpm_is_refused_and_left_alone() {
+    let Some(stage) = Stage::enrolled() else { return };
+    stage.host().attest().unwrap();
+    let Some((_dir, other)) = support::sim() else { return };
+    let mut config = stage.config();
+    config.tpm = other.tpm_arg().parse().unwrap();
+    let before = std::fs::read(stage.path("host/run.log")).unwrap();
+    let mut host = countersign_attest::Host::open(config).unwrap();
+    let enrolled_again = host.enroll(&stage.verifier.token(None), "x").map(drop);
+    let workload = stage.register();
+    let released = host.release(workload, RUN).map(drop);
+    for error in [host.attest().map(drop), released, enrolled_again, host.log(Event::Resume {})] {
+        let error = error.unwrap_err();
+        assert_eq!(error.exit().code(), 7, "{error}");
+    }
+    assert_eq!(std::fs::read(stage.path("host/run.log")).unwrap(), before);
+    stage.host().attest().unwrap();
+}
+
+#[test]
+fn a_run_pcr_that_systemd_extends_is_refused() {
+    let Some(stage) = Stage::new() else { return };
+    let log = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/sb-snakeoil-uki-systemd-pcrphase-ima/tpm2-measure.log");
+    let mut config = stage.config();
+    config.systemd_log = Some(log.into());
+    config.run_pcr = 11;
+    let error = countersign_attest::Host::open(config).unwrap().enroll(&stage.verifier.token(None), "x").unwrap_err();
+    assert!(error.to_string().contains("11 is taken: systemd extends it"), "{error}");
+}
+
+#[test]
+fn a_copy_of_a_tpm_and_its_folder_is_found() {
+    let Some(stage) = Stage::enrolled() else { return };
+    stage.host().attest().unwrap();
+    let mut copy = stage.sim.clone_to(stage.path("copy")).unwrap();
+    copy.start().unwrap();
+    let folder = stage.path("host-copy");
+    std::fs::create_dir(&folder).unwrap();
+    for entry in std::fs::read_dir(stage.path("host")).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
+    }
+    let mut config = stage.config();
+    config.tpm = copy.tpm_arg().parse().unwrap();
+    config.state_dir = folder;
+    let mut copy = countersign_attest::Host::open(config).unwrap();
+    let mut found = false;
+    for _ in 0..2 {
+        found |= copy.attest().is_err() | stage.host().attest().is_err();
+    }
+    assert!(found);
+    assert_eq!(stage.verifier.state(), "suspended");
+    assert!(denied(stage.host().attest().unwrap_err()).contains(&"host-suspended".to_owned()));
+}
+
+#[test]
+fn a_verifier_that_is_away_slow_or_another() {
+    let Some(stage) = Stage::enrolled() else { return };
+    let mut config = stage.config();
+    config.deadline = Duration::from_secs(1);
+    // Nobody listens.
+    config.verifier = Some("https://127.0.0.1:1".into());
+    let error = countersign_attest::Host::open(config.clone()).unwrap().attest().unwrap_err();
+    assert_eq!(error.exit().code(), 20);
+    assert!(error.to_string().contains("refused"), "{error}");
+    // Somebody accepts and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    config.verifier = Some(format!("https://{}", silent.local_addr().unwrap()));
+    let started = Instant::now();
+    let error = countersign_attest::Host::open(config.clone()).unwrap().attest().unwrap_err();
+    assert!(started.elapsed() < Duration::from_secs(5));
+    assert_eq!(error.exit().code(), 20);
+    assert!(error.to_string().contains("no answer before the deadline"), "{error}");
+    // Another verifier, with another CA.
+    let other = support::stage::Verifier::start(&stage.path("other"));
+    config.verifier = Some(other.url.clone());
+    let error = countersign_attest::Host::open(config.clone()).unwrap().attest().unwrap_err();
+    assert_eq!(error.exit().code(), 20);
+    assert!(error.to_string().contains("not the pinned verifier"), "{error}");
+    // A token that names another trust bundle than the verifier has.
+    config.verifier = None;
+    let mut token = other.token(None);
+    token.trust = [0; 32];
+    let error = countersign_attest::Host::open(config.clone()).unwrap().enroll(&token, "x").unwrap_err();
+    assert_eq!(error.exit().code(), 21, "{error}");
+    // No TLS at all.
+    config.verifier = Some("http://127.0.0.1:1".into());
+    let error = countersign_attest::Host::open(config).unwrap().attest().unwrap_err();
+    assert_eq!(error.exit().code(), 3, "{error}");
+    // Nothing of this left a trace.
+    stage.host().attest().unwrap();
+    assert_eq!(stage.verifier.state(), "active");
+}
+
+#[test]
+fn a_token_is_good_once() {
+    let Some(stage) = Stage::new() else { return };
+    let token = stage.verifier.token(None);
+    stage.host().enroll(&token, "node-1").unwrap();
+    let Some((_dir, other)) = support::sim() else { return };
+    let mut config = stage.config();
+    config.tpm = other.tpm_arg().parse().unwrap();
+    config.state_dir = stage.path("other-host");
+    let error = countersign_attest::Host::open(config.clone()).unwrap().enroll(&token, "node-2").unwrap_err();
+    assert_eq!(error.exit().code(), 22, "{error}");
+    // An unknown CA: the other TPM has its own.
+    let error = countersign_attest::Host::open(config).unwrap().enroll(&stage.verifier.token(None), "x").unwrap_err();
+    assert_eq!(error.exit().code(), 22, "{error}");
+}
