@@ -35,13 +35,13 @@ fn after_help() -> String {
 #[command(name = "attest", version, after_help = after_help(), max_term_width = 120)]
 struct Cli {
     /// Configuration file (default: /etc/countersign/attest.toml for root, else in $XDG_CONFIG_HOME)
-    #[arg(long, global = true, value_name = "FILE", env = "COUNTERSIGN_CONFIG")]
+    #[arg(long, global = true, value_name = "FILE", env = "COUNTERSIGN_CONFIG", hide_env_values = true)]
     config: Option<PathBuf>,
     /// Where the TPM is: device:PATH, swtpm:unix=PATH or swtpm:host=HOST,port=PORT
-    #[arg(long, global = true, value_name = "ADDRESS", env = "COUNTERSIGN_TPM")]
+    #[arg(long, global = true, value_name = "ADDRESS", env = "COUNTERSIGN_TPM", hide_env_values = true)]
     tpm: Option<TpmAddress>,
     /// State folder
-    #[arg(long, global = true, value_name = "DIR", env = "COUNTERSIGN_STATE_DIR")]
+    #[arg(long, global = true, value_name = "DIR", env = "COUNTERSIGN_STATE_DIR", hide_env_values = true)]
     state_dir: Option<PathBuf>,
     /// Print JSON
     #[arg(long, global = true)]

@@ -1,10 +1,11 @@
 //! `attest inspect`: any artefact, in words. Nothing that is shown here was checked for authenticity.
 
+use countersign_tpm::ak;
 use countersign_tpm::alg::HashAlg;
 use countersign_tpm::attest::Quote;
 use countersign_tpm::ek::Template;
 use countersign_tpm::ekcert;
-use countersign_tpm::public::Public;
+use countersign_tpm::public::{Curve, Key, Public, Scheme, attributes};
 use countersign_tpm::signature::Signature;
 use countersign_wire::artefact::{self, Kind};
 use countersign_wire::enrol::HostCard;
@@ -27,11 +28,16 @@ use crate::token;
 pub struct Described {
     /// What it is.
     pub kind: String,
-    /// Name and value.
+    /// Name and value; in JSON an object.
+    #[serde(serialize_with = "as_object")]
     pub fields: Vec<(String, String)>,
     /// Entries of a log.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub entries: Vec<String>,
+}
+
+fn as_object<S: serde::Serializer>(fields: &[(String, String)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(fields.iter().map(|(name, value)| (name, value)))
 }
 
 impl Described {
@@ -59,7 +65,50 @@ impl Described {
 #[must_use]
 pub fn template_of(ek: &[u8]) -> String {
     let template = Public::parse(ek).ok().and_then(|public| Template::of(&public));
-    template.map_or_else(|| "of no known template".into(), |template| format!("{template:?}"))
+    template.map_or_else(|| "of no known template".into(), |template| template_words(template).into())
+}
+
+/// A template as TCG's EK Credential Profile calls it.
+const fn template_words(template: Template) -> &'static str {
+    match template {
+        Template::Rsa2048 => "RSA-2048, SHA-256 (L-1)",
+        Template::P256 => "P-256, SHA-256 (L-2)",
+        Template::P384 => "P-384, SHA-384 (H-3)",
+    }
+}
+
+fn attribute_words(public: &Public) -> String {
+    let names = [
+        (attributes::FIXED_TPM, "fixedTPM"),
+        (attributes::ST_CLEAR, "stClear"),
+        (attributes::FIXED_PARENT, "fixedParent"),
+        (attributes::SENSITIVE_DATA_ORIGIN, "sensitiveDataOrigin"),
+        (attributes::USER_WITH_AUTH, "userWithAuth"),
+        (attributes::ADMIN_WITH_POLICY, "adminWithPolicy"),
+        (attributes::NO_DA, "noDA"),
+        (attributes::ENCRYPTED_DUPLICATION, "encryptedDuplication"),
+        (attributes::RESTRICTED, "restricted"),
+        (attributes::DECRYPT, "decrypt"),
+        (attributes::SIGN, "sign"),
+    ];
+    let set: Vec<&str> = names.iter().filter(|(bit, _)| public.has(*bit)).map(|(_, name)| *name).collect();
+    format!("{:#010x} {}", public.attributes, set.join(" "))
+}
+
+fn key_words(public: &Public) -> String {
+    let scheme = match public.scheme() {
+        Scheme::Null => String::new(),
+        Scheme::Ecdsa(hash) => format!(", ECDSA with {hash}"),
+        Scheme::Rsassa(hash) => format!(", RSASSA with {hash}"),
+        Scheme::Rsapss(hash) => format!(", RSAPSS with {hash}"),
+    };
+    let kind = match &public.key {
+        Key::Rsa { bits, .. } => format!("RSA-{bits}"),
+        Key::Ecc { curve: Curve::P256, .. } => "P-256".into(),
+        Key::Ecc { curve: Curve::P384, .. } => "P-384".into(),
+        Key::Sealed { .. } => "sealed data".into(),
+    };
+    kind + &scheme
 }
 
 /// The Name of a public area, hex.
@@ -100,21 +149,33 @@ pub fn describe(bytes: &[u8]) -> Result<Described, String> {
         return Ok(event_log(&log));
     }
     if let Ok(public) = Public::parse_file(bytes) {
-        return Ok(Described::new(
+        let mut described = Described::new(
             "TPM public area",
             &[
-                ("name", public.name().to_string()),
-                ("attributes", format!("{:#010x}", public.attributes)),
-                ("scheme", format!("{:?}", public.scheme())),
-                ("EK template", template_of(&public.to_bytes())),
+                ("Name", public.name().to_string()),
+                ("key", key_words(&public)),
+                ("attributes", attribute_words(&public)),
+                (
+                    "policy",
+                    if public.auth_policy.is_empty() { "none".into() } else { hex::encode(&public.auth_policy) },
+                ),
             ],
-        ));
+        );
+        let fits = match (Template::of(&public), ak::check(&public)) {
+            (Some(template), _) => format!("an EK: {}", template_words(template)),
+            (None, Ok(())) => "a key with all that verifiers ask of an AK".into(),
+            (None, Err(e)) => format!("neither an EK of a known template nor an AK ({e})"),
+        };
+        described.fields.push(("this is".into(), fits));
+        return Ok(described);
     }
     if let Ok(signature) = Signature::parse(bytes) {
-        return Ok(Described::new(
-            "TPM signature",
-            &[("hash", signature.hash().to_string()), ("bytes", bytes.len().to_string())],
-        ));
+        let kind = match signature {
+            Signature::Ecdsa { .. } => "ECDSA",
+            Signature::Rsassa { .. } => "RSASSA",
+            Signature::Rsapss { .. } => "RSAPSS",
+        };
+        return Ok(Described::new("TPM signature", &[("scheme", format!("{kind} with {}", signature.hash()))]));
     }
     if let Some(described) = certificate(ekcert::from_nv(bytes).unwrap_or(bytes)) {
         return Ok(described);
@@ -193,7 +254,7 @@ fn ours(kind: Kind, bytes: &[u8]) -> Result<Described, String> {
 fn certificate(der: &[u8]) -> Option<Described> {
     let subject = ekcert::subject(der).ok()?;
     let key = ekcert::certified_key(der).ok().and_then(|key| Template::rebuild(&key));
-    let template = key.map_or_else(|| "none".to_owned(), |(template, _)| format!("{template:?}"));
+    let template = key.map_or_else(|| "none".to_owned(), |(template, _)| template_words(template).to_owned());
     Some(Described::new("certificate", &[("subject", subject), ("EK template", template)]))
 }
 

@@ -45,7 +45,7 @@ pub fn print<T: Serialize>(json: bool, value: &T, words: impl FnOnce() -> String
 /// Prints bytes as they are.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn raw(bytes: &[u8]) -> Result<(), Failure> {
     match anstream::stdout().lock().write_all(bytes) {
         // A reader that has had enough is success.

@@ -172,3 +172,47 @@ pub fn read_bounded(file: File, max: usize) -> std::io::Result<Vec<u8>> {
     }
     Ok(contents)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn private_files_replaced_as_a_whole() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let root = dir.path().join("a/b");
+        let state = StateDir::open(&root).unwrap();
+        assert_eq!(state.read("x", 10).unwrap(), None);
+        state.write("imports/x", b"one").unwrap();
+        state.write("imports/x", b"two").unwrap();
+        assert_eq!(state.read("imports/x", 3).unwrap().unwrap(), b"two");
+        assert!(state.read("imports/x", 2).unwrap_err().to_string().contains("longer than 2 bytes"));
+        state.append("log", b"a\n").unwrap();
+        state.append("log", b"b\n").unwrap();
+        state.truncate("log", 2).unwrap();
+        assert_eq!(state.read("log", 10).unwrap().unwrap(), b"a\n");
+        state.rename("log", "old").unwrap();
+        state.rename("log", "old").unwrap();
+        state.remove("old").unwrap();
+        state.remove("old").unwrap();
+        assert_eq!((mode(&root), mode(&root.join("imports")), mode(&root.join("imports/x"))), (0o700, 0o700, 0o600));
+        assert_eq!(fs::read_dir(root.join("imports")).unwrap().count(), 1, "nothing half-written stays");
+    }
+
+    #[test]
+    fn one_holder_of_the_lock() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let held = state.lock(Duration::ZERO).unwrap();
+        let error = state.lock(Duration::from_millis(20)).unwrap_err().to_string();
+        assert!(error.ends_with("lock: another program of this host keeps it"), "{error}");
+        drop(held);
+        state.lock(Duration::ZERO).unwrap();
+    }
+}
