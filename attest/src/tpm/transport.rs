@@ -52,7 +52,7 @@ impl Transport {
     fn try_exchange(&mut self, command: &[u8], deadline: Option<Instant>) -> std::io::Result<Vec<u8>> {
         match &mut self.channel {
             Channel::Device(file) => {
-                // The device takes a command in one write and gives the response in one read. Kernels before 5.11 say "readable" while
+                // The device takes a command in one write and gives the response in one read. Some kernels say "readable" while
                 // the command still runs, and the read then gives nothing.
                 file.write_all(command)?;
                 let mut response = vec![0; MAX_RESPONSE];
