@@ -73,7 +73,11 @@ impl Payload {
         if self.cipher != CIPHER || self.sector_size != 512 {
             return Err(SifError::Binding(format!("cipher {:?} with {}-byte sectors", self.cipher, self.sector_size)));
         }
-        if !self.payload_offset.is_multiple_of(block) || self.payload_offset >= self.partition_length {
+        let header = 1..=crate::luks::HEADER;
+        if !self.payload_offset.is_multiple_of(block)
+            || !header.contains(&self.payload_offset)
+            || self.payload_offset >= self.partition_length
+        {
             return Err(SifError::Binding(format!("payload offset {}", self.payload_offset)));
         }
         Ok(())
@@ -130,7 +134,10 @@ impl Binding {
         }
         let want = Self::new(binding.payload.clone(), PolicyDigest::of(policy), uuid);
         if want.policy != binding.policy {
-            return Err(SifError::Binding(format!("the policy's digest is {}, the binding says {}", want.policy, binding.policy)));
+            return Err(SifError::Binding(format!(
+                "the policy's digest is {}, the binding says {}",
+                want.policy, binding.policy
+            )));
         }
         if want != binding {
             return Err(SifError::Binding("payload root or workload id do not follow from the rest".into()));

@@ -62,8 +62,12 @@ struct ObjectDigests {
     object_digest: String,
 }
 
-fn digest(bytes: &[u8]) -> String {
-    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
+pub(crate) fn digest(bytes: &[u8]) -> String {
+    digest_text(&ring::digest::digest(&ring::digest::SHA256, bytes))
+}
+
+pub(crate) fn digest_text(digest: &ring::digest::Digest) -> String {
+    format!("sha256:{}", hex::encode(digest))
 }
 
 /// SHA-256 of an object's bytes, read in pieces.
@@ -77,7 +81,7 @@ pub fn object_digest(file: &File, object: &Descriptor) -> Result<String, SifErro
     loop {
         let n = reader.read(&mut buffer)?;
         if n == 0 {
-            return Ok(format!("sha256:{}", hex::encode(hash.finish())));
+            return Ok(digest_text(&hash.finish()));
         }
         hash.update(buffer.get(..n).unwrap_or_default());
     }
@@ -117,8 +121,11 @@ fn payload(sif: &Sif, group: &[(&Descriptor, String)]) -> Result<Vec<u8>, SifErr
             object_digest: digest_of.clone(),
         }
     });
-    let metadata =
-        Metadata { version: 1, header: HeaderDigest { digest: digest(&sif.signed_header()) }, objects: objects.collect() };
+    let metadata = Metadata {
+        version: 1,
+        header: HeaderDigest { digest: digest(&sif.signed_header()) },
+        objects: objects.collect(),
+    };
     serde_json::to_vec(&metadata).map_err(|e| SifError::Signature(e.to_string()))
 }
 
@@ -144,7 +151,7 @@ impl SignerKey {
         Ok(Self(key))
     }
 
-    /// `SHA256:...`, the OpenSSH fingerprint where we compute it, else that of the SPKI.
+    /// `SHA256:...`, the OpenSSH fingerprint.
     ///
     /// # Errors
     /// [`SifError::Crypto`].
@@ -160,16 +167,39 @@ fn accepted<T: openssl::pkey::HasPublic>(key: &PKey<T>) -> Result<(), SifError> 
         Id::RSA => key.bits() >= 2048,
         _ => false,
     };
-    if good { Ok(()) } else { Err(SifError::Key("only Ed25519, ECDSA P-256 or P-384, and RSA from 2048 bits sign images".into())) }
+    if good {
+        Ok(())
+    } else {
+        Err(SifError::Key("only Ed25519, ECDSA P-256 or P-384, and RSA from 2048 bits sign images".into()))
+    }
 }
 
+/// The OpenSSH fingerprint (RFC 4253 section 6.6, RFC 5656 section 3.1, RFC 8709 section 4), as stock tools write it. Advisory only.
 fn key_id<T: openssl::pkey::HasPublic>(key: &PKey<T>) -> Result<String, SifError> {
-    let wire = if key.id() == Id::ED25519 {
-        let raw = key.raw_public_key()?;
-        let string = |bytes: &[u8]| [&u32::try_from(bytes.len()).unwrap_or(0).to_be_bytes()[..], bytes].concat();
-        [string(b"ssh-ed25519"), string(&raw)].concat()
-    } else {
-        key.public_key_to_der()?
+    let string = |bytes: &[u8]| [&u32::try_from(bytes.len()).unwrap_or(0).to_be_bytes()[..], bytes].concat();
+    // A positive mpint: a zero in front of a set top bit.
+    let mpint = |number: &openssl::bn::BigNumRef| {
+        let bytes = number.to_vec();
+        if bytes.first().is_some_and(|first| first & 0x80 != 0) {
+            string(&[&[0], &bytes[..]].concat())
+        } else {
+            string(&bytes)
+        }
+    };
+    let wire = match key.id() {
+        Id::ED25519 => [string(b"ssh-ed25519"), string(&key.raw_public_key()?)].concat(),
+        Id::RSA => {
+            let key = key.rsa()?;
+            [string(b"ssh-rsa"), mpint(key.e()), mpint(key.n())].concat()
+        }
+        _ => {
+            let key = key.ec_key()?;
+            let curve: &[u8] = if key.group().curve_name() == Some(Nid::SECP384R1) { b"nistp384" } else { b"nistp256" };
+            let mut context = openssl::bn::BigNumContext::new()?;
+            let form = openssl::ec::PointConversionForm::UNCOMPRESSED;
+            let point = key.public_key().to_bytes(key.group(), form, &mut context)?;
+            [string(&[b"ecdsa-sha2-", curve].concat()), string(curve), string(&point)].concat()
+        }
     };
     Ok(format!("SHA256:{}", STANDARD_NO_PAD.encode(Sha256::digest(wire))))
 }
@@ -229,7 +259,8 @@ pub fn verify(
     mut digest_of: impl FnMut(&Descriptor) -> Result<Option<String>, SifError>,
 ) -> Result<String, SifError> {
     let bad = |why: &str| SifError::Signature(why.to_owned());
-    let envelope: Envelope = serde_json::from_slice(envelope).map_err(|e| SifError::Signature(format!("no DSSE envelope: {e}")))?;
+    let envelope: Envelope =
+        serde_json::from_slice(envelope).map_err(|e| SifError::Signature(format!("no DSSE envelope: {e}")))?;
     if envelope.payload_type != PAYLOAD_TYPE {
         return Err(bad("another payload type"));
     }
@@ -240,19 +271,28 @@ pub fn verify(
     for signature in &envelope.signatures {
         let bytes = STANDARD.decode(&signature.sig).map_err(|_| bad("a signature is not base64"))?;
         let found = trusted.iter().find(|key| holds(key, &message, &bytes).unwrap_or(false));
-        let found = found.ok_or_else(|| SifError::Signature(format!("not by a trusted key (it names {})", signature.keyid)))?;
+        let found =
+            found.ok_or_else(|| SifError::Signature(format!("not by a trusted key (it names {})", signature.keyid)))?;
         signer = Some(found.id()?);
     }
     let signer = signer.ok_or_else(|| bad("the envelope holds no signature"))?;
     let claimed: Metadata = serde_json::from_slice(&given).map_err(|e| SifError::Signature(format!("payload: {e}")))?;
     if claimed.objects.len() != group.len() {
-        return Err(SifError::Signature(format!("{} objects are signed, the group has {}", claimed.objects.len(), group.len())));
+        return Err(SifError::Signature(format!(
+            "{} objects are signed, the group has {}",
+            claimed.objects.len(),
+            group.len()
+        )));
     }
     let mut digests = Vec::new();
     for (object, claimed) in group.iter().zip(&claimed.objects) {
         let digest = digest_of(object)?.unwrap_or_else(|| claimed.object_digest.clone());
         if digest != claimed.object_digest {
-            return Err(SifError::Signature(format!("object {} ({}) is not what was signed", object.id, object.name())));
+            return Err(SifError::Signature(format!(
+                "object {} ({}) is not what was signed",
+                object.id,
+                object.name()
+            )));
         }
         digests.push((*object, digest));
     }

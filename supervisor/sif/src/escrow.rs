@@ -8,6 +8,11 @@ use zeroize::Zeroizing;
 
 use crate::error::SifError;
 
+/// Type-specific bytes of our crypto message: PEM, RSA-OAEP.
+pub(crate) const EXTRA: [u8; 8] = [2, 0, 0, 0, 0, 2, 0, 0];
+/// Longest crypto message read, bytes: RSA-16384 takes 2.9 kB.
+pub(crate) const MAX: u64 = 64 * 1024;
+
 /// Who can open the image without a verifier.
 pub enum Escrow {
     /// Whoever has the private half of this RSA key.
@@ -63,7 +68,11 @@ impl EscrowKey {
     /// # Errors
     /// [`SifError::Key`].
     pub fn from_pem(pem: &[u8]) -> Result<Self, SifError> {
-        let key = PKey::private_key_from_pem(pem).map_err(|_| SifError::Key("no PEM private key".into()))?;
+        let key = PKey::private_key_from_pem(pem)
+            .map_err(|_| SifError::Key("the escrow key is no PEM private key".into()))?;
+        if key.id() != openssl::pkey::Id::RSA {
+            return Err(SifError::Key("the escrow key is no RSA key".into()));
+        }
         Ok(Self::Pem(key))
     }
 }
@@ -100,7 +109,8 @@ pub(crate) fn unwrap(key: &PKey<Private>, pem: &[u8]) -> Result<Zeroizing<Vec<u8
     use base64::Engine as _;
     let bad = || SifError::Key("the image's crypto message is malformed".into());
     let text = std::str::from_utf8(pem).map_err(|_| bad())?;
-    let body = text.trim().strip_prefix("-----BEGIN MESSAGE-----").and_then(|rest| rest.strip_suffix("-----END MESSAGE-----"));
+    let body =
+        text.trim().strip_prefix("-----BEGIN MESSAGE-----").and_then(|rest| rest.strip_suffix("-----END MESSAGE-----"));
     let body: String = body.ok_or_else(bad)?.chars().filter(|c| !c.is_whitespace()).collect();
     let der = base64::engine::general_purpose::STANDARD.decode(body).map_err(|_| bad())?;
     let ciphertext = match der.split_first_chunk::<4>() {

@@ -2,6 +2,7 @@
 //!
 //! All integers are little endian and signed where the Go implementation has them so; negative ones are refused.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 
@@ -13,16 +14,10 @@ use crate::error::SifError;
 pub const HEADER: usize = 128;
 /// Bytes of a descriptor.
 pub const DESCRIPTOR: usize = 585;
-/// Descriptors in a table that is written.
-pub const CAPACITY: usize = 48;
-/// Where a written table lies.
-const TABLE_OFFSET: u64 = 4096;
 /// Most descriptors that a table is read with (48 is usual).
 const MAX_DESCRIPTORS: u64 = 4096;
-/// Launch script, as both runtimes write it.
-const LAUNCH: &[u8] = b"#!/usr/bin/env run-singularity\n";
-const MAGIC: &[u8; 10] = b"SIF_MAGIC\0";
-const VERSION: &[u8; 3] = b"01\0";
+pub(crate) const MAGIC: &[u8; 10] = b"SIF_MAGIC\0";
+pub(crate) const VERSION: &[u8; 3] = b"01\0";
 
 /// Data types of objects.
 pub mod data_type {
@@ -51,27 +46,53 @@ pub const PRIMARY_SYSTEM: i32 = 2;
 /// Group bits of group and link fields.
 pub const GROUP: u32 = 0xF000_0000;
 
+/// Code of a processor architecture, as partitions and the global header carry it (ASCII and NUL).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arch(pub [u8; 3]);
+
+impl Arch {
+    /// This machine's.
+    #[must_use]
+    pub fn native() -> Self {
+        let little = cfg!(target_endian = "little");
+        Self(*match std::env::consts::ARCH {
+            "x86" => b"01\0",
+            "x86_64" => b"02\0",
+            "arm" => b"03\0",
+            "aarch64" => b"04\0",
+            "powerpc64" if little => b"06\0",
+            "powerpc64" => b"05\0",
+            "s390x" => b"11\0",
+            "riscv64" => b"12\0",
+            "loongarch64" => b"13\0",
+            _ => b"00\0",
+        })
+    }
+}
+
 /// One object's descriptor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Descriptor {
     /// Data type.
     pub data_type: i32,
-    /// Object id, from 1.
+    /// Object id, from 1. Signed relative to the lowest of its group.
     pub id: u32,
-    /// Group with its upper bits.
+    /// Group with its upper bits. Not signed.
     pub group: u32,
     /// Link: an object id, or a group with its upper bits.
     pub link: u32,
-    /// Offset in the file, bytes.
+    /// Offset in the file, bytes. Not signed: what lies there is.
     pub offset: u64,
     /// Length, bytes.
     pub size: u64,
-    /// Length with the padding in front.
+    /// Length with the padding in front. Not signed, not used.
     pub size_with_padding: u64,
     /// Unix time.
     pub created: i64,
-    /// Unix time.
+    /// Unix time. Not signed.
     pub modified: i64,
+    /// Deprecated user and group id, as they stand; zero in what is written today.
+    pub owner: [u8; 16],
     /// Name, NUL padded.
     pub name: [u8; 128],
     /// Type-specific bytes.
@@ -97,6 +118,13 @@ impl Descriptor {
         Some((i32::from_le_bytes(*fs), i32::from_le_bytes(*part)))
     }
 
+    /// For a partition: its architecture.
+    #[must_use]
+    pub fn arch(&self) -> Option<Arch> {
+        self.partition()?;
+        self.extra.get(8..)?.first_chunk::<3>().copied().map(Arch)
+    }
+
     /// End of the object in the file.
     #[must_use]
     pub const fn end(&self) -> u64 {
@@ -112,14 +140,13 @@ impl Descriptor {
             .u32_le(self.link)
             .u64_le(self.size)
             .raw(&self.created.to_le_bytes())
-            .u64_le(0)
-            .u64_le(0)
+            .raw(&self.owner)
             .raw(&self.name)
             .raw(self.extra.as_slice())
             .done()
     }
 
-    fn to_bytes(&self) -> Vec<u8> {
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
         Writer::new()
             .raw(&self.data_type.to_le_bytes())
             .u8(1)
@@ -131,8 +158,7 @@ impl Descriptor {
             .u64_le(self.size_with_padding)
             .raw(&self.created.to_le_bytes())
             .raw(&self.modified.to_le_bytes())
-            .u64_le(0)
-            .u64_le(0)
+            .raw(&self.owner)
             .raw(&self.name)
             .raw(self.extra.as_slice())
             .done()
@@ -145,7 +171,7 @@ pub struct Sif {
     /// Image UUID.
     pub uuid: [u8; 16],
     /// Launch script.
-    launch: [u8; 32],
+    pub(crate) launch: [u8; 32],
     /// Used descriptors, in table order.
     pub objects: Vec<Descriptor>,
 }
@@ -180,7 +206,7 @@ impl Sif {
         reader.take(3, "arch")?;
         let uuid = reader.array("uuid")?;
         reader.take(16, "times")?;
-        unsigned(&mut reader, "descriptors free")?;
+        let free = unsigned(&mut reader, "descriptors free")?;
         let total = unsigned(&mut reader, "descriptors total")?;
         let table_offset = unsigned(&mut reader, "descriptor table offset")?;
         let table_size = unsigned(&mut reader, "descriptor table size")?;
@@ -190,8 +216,10 @@ impl Sif {
         let each = u64::try_from(DESCRIPTOR).unwrap_or(u64::MAX);
         let table_end = table_offset.saturating_add(table_size);
         let header_size = u64::try_from(HEADER).unwrap_or(u64::MAX);
-        if total > MAX_DESCRIPTORS || total.checked_mul(each) != Some(table_size) {
-            return Err(SifError::Structure(format!("{total} descriptors in a table of {table_size} bytes")));
+        if total > MAX_DESCRIPTORS || total.checked_mul(each) != Some(table_size) || free > total {
+            return Err(SifError::Structure(format!(
+                "{total} descriptors, {free} of them free, in a table of {table_size} bytes"
+            )));
         }
         if table_offset < header_size || table_end > length || data_offset < table_end {
             return Err(SifError::Structure("the descriptor table does not lie between header and data".into()));
@@ -211,12 +239,13 @@ impl Sif {
 
     fn check(&self, length: u64, data_offset: u64) -> Result<(), SifError> {
         let mut spans: Vec<(u64, u64, u32)> = Vec::new();
+        let mut ids = HashSet::new();
         for object in &self.objects {
             let end = object.offset.checked_add(object.size);
             if object.offset < data_offset || end.is_none_or(|end| end > length) {
                 return Err(SifError::Structure(format!("object {} lies outside of the file's data", object.id)));
             }
-            if object.id == 0 || self.objects.iter().filter(|other| other.id == object.id).count() > 1 {
+            if object.id == 0 || !ids.insert(object.id) {
                 return Err(SifError::Structure(format!("object id {} is zero or not unique", object.id)));
             }
             if object.size > 0 {
@@ -278,7 +307,7 @@ fn descriptor(reader: &mut Reader<'_>) -> Result<Option<Descriptor>, SifError> {
     let size_with_padding = unsigned(reader, "size with padding")?;
     let created = i64::from_le_bytes(reader.array("created")?);
     let modified = i64::from_le_bytes(reader.array("modified")?);
-    let owner = reader.take(16, "uid, gid")?;
+    let owner = reader.array("uid, gid")?;
     let name = reader.array("name")?;
     let extra = Box::new(reader.array("extra")?);
     match used {
@@ -286,11 +315,20 @@ fn descriptor(reader: &mut Reader<'_>) -> Result<Option<Descriptor>, SifError> {
         1 => {}
         other => return Err(at.bad("used", Reason::Value(other.into())).into()),
     }
-    if owner.iter().any(|&byte| byte != 0) {
-        // Deprecated; the signed form of our images has zeros here.
-        return Err(at.bad("uid, gid", Reason::Other("not zero")).into());
-    }
-    Ok(Some(Descriptor { data_type, id, group, link, offset, size, size_with_padding, created, modified, name, extra }))
+    Ok(Some(Descriptor {
+        data_type,
+        id,
+        group,
+        link,
+        offset,
+        size,
+        size_with_padding,
+        created,
+        modified,
+        owner,
+        name,
+        extra,
+    }))
 }
 
 /// Reads a whole object of at most `max` bytes.
@@ -299,106 +337,14 @@ fn descriptor(reader: &mut Reader<'_>) -> Result<Option<Descriptor>, SifError> {
 /// [`SifError`].
 pub fn read_object(file: &File, object: &Descriptor, max: u64) -> Result<Vec<u8>, SifError> {
     if object.size > max {
-        return Err(SifError::Structure(format!("object {} ({}) has {} bytes, at most {max}", object.id, object.name(), object.size)));
+        return Err(SifError::Structure(format!(
+            "object {} ({}) has {} bytes, at most {max}",
+            object.id,
+            object.name(),
+            object.size
+        )));
     }
     let mut bytes = vec![0; usize::try_from(object.size).unwrap_or(0)];
     file.read_exact_at(&mut bytes, object.offset)?;
     Ok(bytes)
-}
-
-/// Lays a new image out: descriptors first, then the objects' places in the file.
-#[derive(Debug, Clone)]
-pub struct Layout {
-    uuid: [u8; 16],
-    time: i64,
-    end: u64,
-    data_offset: u64,
-    /// The descriptors so far.
-    pub objects: Vec<Descriptor>,
-}
-
-impl Layout {
-    /// An empty image.
-    #[must_use]
-    pub fn new(uuid: [u8; 16], time: i64) -> Self {
-        let table = u64::try_from(CAPACITY.saturating_mul(DESCRIPTOR)).unwrap_or(u64::MAX);
-        let data_offset = TABLE_OFFSET.saturating_add(table);
-        Self { uuid, time, end: data_offset, data_offset, objects: Vec::new() }
-    }
-
-    /// Adds an object behind the last one, partitions at a multiple of 4096; where it goes.
-    pub fn add(&mut self, data_type: i32, name: &str, link: u32, group: u32, extra: &[u8], size: u64) -> u64 {
-        let align = if data_type == data_type::PARTITION { 4096 } else { 1 };
-        let offset = self.end.next_multiple_of(align);
-        let mut name_field = [0; 128];
-        for (to, from) in name_field.iter_mut().zip(name.bytes()) {
-            *to = from;
-        }
-        let mut extra_field = Box::new([0; 384]);
-        for (to, from) in extra_field.iter_mut().zip(extra) {
-            *to = *from;
-        }
-        self.objects.push(Descriptor {
-            data_type,
-            id: u32::try_from(self.objects.len()).unwrap_or(u32::MAX).saturating_add(1),
-            group,
-            link,
-            offset,
-            size,
-            size_with_padding: offset.saturating_sub(self.end).saturating_add(size),
-            created: self.time,
-            modified: self.time,
-            name: name_field,
-            extra: extra_field,
-        });
-        self.end = offset.saturating_add(size);
-        offset
-    }
-
-    /// What the reader will make of it.
-    #[must_use]
-    pub fn sif(&self) -> Sif {
-        let mut launch = [0; 32];
-        for (to, from) in launch.iter_mut().zip(LAUNCH) {
-            *to = *from;
-        }
-        Sif { uuid: self.uuid, launch, objects: self.objects.clone() }
-    }
-
-    /// Header and table, to be written at 0; up to the first object.
-    #[must_use]
-    pub fn head(&self) -> Vec<u8> {
-        let used = u64::try_from(self.objects.len()).unwrap_or(0);
-        let capacity = u64::try_from(CAPACITY).unwrap_or(0);
-        let table_size = self.data_offset.saturating_sub(TABLE_OFFSET);
-        let arch: [u8; 3] = if cfg!(target_arch = "aarch64") { *b"04\0" } else { *b"02\0" };
-        let mut head = Writer::new()
-            .raw(&self.sif().launch)
-            .raw(MAGIC)
-            .raw(VERSION)
-            .raw(&arch)
-            .raw(&self.uuid)
-            .raw(&self.time.to_le_bytes())
-            .raw(&self.time.to_le_bytes())
-            .u64_le(capacity.saturating_sub(used))
-            .u64_le(capacity)
-            .u64_le(TABLE_OFFSET)
-            .u64_le(table_size)
-            .u64_le(self.data_offset)
-            .u64_le(self.end.saturating_sub(self.data_offset))
-            .done();
-        head.resize(usize::try_from(TABLE_OFFSET).unwrap_or(0), 0);
-        for object in &self.objects {
-            head.extend(object.to_bytes());
-        }
-        head.resize(usize::try_from(self.data_offset).unwrap_or(0), 0);
-        head
-    }
-}
-
-/// Extra bytes of a primary system partition for this machine's architecture.
-#[must_use]
-pub fn partition_extra(fs: i32) -> Vec<u8> {
-    let arch: [u8; 3] = if cfg!(target_arch = "aarch64") { *b"04\0" } else { *b"02\0" };
-    [&fs.to_le_bytes()[..], &PRIMARY_SYSTEM.to_le_bytes(), &arch].concat()
 }

@@ -5,12 +5,12 @@
 //!
 //! | module | what it owns |
 //! |---|---|
-//! | [`format`] | header and descriptors; the reader trusts neither |
+//! | [`format`], [`layout`] | header and descriptors: a reader that trusts neither, a writer |
 //! | [`dsse`] | signatures over the whole object group |
 //! | [`binding`] | payload root, policy digest, workload id |
 //! | [`verity`], [`xts`], [`view`] | the hash tree, the cipher, and the decrypted view over both |
 //! | [`luks`], [`escrow`] | the container's header and the owner's way back |
-//! | [`mod@protect`], [`image`] | making and opening protected images |
+//! | [`squashfs`], [`mod@protect`], [`image`] | making and opening protected images |
 
 pub mod binding;
 pub mod dsse;
@@ -18,8 +18,10 @@ pub mod error;
 pub mod escrow;
 pub mod format;
 pub mod image;
+pub mod layout;
 pub mod luks;
 pub mod protect;
+pub mod squashfs;
 pub mod verity;
 pub mod view;
 pub mod xts;

@@ -1,31 +1,38 @@
 //! Making a protected image: as an ordinary user, in one pass, atomically.
 
 use std::fs::{self, File};
-use std::io::{BufReader, Read as _};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::sync::mpsc::{channel, sync_channel};
 
 use countersign_wire::id::PolicyDigest;
+use ring::digest::{Context, SHA256};
 use zeroize::Zeroizing;
 
 use crate::binding::{Binding, CIPHER, Payload, names};
-use crate::dsse::{OwnerKey, object_digest};
+use crate::dsse::{self, OwnerKey};
 use crate::error::SifError;
 use crate::escrow::{self, Escrow};
-use crate::format::{GROUP, Layout, Sif, data_type, fs_type, partition_extra};
+use crate::format::{GROUP, data_type, fs_type};
+use crate::layout::{Layout, Object, primary_extra};
 use crate::luks::{self, Pbkdf};
-use crate::verity::{BLOCK, Builder, tree_size};
-use crate::xts::{KEY, SECTOR, VolumeKey, Xts};
+use crate::verity::{BLOCK_U64, Builder, tree_size};
+use crate::xts::{KEY, Parallel, SECTOR, VolumeKey};
+
+pub use crate::squashfs::{Squashfs, squashfs_of};
 
 /// Bytes encrypted at once.
 const CHUNK: usize = 4 << 20;
+/// Most threads that encrypt: more only wait for the disk.
+const THREADS: usize = 8;
+/// The partition's object id, which the others link to.
+const PARTITION: u32 = 1;
 
 /// What to protect, and how.
 #[derive(Debug)]
 pub struct Plan<'a> {
-    /// A squashfs.
-    pub squashfs: &'a Path,
+    /// The file system.
+    pub squashfs: &'a Squashfs,
     /// The policy bundle.
     pub policy: &'a [u8],
     /// Who signs.
@@ -38,37 +45,30 @@ pub struct Plan<'a> {
     pub time: i64,
 }
 
-fn random(bytes: &mut [u8]) -> Result<(), SifError> {
-    Ok(openssl::rand::rand_bytes(bytes)?)
+fn length(bytes: &[u8]) -> u64 {
+    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
 }
 
 /// Makes a protected image. `progress` is told bytes done and bytes in all.
 ///
 /// # Errors
-/// [`SifError`]; nothing is left behind then.
-pub fn protect(plan: &Plan<'_>, mut progress: impl FnMut(u64, u64)) -> Result<Binding, SifError> {
+/// [`SifError`]; nothing is left behind then, and an older file of that name stays as it was.
+pub fn protect(plan: &Plan<'_>, progress: impl FnMut(u64, u64)) -> Result<Binding, SifError> {
     let folder = plan.output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
-    let block = u64::try_from(BLOCK).unwrap_or(0);
-    let input = File::open(plan.squashfs)?;
-    let length = input.metadata()?.len();
-    if length == 0 {
-        return Err(SifError::Structure("the file system to protect is empty".into()));
-    }
-    let padded = length.next_multiple_of(block);
-    let partition_length = luks::HEADER.saturating_add(padded);
-    let data_blocks = partition_length / block;
+    let too_large = || SifError::Structure("the file system is too large".into());
+    let padded = plan.squashfs.length().checked_next_multiple_of(BLOCK_U64).ok_or_else(too_large)?;
+    let partition_length = padded.checked_add(luks::HEADER).ok_or_else(too_large)?;
+    let data_blocks = partition_length / BLOCK_U64;
 
     let mut key = VolumeKey::new([0; KEY]);
-    random(key.as_mut_slice())?;
+    openssl::rand::rand_priv_bytes(key.as_mut_slice())?;
     let mut salt = [0; 32];
-    random(&mut salt)?;
-    let mut uuid: [u8; 16] = uuid::Uuid::new_v4().into_bytes();
-    random(&mut uuid)?;
-    uuid = uuid::Builder::from_random_bytes(uuid).into_uuid().into_bytes();
+    openssl::rand::rand_bytes(&mut salt)?;
+    let uuid = uuid::Uuid::new_v4().into_bytes();
     let (passphrase, pbkdf, message) = match plan.escrow {
         Escrow::Pem(public) => {
             let mut passphrase = Zeroizing::new(vec![0; 64]);
-            random(&mut passphrase)?;
+            openssl::rand::rand_priv_bytes(&mut passphrase)?;
             let message = escrow::wrap(public, &passphrase)?;
             (passphrase, Pbkdf::Random, Some(message))
         }
@@ -76,159 +76,136 @@ pub fn protect(plan: &Plan<'_>, mut progress: impl FnMut(u64, u64)) -> Result<Bi
     };
     let header = luks::make_header(&key, &passphrase, pbkdf, folder)?;
 
-    let group = GROUP | 1;
     let mut layout = Layout::new(uuid, plan.time);
-    let partition_extra = partition_extra(fs_type::ENCRYPTED_SQUASHFS);
-    let partition_at = layout.add(data_type::PARTITION, "", 0, group, &partition_extra, partition_length);
-    let message = message.map(|message| {
-        let extra = [2i32.to_le_bytes(), 0x200i32.to_le_bytes()].concat();
-        let size = u64::try_from(message.len()).unwrap_or(0);
-        (layout.add(data_type::CRYPTO_MESSAGE, "", 1, group, &extra, size), message)
-    });
-    let tree_at = layout.add(data_type::GENERIC, names::TREE, 1, group, &[], tree_size(data_blocks));
-    let policy_size = u64::try_from(plan.policy.len()).unwrap_or(0);
-    let policy_at = layout.add(data_type::GENERIC, names::POLICY, 1, group, &[], policy_size);
+    let object =
+        Object { data_type: data_type::GENERIC, name: "", link: PARTITION, group: GROUP | 1, extra: &[], size: 0 };
+    let extra = primary_extra(fs_type::ENCRYPTED_SQUASHFS, plan.squashfs.arch());
+    let partition =
+        Object { data_type: data_type::PARTITION, link: 0, extra: &extra, size: partition_length, ..object };
+    let partition_at = layout.add(partition)?;
 
     let output = tempfile::Builder::new().prefix(".countersign-").tempfile_in(folder)?;
     let file = output.as_file();
-    file.write_all_at(&header, partition_at)?;
-    let mut tree = Builder::new(salt);
-    tree.add(&header);
-    encrypt(&input, padded, &key, |offset, chunk| {
-        tree.add(chunk);
-        progress(offset.saturating_add(u64::try_from(chunk.len()).unwrap_or(0)), padded);
-        Ok(file.write_all_at(chunk, partition_at.saturating_add(luks::HEADER).saturating_add(offset))?)
-    })?;
+    let Written { tree, digest } =
+        payload(plan.squashfs, file, partition_at, &header, padded, &key, Builder::new(salt), progress)?;
+    let mut digests = vec![digest];
     let (tree, tree_root) = tree.finish();
-    let payload = Payload {
-        salt,
-        data_block_size: block,
-        hash_block_size: block,
-        data_block_count: data_blocks,
-        partition_length,
-        cipher: CIPHER.into(),
-        sector_size: u64::try_from(SECTOR).unwrap_or(0),
-        payload_offset: luks::HEADER,
-        tree_root,
-    };
-    let binding = Binding::new(payload, PolicyDigest::of(plan.policy), &uuid);
-    let json = binding.to_bytes()?;
-    let json_size = u64::try_from(json.len()).unwrap_or(0);
-    let json_at = layout.add(data_type::JSON, names::BINDING, 1, group, &[], json_size);
-    if let Some((at, message)) = &message {
-        file.write_all_at(message, *at)?;
-    }
-    file.write_all_at(&tree, tree_at)?;
-    file.write_all_at(plan.policy, policy_at)?;
-    file.write_all_at(&json, json_at)?;
 
-    let mut digests = Vec::new();
-    for object in &layout.objects {
-        digests.push((object, object_digest(file, object)?));
+    let binding = Binding::new(
+        Payload {
+            salt,
+            data_block_size: BLOCK_U64,
+            hash_block_size: BLOCK_U64,
+            data_block_count: data_blocks,
+            partition_length,
+            cipher: CIPHER.into(),
+            sector_size: u64::try_from(SECTOR).unwrap_or(0),
+            payload_offset: luks::HEADER,
+            tree_root,
+        },
+        PolicyDigest::of(plan.policy),
+        &uuid,
+    );
+    if length(&tree) != tree_size(data_blocks) {
+        return Err(SifError::Structure("the hash tree came out with another size".into()));
     }
-    let envelope = plan.signer.sign(&layout.sif(), &digests)?;
-    let mut extra = 1i32.to_le_bytes().to_vec();
-    extra.resize(4 + 256, 0);
-    let size = u64::try_from(envelope.len()).unwrap_or(0);
-    let signature_at = layout.add(data_type::SIGNATURE, "", group, GROUP, &extra, size);
-    file.write_all_at(&envelope, signature_at)?;
+    let mut place = |object: Object<'_>, bytes: &[u8]| -> Result<(), SifError> {
+        let at = layout.add(Object { size: length(bytes), ..object })?;
+        digests.push(dsse::digest(bytes));
+        Ok(file.write_all_at(bytes, at)?)
+    };
+    if let Some(message) = message {
+        place(Object { data_type: data_type::CRYPTO_MESSAGE, extra: &escrow::EXTRA, ..object }, &message)?;
+    }
+    place(Object { name: names::TREE, ..object }, &tree)?;
+    place(Object { name: names::POLICY, ..object }, plan.policy)?;
+    place(Object { data_type: data_type::JSON, name: names::BINDING, ..object }, &binding.to_bytes()?)?;
+
+    let signed: Vec<_> = layout.objects().iter().zip(digests).collect();
+    let envelope = plan.signer.sign(&layout.sif(), &signed)?;
+    // Hash type 1 (SHA-256), no fingerprint.
+    let mut extra = [0; 4 + 256];
+    if let Some(first) = extra.first_mut() {
+        *first = 1;
+    }
+    let signature = Object {
+        data_type: data_type::SIGNATURE,
+        link: GROUP | 1,
+        group: GROUP,
+        extra: &extra,
+        size: length(&envelope),
+        ..object
+    };
+    let at = layout.add(signature)?;
+    file.write_all_at(&envelope, at)?;
     file.write_all_at(&layout.head(), 0)?;
     file.set_permissions(fs::Permissions::from_mode(0o755))?;
     file.sync_all()?;
     output.persist(plan.output).map_err(|e| SifError::Io(e.error))?;
+    File::open(folder)?.sync_all()?;
     Ok(binding)
 }
 
-/// Encrypts a file, padded with zeros to `padded` bytes, in order; two threads share each chunk.
-fn encrypt(
-    input: &File,
+/// A partition that was written.
+struct Written {
+    tree: Builder,
+    /// Of the whole partition, as a signature states it.
+    digest: String,
+}
+
+/// Writes the partition: header, then the encrypted file system padded with zeros. Reading and encrypting one chunk runs beside hashing and
+/// writing the one before.
+#[expect(clippy::too_many_arguments, reason = "one call, each argument another thing")]
+fn payload(
+    squashfs: &Squashfs,
+    file: &File,
+    partition_at: u64,
+    header: &[u8],
     padded: u64,
     key: &VolumeKey,
-    mut write: impl FnMut(u64, &[u8]) -> Result<(), SifError>,
-) -> Result<(), SifError> {
-    let mut first = Xts::encryptor(key)?;
-    let mut second = Xts::encryptor(key)?;
-    let mut reader = BufReader::with_capacity(1 << 20, input);
-    let mut offset: u64 = 0;
-    let mut plain = Zeroizing::new(vec![0; CHUNK]);
-    let mut cipher = vec![0; CHUNK];
-    while offset < padded {
-        let want = usize::try_from(padded.saturating_sub(offset)).unwrap_or(usize::MAX).min(CHUNK);
-        let part = plain.get_mut(..want).unwrap_or_default();
-        part.fill(0);
-        read_full(&mut reader, part)?;
-        let out = cipher.get_mut(..want).unwrap_or_default();
-        let half = (want / 2).next_multiple_of(SECTOR).min(want);
-        let sector = offset / 512;
-        let (plain_a, plain_b) = part.split_at(half);
-        let (out_a, out_b) = out.split_at_mut(half);
-        let half_sectors = u64::try_from(half / SECTOR).unwrap_or(0);
-        std::thread::scope(|scope| {
-            let other = scope.spawn(|| second.run(sector.saturating_add(half_sectors), plain_b, out_b));
-            first.run(sector, plain_a, out_a)?;
-            other.join().map_err(|_| SifError::Crypto("an encryption thread ended".into()))?
-        })?;
-        write(offset, out)?;
-        offset = offset.saturating_add(u64::try_from(want).unwrap_or(0));
-    }
-    Ok(())
-}
-
-/// Fills a buffer as far as the input goes.
-fn read_full(reader: &mut impl std::io::Read, mut buffer: &mut [u8]) -> Result<(), SifError> {
-    while !buffer.is_empty() {
-        let n = reader.read(buffer)?;
-        if n == 0 {
-            return Ok(());
+    mut tree: Builder,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<Written, SifError> {
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(THREADS);
+    let mut cipher = Parallel::encryptor(key, threads)?;
+    tree.add(header, threads);
+    let digest = std::thread::scope(|scope| {
+        let (full, to_write) = sync_channel::<Vec<u8>>(1);
+        let (empty, to_fill) = channel();
+        let writer = scope.spawn(move || -> Result<String, SifError> {
+            let mut digest = Context::new(&SHA256);
+            digest.update(header);
+            file.write_all_at(header, partition_at)?;
+            let mut at = partition_at.saturating_add(length(header));
+            for chunk in to_write {
+                file.write_all_at(&chunk, at)?;
+                digest.update(&chunk);
+                at = at.saturating_add(length(&chunk));
+                let _ = empty.send(chunk);
+            }
+            Ok(dsse::digest_text(&digest.finish()))
+        });
+        let mut plain = Zeroizing::new(vec![0; CHUNK]);
+        let mut done: u64 = 0;
+        while done < padded {
+            let size = usize::try_from(padded.saturating_sub(done)).unwrap_or(usize::MAX).min(CHUNK);
+            let plain = plain.get_mut(..size).unwrap_or_default();
+            let there = usize::try_from(squashfs.length().saturating_sub(done)).unwrap_or(usize::MAX).min(size);
+            let (data, padding) = plain.split_at_mut(there);
+            squashfs.read_exact_at(data, done)?;
+            padding.fill(0);
+            let mut chunk = to_fill.try_recv().unwrap_or_default();
+            chunk.resize(size, 0);
+            cipher.run(done / 512, plain, &mut chunk)?;
+            tree.add(&chunk, threads);
+            done = done.saturating_add(length(plain));
+            if full.send(chunk).is_err() {
+                break; // the writer ended: its error says why
+            }
+            progress(done, padded);
         }
-        buffer = buffer.get_mut(n..).unwrap_or_default();
-    }
-    Ok(())
-}
-
-/// A squashfs of what is given: a folder, a plain SIF, or a squashfs already. The file lies in `folder` unless it was a squashfs.
-///
-/// # Errors
-/// [`SifError`].
-pub fn squashfs_of(input: &Path, folder: &Path) -> Result<tempfile::TempPath, SifError> {
-    let target = tempfile::Builder::new().prefix(".countersign-").suffix(".sqfs").tempfile_in(folder)?;
-    if input.is_dir() {
-        let path = target.into_temp_path();
-        let mut command = Command::new("mksquashfs");
-        command.arg(input).arg(&path).args(["-noappend", "-all-root", "-no-progress", "-quiet", "-comp", "zstd"]);
-        let output = command.stdin(Stdio::null()).output().map_err(|e| SifError::Program {
-            program: "mksquashfs",
-            reason: format!("cannot be started: {e} (package squashfs-tools)"),
-        })?;
-        if !output.status.success() {
-            let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            return Err(SifError::Program { program: "mksquashfs", reason });
-        }
-        return Ok(path);
-    }
-    let mut file = File::open(input)?;
-    let mut magic = [0; 4];
-    file.read_exact_at(&mut magic, 0)?;
-    if &magic == b"hsqs" {
-        std::io::copy(&mut file, &mut target.as_file())?;
-        return Ok(target.into_temp_path());
-    }
-    let sif = Sif::read(&file)?;
-    let partition = sif.primary()?;
-    if partition.partition().map(|(fs, _)| fs) != Some(fs_type::SQUASHFS) {
-        return Err(SifError::Structure("the SIF's primary partition is no plain squashfs".into()));
-    }
-    let mut offset = partition.offset;
-    let mut left = partition.size;
-    let mut buffer = vec![0; 1 << 20];
-    let mut written: u64 = 0;
-    while left > 0 {
-        let want = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
-        let part = buffer.get_mut(..want).unwrap_or_default();
-        file.read_exact_at(part, offset)?;
-        target.as_file().write_all_at(part, written)?;
-        let n = u64::try_from(want).unwrap_or(0);
-        (offset, left, written) = (offset.saturating_add(n), left.saturating_sub(n), written.saturating_add(n));
-    }
-    Ok(target.into_temp_path())
+        drop(full);
+        writer.join().map_err(|_| SifError::Crypto("the writing thread ended".into()))?
+    })?;
+    Ok(Written { tree, digest })
 }

@@ -1,6 +1,7 @@
 //! The hash tree: dm-verity's layout, SHA-256 over 4096-byte blocks, salt first, no superblock.
 //!
 //! Levels are stored top first; each is padded with zeros to whole blocks. The root is the digest of the top block.
+//! Off-spec: dm-verity has no tree over a single data block (the root is that block's digest); here there is one. A partition never has one block.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -13,6 +14,8 @@ use crate::error::SifError;
 
 /// Bytes of a data block and of a hash block.
 pub const BLOCK: usize = 4096;
+/// The same, where offsets are counted.
+pub const BLOCK_U64: u64 = 4096;
 const DIGEST: usize = 32;
 /// Digests in a hash block.
 const FANOUT: u64 = 128;
@@ -43,11 +46,27 @@ impl Builder {
         Self { salt, leaves: Vec::new() }
     }
 
-    /// Adds whole blocks.
-    pub fn add(&mut self, blocks: &[u8]) {
-        for block in blocks.chunks(BLOCK) {
-            self.leaves.extend(hash(&self.salt, block));
-        }
+    /// Adds whole blocks, hashed on up to `threads` threads.
+    pub fn add(&mut self, blocks: &[u8], threads: usize) {
+        let part = blocks.len().div_ceil(threads.max(1)).next_multiple_of(BLOCK).max(BLOCK);
+        let start = self.leaves.len();
+        self.leaves.resize(start.saturating_add(blocks.len().div_ceil(BLOCK).saturating_mul(DIGEST)), 0);
+        let salt = &self.salt;
+        let leaves = self.leaves.get_mut(start..).unwrap_or_default();
+        std::thread::scope(|scope| {
+            for (blocks, leaves) in blocks.chunks(part).zip(leaves.chunks_mut((part / BLOCK).saturating_mul(DIGEST))) {
+                let mut work = move || {
+                    for (block, leaf) in blocks.chunks(BLOCK).zip(leaves.chunks_exact_mut(DIGEST)) {
+                        leaf.copy_from_slice(&hash(salt, block));
+                    }
+                };
+                if threads > 1 {
+                    scope.spawn(work);
+                } else {
+                    work();
+                }
+            }
+        });
     }
 
     /// Blocks so far.
@@ -91,9 +110,11 @@ fn level_blocks(data_blocks: u64) -> Vec<u64> {
 /// Bytes of the stored tree over so many data blocks.
 #[must_use]
 pub fn tree_size(data_blocks: u64) -> u64 {
-    let block = u64::try_from(BLOCK).unwrap_or(0);
-    level_blocks(data_blocks).iter().sum::<u64>().saturating_mul(block)
+    level_blocks(data_blocks).iter().sum::<u64>().saturating_mul(BLOCK_U64)
 }
+
+/// Verified nodes by level and number.
+type Nodes = HashMap<(usize, u64), Box<[u8]>>;
 
 /// Checks data blocks against a stored tree. Nodes are kept as copies once they were verified: what was checked is what is used.
 #[derive(Debug)]
@@ -104,7 +125,7 @@ pub struct Tree {
     data_blocks: u64,
     /// For each level from the leaves up: blocks, and offset of the level in the stored tree (in blocks).
     levels: Vec<(u64, u64)>,
-    verified: Mutex<HashMap<(usize, u64), Box<[u8]>>>,
+    verified: Mutex<Nodes>,
 }
 
 impl Tree {
@@ -149,8 +170,7 @@ impl Tree {
         if node >= count {
             return Err(bad(level));
         }
-        let block_size = u64::try_from(BLOCK).unwrap_or(0);
-        let at = self.offset.saturating_add(first.saturating_add(node).saturating_mul(block_size));
+        let at = self.offset.saturating_add(first.saturating_add(node).saturating_mul(BLOCK_U64));
         let mut block = vec![0; BLOCK].into_boxed_slice();
         file.read_exact_at(&mut block, at)?;
         let above = level.saturating_add(1);
@@ -177,7 +197,7 @@ mod tests {
     fn stored(blocks: u64) -> (File, Vec<u8>, Tree) {
         let data: Vec<u8> = (0..blocks).flat_map(|n| vec![u8::try_from(n % 251).unwrap(); BLOCK]).collect();
         let mut builder = Builder::new([7; 32]);
-        builder.add(&data);
+        builder.add(&data, 2);
         let (tree, root) = builder.finish();
         assert_eq!(u64::try_from(tree.len()).unwrap(), tree_size(blocks));
         let mut file = tempfile::tempfile().unwrap();

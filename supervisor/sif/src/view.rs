@@ -2,12 +2,16 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use crate::error::SifError;
 use crate::image::Image;
-use crate::verity::{BLOCK, Tree};
-use crate::xts::{VolumeKey, Xts};
+use crate::verity::{BLOCK, BLOCK_U64, Tree};
+use crate::xts::{SECTOR, VolumeKey, Xts};
+
+/// Sectors in a block.
+const SECTORS: u64 = BLOCK_U64 / 512;
+const _: () = assert!(SECTOR == 512, "SECTORS counts 512-byte sectors");
 
 /// A decrypted view of an image's payload.
 #[derive(Debug)]
@@ -17,12 +21,14 @@ pub struct View {
     payload: u64,
     length: u64,
     tree: Tree,
-    /// Cipher contexts that no thread is using: one a thread is made when there are none.
+    /// Cipher contexts that no thread is using.
     idle: Mutex<Vec<Xts>>,
+    returned: Condvar,
 }
 
 impl View {
-    /// A view of a checked image. The key is in the cipher contexts from here on; more of them than `threads` are never made.
+    /// A view of a checked image. From here on the key is in `threads` cipher contexts, which OpenSSL wipes when they are dropped; more are
+    /// never made.
     ///
     /// # Errors
     /// [`SifError`].
@@ -36,6 +42,7 @@ impl View {
             length: payload.partition_length.saturating_sub(payload.payload_offset),
             tree: image.tree(),
             idle: Mutex::new(contexts?),
+            returned: Condvar::new(),
         })
     }
 
@@ -45,42 +52,50 @@ impl View {
         self.length
     }
 
-    /// Reads decrypted bytes; fewer at the end of the file system.
+    /// Reads decrypted bytes; fewer at the end of the file system. What is decrypted is the very copy that was checked.
     ///
     /// # Errors
     /// [`SifError::Integrity`] for a block that was changed: nothing of it is decrypted.
     pub fn read_at(&self, offset: u64, size: usize) -> Result<Vec<u8>, SifError> {
-        let block = u64::try_from(BLOCK).unwrap_or(0);
-        let end = offset.saturating_add(u64::try_from(size).unwrap_or(0)).min(self.length);
+        let end = offset.saturating_add(u64::try_from(size).unwrap_or(u64::MAX)).min(self.length);
         if offset >= end {
             return Ok(Vec::new());
         }
-        let first = offset / block;
-        let count = end.div_ceil(block).saturating_sub(first);
-        let bytes = usize::try_from(count.saturating_mul(block)).unwrap_or(0);
+        let first = offset / BLOCK_U64;
+        let count = end.div_ceil(BLOCK_U64).saturating_sub(first);
+        let bytes = usize::try_from(count.saturating_mul(BLOCK_U64)).unwrap_or(0);
         let mut cipher = vec![0; bytes];
-        let start = self.payload.saturating_add(first.saturating_mul(block));
+        let start = self.payload.saturating_add(first.saturating_mul(BLOCK_U64));
         self.file.read_exact_at(&mut cipher, self.partition.saturating_add(start))?;
-        let mut index = start / block;
+        let mut index = start / BLOCK_U64;
         for one in cipher.chunks_exact(BLOCK) {
             self.tree.check(&self.file, index, one)?;
             index = index.saturating_add(1);
         }
         let mut plain = vec![0; bytes];
-        let mut context = loop {
-            if let Some(context) = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop() {
-                break context;
-            }
-            std::thread::yield_now();
-        };
-        let sectors = block / 512;
-        let outcome = context.run(first.saturating_mul(sectors), &cipher, &mut plain);
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(context);
+        let mut context = self.take();
+        let outcome = context.run(first.saturating_mul(SECTORS), &cipher, &mut plain);
+        self.give_back(context);
         outcome?;
-        let from = usize::try_from(offset.saturating_sub(first.saturating_mul(block))).unwrap_or(0);
+        let from = usize::try_from(offset.saturating_sub(first.saturating_mul(BLOCK_U64))).unwrap_or(0);
         let wanted = usize::try_from(end.saturating_sub(offset)).unwrap_or(0);
         plain.drain(..from);
         plain.truncate(wanted);
         Ok(plain)
+    }
+
+    fn take(&self) -> Xts {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(context) = idle.pop() {
+                return context;
+            }
+            idle = self.returned.wait(idle).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn give_back(&self, context: Xts) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(context);
+        self.returned.notify_one();
     }
 }
