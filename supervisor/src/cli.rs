@@ -153,7 +153,11 @@ pub fn main() -> u8 {
         Command::DecryptorProcess => crate::decryptor::main(),
         Command::StageProcess => crate::stage::main(),
         Command::Run(given) => out::finish(run(&plan(given)), cli.json),
-        command => out::finish(owner_command(command, cli.json).map(|()| 0), cli.json),
+        command @ (Command::Protect(_)
+        | Command::Register(_)
+        | Command::Inspect { .. }
+        | Command::Completions { .. }
+        | Command::Man { .. }) => out::finish(owner_command(command, cli.json).map(|()| 0), cli.json),
     }
 }
 
@@ -179,7 +183,8 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
                 (None, None) => return Err(Failure::new(Stage::Usage, "no escrow", "--escrow KEY.pem")),
             };
             let (policy, output) = (given.policy.as_deref(), given.output.as_path());
-            let made = owner::protect_image(&Protect { input: &given.input, policy, sign: &given.sign, escrow, output })?;
+            let made =
+                owner::protect_image(&Protect { input: &given.input, policy, sign: &given.sign, escrow, output })?;
             print(json, &made)
         }
         Command::Register(given) => {
@@ -201,7 +206,9 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
             })?;
             print(json, &registered)
         }
-        Command::Inspect { image, signer, full } => print(json, &owner::inspect(&image, &owner::signers(&signer)?, full)?),
+        Command::Inspect { image, signer, full } => {
+            print(json, &owner::inspect(&image, &owner::signers(&signer)?, full)?)
+        }
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "supervisor", &mut text);
@@ -225,7 +232,8 @@ fn print(json: bool, value: &Value) -> Result<(), Failure> {
         for (name, value) in value.as_object().into_iter().flatten() {
             match value.as_array() {
                 Some(list) => lines.extend(list.iter().map(|entry| {
-                    let fields = entry.as_object().into_iter().flatten().map(|(name, value)| format!("{name} {}", text(value)));
+                    let fields =
+                        entry.as_object().into_iter().flatten().map(|(name, value)| format!("{name} {}", text(value)));
                     format!("  {}", fields.collect::<Vec<_>>().join("  "))
                 })),
                 None => lines.push(format!("{name:12} {}", text(value))),

@@ -15,8 +15,9 @@ use countersign_sif::xts::{KEY, VolumeKey};
 use countersign_sif::{Image, SifError, View};
 use countersign_wire::id::{RunId, VerdictId};
 use fuser::{
-    Config as FuseConfig, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, KernelConfig,
-    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEntry, ReplyOpen, Request, Session, SessionACL,
+    Config as FuseConfig, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEntry, ReplyOpen, Request, Session,
+    SessionACL,
 };
 use serde::{Deserialize, Serialize};
 
@@ -73,7 +74,9 @@ fn harden() -> Result<(), Failure> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(other)?;
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).map_err(other)?;
     // An ordinary user's limit is often too small for this; the key's pages are then only as safe from swap as the host makes them.
-    let _ = rustix::mm::mlockall(rustix::mm::MlockAllFlags::CURRENT | rustix::mm::MlockAllFlags::FUTURE | rustix::mm::MlockAllFlags::ONFAULT);
+    let _ = rustix::mm::mlockall(
+        rustix::mm::MlockAllFlags::CURRENT | rustix::mm::MlockAllFlags::FUTURE | rustix::mm::MlockAllFlags::ONFAULT,
+    );
     Ok(())
 }
 
@@ -81,7 +84,8 @@ fn serve(channel: &Channel) -> Result<(), Failure> {
     harden()?;
     let Some((order, mut fds)) = channel.receive::<Order>().map_err(other)? else { return Ok(()) };
     let image = fds.pop().ok_or_else(|| other("no image was handed over"))?;
-    let trusted: Result<Vec<SignerKey>, SifError> = order.signers.iter().map(|pem| SignerKey::from_pem(pem.as_bytes())).collect();
+    let trusted: Result<Vec<SignerKey>, SifError> =
+        order.signers.iter().map(|pem| SignerKey::from_pem(pem.as_bytes())).collect();
     // The same descriptor that the supervisor checked, checked again here: this process trusts nobody with its key.
     let image = Image::from_file(File::from(image), &trusted?, false)?;
     let view = {
@@ -174,8 +178,16 @@ impl Filesystem for Served {
         reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
     }
 
-    fn readdir(&self, _request: &Request, _inode: INodeNo, _handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let entries = [(ROOT, FileType::Directory, "."), (ROOT, FileType::Directory, ".."), (IMAGE, FileType::RegularFile, FILE)];
+    fn readdir(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let entries =
+            [(ROOT, FileType::Directory, "."), (ROOT, FileType::Directory, ".."), (IMAGE, FileType::RegularFile, FILE)];
         let skip = usize::try_from(offset).unwrap_or(usize::MAX);
         for (n, (inode, kind, name)) in entries.into_iter().enumerate().skip(skip) {
             let next = u64::try_from(n).unwrap_or(u64::MAX).saturating_add(1);

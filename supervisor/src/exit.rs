@@ -114,7 +114,9 @@ impl Failure {
 impl From<HostError> for Failure {
     fn from(error: HostError) -> Self {
         let stage = match &error {
-            HostError::Config { .. } | HostError::State { .. } | HostError::Corrupt(_) | HostError::Log { .. } => Stage::Configuration,
+            HostError::Config { .. } | HostError::State { .. } | HostError::Corrupt(_) | HostError::Log { .. } => {
+                Stage::Configuration
+            }
             HostError::NotEnrolled | HostError::Token(_) | HostError::NoCertificate => Stage::NotEnrolled,
             HostError::Tpm(_) | HostError::Moving(_) => Stage::Tpm,
             HostError::Unseal(_) => Stage::Unseal,
@@ -144,11 +146,19 @@ impl From<SifError> for Failure {
             SifError::Io(_) | SifError::Malformed(_) | SifError::Structure(_) => {
                 (Stage::Image, "supervisor inspect IMAGE says what is in it; supervisor protect makes one")
             }
-            SifError::Signature(_) => (Stage::Signature, "give the owner's public key with --signer; a changed image must be copied again"),
-            SifError::Binding(_) => (Stage::Binding, "the image's policy or numbers were exchanged: copy it again from its owner"),
-            SifError::Integrity { .. } => (Stage::Integrity, "copy the image again from its owner; supervisor inspect --full checks all of it"),
+            SifError::Signature(_) => {
+                (Stage::Signature, "give the owner's public key with --signer; a changed image must be copied again")
+            }
+            SifError::Binding(_) => {
+                (Stage::Binding, "the image's policy or numbers were exchanged: copy it again from its owner")
+            }
+            SifError::Integrity { .. } => {
+                (Stage::Integrity, "copy the image again from its owner; supervisor inspect --full checks all of it")
+            }
             SifError::Key(_) => (Stage::Escrow, "check the key file"),
-            SifError::Program { .. } => (Stage::Missing, "apt-get install cryptsetup-bin squashfs-tools squashfuse fuse3 bubblewrap"),
+            SifError::Program { .. } => {
+                (Stage::Missing, "apt-get install cryptsetup-bin squashfs-tools squashfuse fuse3 bubblewrap")
+            }
             SifError::Crypto(_) => (Stage::Other, ""),
         };
         Self::new(stage, error.to_string(), hint)

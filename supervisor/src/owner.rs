@@ -42,7 +42,11 @@ pub fn passphrase(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
     let end = bytes.iter().position(|&byte| byte == b'\n').unwrap_or(bytes.len());
     bytes.truncate(end);
     if bytes.len() < 8 {
-        return Err(Failure::new(Stage::Escrow, "the passphrase has fewer than 8 bytes", "use a longer one, or --escrow KEY.pem"));
+        return Err(Failure::new(
+            Stage::Escrow,
+            "the passphrase has fewer than 8 bytes",
+            "use a longer one, or --escrow KEY.pem",
+        ));
     }
     Ok(bytes)
 }
@@ -75,10 +79,14 @@ pub fn protect_image(given: &Protect<'_>) -> Result<Value, Failure> {
     let parsed = PolicyBundle::parse(&policy).map_err(|e| failed(e.to_string()))?;
     Compiled::new(&parsed, Role::Workload).map_err(|e| failed(e.to_string()))?;
     let signer = OwnerKey::from_pem(&Zeroizing::new(read(Stage::Protect, given.sign)?))?;
-    let folder = given.output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
-    let full = |error: SifError| match error {
-        SifError::Io(e) => Failure::new(Stage::Protect, format!("{}: {e}", given.output.display()), "check the folder and its free space"),
-        other => other.into(),
+    let folder =
+        given.output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    let full = |error: SifError| {
+        if let SifError::Io(e) = &error {
+            let what = format!("{}: {e}", given.output.display());
+            return Failure::new(Stage::Protect, what, "check the folder and its free space");
+        }
+        error.into()
     };
     let squashfs = squashfs_of(given.input, folder).map_err(full)?;
     let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -102,7 +110,9 @@ pub fn protect_image(given: &Protect<'_>) -> Result<Value, Failure> {
     });
     bar.finish_and_clear();
     let binding = binding.map_err(full)?;
-    Ok(json!({"image": given.output, "workload": binding.workload, "payload_root": binding.payload_root, "policy": binding.policy}))
+    Ok(
+        json!({"image": given.output, "workload": binding.workload, "payload_root": binding.payload_root, "policy": binding.policy}),
+    )
 }
 
 /// What is in an image, after its signature and bindings (`full`: every digest) were checked.
@@ -110,7 +120,8 @@ pub fn protect_image(given: &Protect<'_>) -> Result<Value, Failure> {
 /// # Errors
 /// [`Failure`].
 pub fn inspect(path: &Path, trusted: &[SignerKey], full: bool) -> Result<Value, Failure> {
-    let file = std::fs::File::open(path).map_err(|e| Failure::new(Stage::Image, format!("{}: {e}", path.display()), ""))?;
+    let file =
+        std::fs::File::open(path).map_err(|e| Failure::new(Stage::Image, format!("{}: {e}", path.display()), ""))?;
     let image = Image::from_file(file, trusted, full)?;
     let objects: Vec<Value> = image
         .objects()
@@ -157,12 +168,15 @@ pub struct Register<'a> {
 pub fn register(given: &Register<'_>) -> Result<Value, Failure> {
     use rustls_pki_types::pem::PemObject as _;
     let image = Image::open(given.image, given.signers)?;
-    let key = image.open_escrow(&given.escrow).map_err(|e| Failure::new(Stage::Escrow, e.to_string(), "give the private half of the key that `protect --escrow` got"))?;
+    let key = image.open_escrow(&given.escrow).map_err(|e| {
+        Failure::new(Stage::Escrow, e.to_string(), "give the private half of the key that `protect --escrow` got")
+    })?;
     let token = Zeroizing::new(read(Stage::Configuration, given.token)?);
     let token = Zeroizing::new(String::from_utf8_lossy(&token).trim().to_owned());
     let ca = read(Stage::Configuration, given.ca)?;
-    let ca = rustls_pki_types::CertificateDer::from_pem_slice(&ca)
-        .map_err(|e| Failure::new(Stage::Configuration, format!("{}: {e}", given.ca.display()), "give the verifier's ca.pem"))?;
+    let ca = rustls_pki_types::CertificateDer::from_pem_slice(&ca).map_err(|e| {
+        Failure::new(Stage::Configuration, format!("{}: {e}", given.ca.display()), "give the verifier's ca.pem")
+    })?;
     let binding = image.binding();
     let encoded = Zeroizing::new(STANDARD.encode(key.as_slice()));
     let request = json!({
@@ -177,11 +191,12 @@ pub fn register(given: &Register<'_>) -> Result<Value, Failure> {
     });
     let body = serde_json::to_vec(&request).map_err(|e| Failure::new(Stage::Other, e.to_string(), ""))?;
     let client = countersign_attest::client::Client::new(given.url, &ca, None, Duration::from_secs(30))?;
-    let answer = client.post_json("/v1/admin", &token, body).map_err(|e| match e {
-        countersign_attest::HostError::Refused { problem, .. } => {
-            Failure::new(Stage::Register, problem.title, problem.hint.unwrap_or_default())
+    let answer = client.post_json("/v1/admin", &token, body).map_err(|e| {
+        if let countersign_attest::HostError::Refused { problem, .. } = e {
+            return Failure::new(Stage::Register, problem.title, problem.hint.unwrap_or_default());
         }
-        other => other.into(),
+        e.into()
     })?;
-    serde_json::from_slice(&answer).map_err(|e| Failure::new(Stage::Register, format!("the verifier's answer: {e}"), ""))
+    serde_json::from_slice(&answer)
+        .map_err(|e| Failure::new(Stage::Register, format!("the verifier's answer: {e}"), ""))
 }

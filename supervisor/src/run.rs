@@ -70,7 +70,13 @@ struct Status(Option<File>);
 impl Status {
     fn open(fd: Option<u32>) -> Result<Self, Failure> {
         let open = |fd: u32| std::fs::OpenOptions::new().append(true).open(format!("/proc/self/fd/{fd}"));
-        let bad = |e: std::io::Error| Failure::new(Stage::Usage, format!("--status-fd: {e}"), "give an open descriptor, for example --status-fd 3 3>FILE");
+        let bad = |e: std::io::Error| {
+            Failure::new(
+                Stage::Usage,
+                format!("--status-fd: {e}"),
+                "give an open descriptor, for example --status-fd 3 3>FILE",
+            )
+        };
         Ok(Self(fd.map(open).transpose().map_err(bad)?))
     }
 
@@ -100,7 +106,11 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Failure> {
     let mut signers = Vec::new();
     for path in &plan.signers {
         let bad = |e: &dyn std::fmt::Display| {
-            Failure::new(Stage::Configuration, format!("{}: {e}", path.display()), "--signer takes the owner's public key (PEM)")
+            Failure::new(
+                Stage::Configuration,
+                format!("{}: {e}", path.display()),
+                "--signer takes the owner's public key (PEM)",
+            )
         };
         signers.push(std::fs::read_to_string(path).map_err(|e| bad(&e))?);
     }

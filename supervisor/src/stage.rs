@@ -54,12 +54,17 @@ pub(crate) fn main() -> u8 {
 }
 
 fn namespaces(e: impl std::fmt::Display) -> Failure {
-    let hint = "user namespaces and /dev/fuse are needed: check kernel.unprivileged_userns_clone and the mode of /dev/fuse";
+    let hint =
+        "user namespaces and /dev/fuse are needed: check kernel.unprivileged_userns_clone and the mode of /dev/fuse";
     Failure::new(Stage::Namespaces, format!("a private mount cannot be made: {e}"), hint)
 }
 
 fn start(e: impl std::fmt::Display) -> Failure {
-    Failure::new(Stage::Start, format!("the workload cannot be started: {e}"), "supervisor inspect --full IMAGE checks the image")
+    Failure::new(
+        Stage::Start,
+        format!("the workload cannot be started: {e}"),
+        "supervisor inspect --full IMAGE checks the image",
+    )
 }
 
 fn play(channel: &Channel) -> Result<u8, Failure> {
@@ -71,11 +76,15 @@ fn play(channel: &Channel) -> Result<u8, Failure> {
         fs::create_dir(folder).map_err(namespaces)?;
     }
     // Nothing that is mounted here is seen elsewhere.
-    rustix::mount::mount_change("/", rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC)
-        .map_err(namespaces)?;
+    rustix::mount::mount_change(
+        "/",
+        rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC,
+    )
+    .map_err(namespaces)?;
     // /dev/fuse must be opened in the namespace in which it is mounted.
     let fuse = OpenOptions::new().read(true).write(true).open("/dev/fuse").map_err(namespaces)?;
-    let options = std::ffi::CString::new(format!("fd={},rootmode=40000,user_id=0,group_id=0", fuse.as_raw_fd())).map_err(namespaces)?;
+    let options = std::ffi::CString::new(format!("fd={},rootmode=40000,user_id=0,group_id=0", fuse.as_raw_fd()))
+        .map_err(namespaces)?;
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("countersign", &image, "fuse", flags, Some(options.as_c_str())).map_err(namespaces)?;
     channel.send(&Report::Fuse, &[fuse.as_fd()]).map_err(start)?;
@@ -100,7 +109,11 @@ fn dies_with_us(program: &str) -> Command {
 }
 
 fn missing(program: &str, e: &io::Error) -> Failure {
-    Failure::new(Stage::Missing, format!("{program} cannot be started: {e}"), "apt-get install squashfuse fuse3 bubblewrap util-linux")
+    Failure::new(
+        Stage::Missing,
+        format!("{program} cannot be started: {e}"),
+        "apt-get install squashfuse fuse3 bubblewrap util-linux",
+    )
 }
 
 fn squashfuse(image: &Path, root: &Path) -> Result<Child, Failure> {
@@ -168,7 +181,8 @@ fn workload(root: &Path, command_line: &[String], stdin: std::os::fd::OwnedFd) -
     command.arg("--").args(command_line.iter().map(OsString::from));
     command.stdin(Stdio::from(stdin));
     let status = command.status().map_err(|e| missing("bwrap", &e))?;
-    let by_signal = || status.signal().and_then(|signal| u8::try_from(signal).ok()).map(|signal| signal.saturating_add(128));
+    let by_signal =
+        || status.signal().and_then(|signal| u8::try_from(signal).ok()).map(|signal| signal.saturating_add(128));
     let code = status.code().and_then(|code| u8::try_from(code).ok()).or_else(by_signal);
     Ok(code.unwrap_or_else(|| Stage::Start.code()))
 }

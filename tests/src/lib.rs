@@ -1,5 +1,4 @@
 //! Whole-product tests, the demo's driver and benches.
 
-pub mod bench;
 pub mod demo;
 pub mod process;

@@ -171,3 +171,16 @@ fn line<S: AsRef<OsStr>>(program: &str, args: &[S]) -> String {
     }
     line
 }
+
+/// How a program of this crate ends: quietly, or with `error:` and everything behind it.
+#[must_use]
+pub fn finish(program: &str, result: anyhow::Result<()>) -> std::process::ExitCode {
+    use std::io::Write as _;
+    match result {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(e) => {
+            let _ = writeln!(anstream::stderr().lock(), "error: {program}: {e:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}

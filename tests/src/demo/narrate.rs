@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anstyle::{AnsiColor, Style};
 use anyhow::bail;
+use countersign_supervisor::exit::Stage;
 
 use crate::process::Ended;
 
@@ -15,7 +16,7 @@ const GOOD: Style = Style::new().fg_color(Some(anstyle::Color::Ansi(AnsiColor::G
 
 /// Prints the story and remembers it for the summary.
 #[derive(Debug)]
-pub struct Narrator {
+pub(super) struct Narrator {
     root: PathBuf,
     started: Instant,
     step: Option<(String, Instant)>,
@@ -25,7 +26,7 @@ pub struct Narrator {
 impl Narrator {
     /// `root` is cut from command lines, to keep them short.
     #[must_use]
-    pub fn new(root: PathBuf) -> Self {
+    pub(super) fn new(root: PathBuf) -> Self {
         Self { root, started: Instant::now(), step: None, done: Vec::new() }
     }
 
@@ -33,7 +34,7 @@ impl Narrator {
     ///
     /// # Errors
     /// Standard output is closed.
-    pub fn say(&self, text: &str) -> anyhow::Result<()> {
+    pub(super) fn say(&self, text: &str) -> anyhow::Result<()> {
         let mut out = anstream::stdout().lock();
         for line in text.lines() {
             writeln!(out, "    {line}")?;
@@ -45,7 +46,7 @@ impl Narrator {
     ///
     /// # Errors
     /// Standard output is closed.
-    pub fn step(&mut self, title: &str) -> anyhow::Result<()> {
+    pub(super) fn step(&mut self, title: &str) -> anyhow::Result<()> {
         let number = self.done.len().saturating_add(1);
         writeln!(anstream::stdout().lock(), "\n{BOLD}{number:2}  {title}{BOLD:#}")?;
         self.step = Some((title.to_owned(), Instant::now()));
@@ -56,7 +57,7 @@ impl Narrator {
     ///
     /// # Errors
     /// Standard output is closed.
-    pub fn done(&mut self, outcome: &str) -> anyhow::Result<()> {
+    pub(super) fn done(&mut self, outcome: &str) -> anyhow::Result<()> {
         let Some((title, started)) = self.step.take() else { bail!("no step is under way") };
         let took = started.elapsed();
         writeln!(anstream::stdout().lock(), "    {GOOD}✓{GOOD:#} {outcome} {DIM}({:.2} s){DIM:#}", took.as_secs_f64())?;
@@ -68,7 +69,7 @@ impl Narrator {
     ///
     /// # Errors
     /// Standard output is closed.
-    pub fn command(&self, ended: &Ended) -> anyhow::Result<()> {
+    pub(super) fn command(&self, ended: &Ended) -> anyhow::Result<()> {
         let root = format!("{}/", self.root.display());
         let line = ended.line.replace(&root, "");
         writeln!(anstream::stdout().lock(), "    {DIM}$ {line}  [{} ms]{DIM:#}", ended.took.as_millis())?;
@@ -79,10 +80,11 @@ impl Narrator {
     ///
     /// # Errors
     /// The exit code is another, or one of the words is missing.
-    pub fn denial(&self, ended: &Ended, code: i32, words: &[&str]) -> anyhow::Result<()> {
+    pub(super) fn denial(&self, ended: &Ended, stage: Stage, words: &[&str]) -> anyhow::Result<()> {
         self.command(ended)?;
         let root = format!("{}/", self.root.display());
         self.say(&ended.stderr.replace(&root, ""))?;
+        let code = i32::from(stage.code());
         if ended.code != Some(code) {
             bail!("`{}` ended with {:?}, expected {code}\n{}{}", ended.line, ended.code, ended.stdout, ended.stderr);
         }
@@ -98,7 +100,7 @@ impl Narrator {
     ///
     /// # Errors
     /// Standard output is closed.
-    pub fn summary(&self, lines: &[(&str, String)]) -> anyhow::Result<()> {
+    pub(super) fn summary(&self, lines: &[(&str, String)]) -> anyhow::Result<()> {
         let mut out = anstream::stdout().lock();
         writeln!(out, "\n{BOLD}Summary{BOLD:#}")?;
         let width = self.done.iter().map(|(title, ..)| title.chars().count()).max().unwrap_or(0);

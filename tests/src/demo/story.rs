@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 
 use super::narrate::Narrator;
-use super::theft;
+use super::theft::Tap;
+use countersign_supervisor::exit::Stage as Exit;
+
 use crate::process::{Ended, Service, Tools};
 
 /// What the demo is told.
@@ -28,6 +30,11 @@ const OTHER_IMA: &[u8] = include_bytes!("../../../fixtures/nosb-shim-grub212/ima
 
 const SECRET: &str = "the crown jewels: 7 green diamonds, in the tin behind the flour";
 const HOST: &str = "demo-host";
+
+/// TPM_RC_SIGNATURE of PolicySigned's fifth parameter: a verdict for another session.
+const SIGNATURE: u32 = 0x5DB;
+/// TPM_RC_POLICY of PolicyCounterTimer: an approval for another boot.
+const POLICY: u32 = 0x126;
 
 /// Everything that the steps share.
 struct Stage {
@@ -226,7 +233,7 @@ fn denied_other_boot(stage: &mut Stage) -> anyhow::Result<()> {
     stage.tell.step("Denied: the host booted with Secure Boot off")?;
     stage.reboot(OTHER_LOG, OTHER_IMA)?;
     let ended = stage.supervisor_run("app.sif", &[])?;
-    stage.tell.denial(&ended, theft::EXIT_DENIED, &["secure-boot", "error:", "hint:"])?;
+    stage.tell.denial(&ended, Exit::Denied, &["secure-boot", "error:", "hint:"])?;
     stage.reboot(GOOD_LOG, GOOD_IMA)?;
     let ended = stage.supervisor_run("app.sif", &[])?;
     stage.tell.command(&ended)?;
@@ -240,7 +247,7 @@ fn denied_by_policy(stage: &mut Stage) -> anyhow::Result<()> {
     stage.tell.step("Denied: the policy no longer accepts this boot")?;
     stage.verifier(&["reference", "revoke", "golden"])?;
     let ended = stage.supervisor_run("app.sif", &[])?;
-    stage.tell.denial(&ended, theft::EXIT_DENIED, &["reference", "error:", "hint:"])?;
+    stage.tell.denial(&ended, Exit::Denied, &["reference", "error:", "hint:"])?;
     let log = stage.arg("host/binary_bios_measurements");
     stage.verifier(&["reference", "add", "golden", "--eventlog", &log])?;
     stage.tell.done("refused")
@@ -248,10 +255,17 @@ fn denied_by_policy(stage: &mut Stage) -> anyhow::Result<()> {
 
 fn denied_to_thief(stage: &mut Stage) -> anyhow::Result<()> {
     stage.tell.step("Denied: a thief replays a stolen import blob, approval and verdict")?;
-    let heist = theft::steal(&stage.path("host/attest.toml"), &stage.path("app.sif"))?;
-    stage.tell.say(&theft::replay(&stage.path("host/attest.toml"), &heist)?)?;
+    let config = stage.path("host/attest.toml");
+    let tap = Tap::new(&stage.path("host"), &config)?;
+    // What an earlier import left would save the import that the thief wants to see.
+    fs::remove_dir_all(stage.path("host/state/imports"))?;
+    let ended = stage.supervisor_run("app.sif", &["--tpm", &tap.address])?;
+    stage.tell.command(&ended)?;
+    let loot = tap.loot().with_context(|| format!("{}{}", ended.stdout, ended.stderr))?;
+    stage.tell.say("during this run a thief kept everything that went to the TPM; now he plays it back:")?;
+    stage.tell.say(&format!("same boot, a session of his own: {}", loot.replay(&config, SIGNATURE)?))?;
     stage.reboot(GOOD_LOG, GOOD_IMA)?;
-    stage.tell.say(&theft::replay(&stage.path("host/attest.toml"), &heist)?)?;
+    stage.tell.say(&format!("after a TPM reset, same PCRs: {}", loot.replay(&config, POLICY)?))?;
     stage.tell.done("refused by the TPM itself, before and after a reset")
 }
 
@@ -264,7 +278,7 @@ fn denied_flipped_byte(stage: &mut Stage) -> anyhow::Result<()> {
     *image.get_mut(at).context("the image is too short")? ^= 1;
     fs::write(stage.path("tampered.sif"), image)?;
     let ended = stage.supervisor_run("tampered.sif", &[])?;
-    stage.tell.denial(&ended, theft::EXIT_INTEGRITY, &["block", "error:", "hint:"])?;
+    stage.tell.denial(&ended, Exit::Integrity, &["block", "error:", "hint:"])?;
     stage.tell.done("refused: no tampered block is ever decrypted")
 }
 
