@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::out::printable;
 
+/// Reasons of one kind that are shown; the verdict at the verifier has them all.
+const SHOWN: usize = 3;
+
 /// What of a verdict is printed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Denial {
@@ -57,30 +60,82 @@ impl Denial {
         })
     }
 
-    /// The reasons in words, one block each.
+    /// The reasons by kind; those of which there are fewest first: one switch that is off says more than a hundred events that follow from it.
+    fn kinds(&self) -> Vec<Vec<&Reason>> {
+        let mut kinds: Vec<Vec<&Reason>> = Vec::new();
+        for reason in &self.reasons {
+            let same = |kind: &&mut Vec<&Reason>| {
+                kind.first().is_some_and(|first| (&first.source, &first.id) == (&reason.source, &reason.id))
+            };
+            match kinds.iter_mut().find(same) {
+                Some(kind) => kind.push(reason),
+                None => kinds.push(vec![reason]),
+            }
+        }
+        kinds.sort_by_key(Vec::len);
+        kinds
+    }
+
+    /// The reasons in words, a block for each kind.
     #[must_use]
     pub fn words(&self) -> String {
         let mut out = format!("verdict {}\n", printable(&self.id));
-        for reason in &self.reasons {
-            out.push_str(&format!(
-                "  {} ({}): {}\n",
-                printable(&reason.id),
-                printable(&reason.source),
-                printable(&reason.message)
-            ));
-            for (name, value) in [("where", &reason.subject), ("got", &reason.got), ("want", &reason.want)] {
-                if let Some(value) = value {
-                    out.push_str(&format!("    {name:5} {}\n", printable(value)));
+        for kind in self.kinds() {
+            let mut message = None;
+            for reason in kind.iter().take(SHOWN) {
+                if message != Some(&reason.message) {
+                    message = Some(&reason.message);
+                    let (id, source) = (printable(&reason.id), printable(&reason.source));
+                    out.push_str(&format!("  {id} ({source}): {}\n", printable(&reason.message)));
                 }
+                for (name, value) in [("where", &reason.subject), ("got", &reason.got), ("want", &reason.want)] {
+                    if let Some(value) = value {
+                        out.push_str(&format!("    {name:5} {}\n", printable(value)));
+                    }
+                }
+            }
+            let more = kind.len().saturating_sub(SHOWN);
+            if more > 0 {
+                out.push_str(&format!("    and {more} more: verifier verdict show {}\n", printable(&self.id)));
             }
         }
         out
     }
 
-    /// What to do: the first reason's hint.
+    /// What to do: the hint of the first reason that has one, in the order in which they are shown.
     #[must_use]
     pub fn hint(&self) -> String {
-        let first = self.reasons.iter().find_map(|reason| reason.hint.clone());
+        let first = self.kinds().into_iter().flatten().find_map(|reason| reason.hint.clone());
         first.unwrap_or_else(|| format!("verifier verdict show {}", self.id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reason(id: &str, n: usize) -> Reason {
+        Reason {
+            source: "host-policy".into(),
+            id: id.into(),
+            message: format!("{id} failed"),
+            subject: Some(format!("event {n}")),
+            got: None,
+            want: None,
+            hint: Some(format!("mend {id}")),
+        }
+    }
+
+    #[test]
+    fn what_says_most_comes_first_and_the_rest_is_counted() {
+        let mut reasons: Vec<Reason> = (0..9).map(|n| reason("boot-chain", n)).collect();
+        reasons.push(reason("secure-boot", 9));
+        let denial = Denial { id: "7f".into(), purpose: "release".into(), reasons };
+        let words = denial.words();
+        assert!(words.find("secure-boot (host-policy)").unwrap() < words.find("boot-chain (host-policy)").unwrap());
+        assert_eq!(words.matches("boot-chain failed").count(), 1, "{words}");
+        assert_eq!(words.matches("where").count(), 1 + SHOWN, "{words}");
+        assert!(words.ends_with("    and 6 more: verifier verdict show 7f\n"), "{words}");
+        assert_eq!(denial.hint(), "mend secure-boot");
     }
 }

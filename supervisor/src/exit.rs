@@ -125,17 +125,7 @@ impl From<HostError> for Failure {
             HostError::Denied(_) => Stage::Denied,
             HostError::Interrupted(_) => Stage::Other,
         };
-        let mut words = String::new();
-        if let HostError::Denied(denial) = &error {
-            // Hundreds of events can be unknown at once; the verdict at the verifier has them all.
-            let mut shown = (**denial).clone();
-            let more = shown.reasons.len().saturating_sub(8);
-            shown.reasons.truncate(8);
-            words = shown.words();
-            if more > 0 {
-                words.push_str(&format!("  and {more} more: verifier verdict show {}\n", shown.id));
-            }
-        }
+        let words = if let HostError::Denied(denial) = &error { denial.words() } else { String::new() };
         Self { stage, error: error.to_string(), words, hint: error.hint() }
     }
 }
