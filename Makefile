@@ -4,6 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 export PATH := $(PATH):/usr/sbin:/sbin
 CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 .PHONY: help setup build demo test fmt lint unit deny demo-as-user bench clean
 
@@ -17,7 +18,7 @@ build: setup ## the four programs, optimised
 	$(CARGO) build --release --locked --bins
 
 demo: build ## the main job on embedded defaults, step by step, with times
-	@target/release/demo --bin-dir target/release --dir target/demo
+	@$(TARGET)/release/demo --bin-dir $(TARGET)/release --dir $(TARGET)/demo
 
 test: setup fmt lint deny unit demo-as-user ## everything that guards main
 	@echo "make test: everything passed"
@@ -35,12 +36,12 @@ deny: ## licences, sources and duplicate crates (offline part of cargo-deny)
 	@scripts/deny.sh
 
 demo-as-user: ## the demo again, as an ordinary user made for it
-	$(CARGO) build --locked --bins
-	@scripts/demo-as-user.sh target/debug
+	$(CARGO) build --workspace --locked --all-targets # as `unit` builds them: nothing is left to do after it
+	@scripts/demo-as-user.sh $(TARGET)/debug $(TARGET)/demo-user
 
 bench: setup ## measure against floors and peers of the same run; writes target/bench/summary.json
 	$(CARGO) build --release --locked --bins
-	$(CARGO) run --release --locked -p countersign-tests --bin bench -- --bin-dir target/release --out target/bench
+	$(CARGO) run --release --locked -p countersign-tests --bin bench -- --bin-dir $(TARGET)/release --out $(TARGET)/bench
 
 clean: ## remove what was built
 	$(CARGO) clean

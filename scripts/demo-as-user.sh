@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# Runs the demo as an ordinary user who exists only for that. Usage: demo-as-user.sh BIN-DIR
+# Runs the demo as an ordinary user who exists only for that. Usage: demo-as-user.sh BIN-DIR DEMO-DIR
 # Root makes the user and removes it again; anybody else is an ordinary user already.
 set -euo pipefail
-bin=${CARGO_TARGET_DIR:+$CARGO_TARGET_DIR/debug}
-bin=${bin:-$1}
+bin=$1
 if [ "$(id -u)" -ne 0 ]; then
-	exec "$bin/demo" --bin-dir "$bin" --dir "${CARGO_TARGET_DIR:-target}/demo-user"
+	exec "$bin/demo" --bin-dir "$bin" --dir "$2"
 fi
 user=countersign-demo-$$
 home=$(mktemp -d /tmp/countersign-demo.XXXXXX)
@@ -23,8 +22,10 @@ cd "$home"
 echo "demo as $user (uid $(id -u "$user"))"
 setpriv --reuid="$user" --regid="$(id -g "$user")" --clear-groups --no-new-privs \
 	env -i HOME="$home" PATH="$PATH" XDG_RUNTIME_DIR="$home" "$home/bin/demo" --bin-dir "$home/bin" --dir "$home/demo"
-if pgrep -u "$user" >/dev/null; then
+# Ended ones that nobody has waited for yet (state Z) run no more.
+left=$(ps -u "$user" -o pid=,stat=,args= | awk '$2 !~ /^Z/' || :)
+if [ -n "$left" ]; then
 	echo "error: the demo left processes running:" >&2
-	pgrep -a -u "$user" >&2
+	echo "$left" >&2
 	exit 1
 fi
