@@ -27,7 +27,7 @@ Examples:
   verifier token new > join.token                         admit one host
   verifier check eventlog LOG --pcrs PCRS.json --json     replay a log offline
 
-Operators' commands act on the state folder, or with --url over HTTPS with the operator's token.
+Operators' commands act on the state folder, or with --remote over HTTPS with the operator's token.
 
 Exit codes:
   0 done   1 other   2 usage   4 state folder   5 database   20 refused   21 verifier unreachable
