@@ -1,7 +1,7 @@
 //! The verifier's keys: files of mode 0600 in `keys/`, checked when they are read.
 
 use std::fs::{self, OpenOptions};
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -18,6 +18,9 @@ use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use zeroize::Zeroizing;
 
 use crate::error::Error;
+
+/// Longest file with a secret, bytes.
+const SECRET: u64 = 64 * 1024;
 
 /// The system's generator.
 #[must_use]
@@ -76,11 +79,18 @@ pub fn write_secret(path: &Path, contents: &[u8]) -> Result<(), Error> {
 /// # Errors
 /// [`Error::State`], also when others may read it.
 pub fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
-    let metadata = fs::metadata(path).map_err(|e| state(path, e))?;
+    let file = fs::File::open(path).map_err(|e| state(path, e))?;
+    // Of the open file: the path may name another one by now.
+    let metadata = file.metadata().map_err(|e| state(path, e))?;
     if metadata.mode() & 0o077 != 0 {
         return Err(state(path, format!("mode {:o}: others may read it; chmod 600", metadata.mode() & 0o777)));
     }
-    fs::read(path).map(Zeroizing::new).map_err(|e| state(path, e))
+    let mut contents = Zeroizing::new(Vec::with_capacity(4096));
+    file.take(SECRET.saturating_add(1)).read_to_end(&mut contents).map_err(|e| state(path, e))?;
+    if u64::try_from(contents.len()).unwrap_or(u64::MAX) > SECRET {
+        return Err(state(path, format!("more than {SECRET} bytes")));
+    }
+    Ok(contents)
 }
 
 fn folder(dir: &Path) -> PathBuf {

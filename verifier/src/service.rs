@@ -6,6 +6,7 @@
 
 mod enrolment;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -35,8 +36,10 @@ use crate::keys::{Keys, random, rng};
 use crate::release;
 use crate::store::{HostRow, Store, from_cbor, now_ms, read_host, state_number, to_cbor, to_db};
 
-/// Receipts of one host that the database keeps at most; older confirmed ones of earlier lives are forgotten.
+/// Bank that challenges ask for, TPM_ALG_SHA256.
 const SHA256: u16 = 0x000B;
+/// Verdicts on evidence that nobody's TPM signed, kept of each host: anybody can cause them.
+const UNSIGNED_KEPT: i64 = 100;
 
 /// A running verifier.
 #[derive(Debug, Clone)]
@@ -87,7 +90,8 @@ impl Service {
         let nonce = Nonce(random());
         let mut transaction = self.store.write().await?;
         let now = now_ms(&mut transaction).await?;
-        let selection = vec![Bank { alg: SHA256, pcrs: (0..15).collect() }];
+        let run_pcr = host.snapshot.run_pcr;
+        let selection = vec![Bank { alg: SHA256, pcrs: (0..15).chain((run_pcr == 15).then_some(15)).collect() }];
         let record = ChallengeRecord {
             nonce,
             host: request.host,
@@ -182,12 +186,6 @@ impl Service {
                 Some("attest again"),
             ));
         };
-        if let (Some(answered), Some(answer)) = (&answered, answer)
-            && *answered == hash
-        {
-            // The same evidence for the same challenge: the stored answer again, nothing is signed twice.
-            return Ok(answer);
-        }
         let challenge: ChallengeRecord = from_cbor(&record)?;
         if challenge.purpose != purpose {
             return Err(Error::request(
@@ -195,6 +193,12 @@ impl Service {
                 "this nonce was issued for another purpose",
                 Some("attest again"),
             ));
+        }
+        if let (Some(answered), Some(answer)) = (&answered, answer)
+            && *answered == hash
+        {
+            // The same evidence for the same challenge: the stored answer again, nothing is signed twice.
+            return Ok(answer);
         }
         if !open || answered.is_some() {
             return Err(challenge_closed());
@@ -204,7 +208,11 @@ impl Service {
         let (judged, context) = tokio::task::spawn_blocking(move || (appraise(&appraised, &context), context))
             .await
             .map_err(|e| Error::Internal(e.to_string()))?;
-        self.commit(bytes, hash, context, judged).await
+        tracing::debug!(verdict = %context.verdict_id, allow = judged.verdict.allow, "decided");
+        let verdict = context.verdict_id;
+        let answer = self.commit(bytes, hash, context, judged).await?;
+        tracing::debug!(%verdict, "recorded");
+        Ok(answer)
     }
 
     /// All inputs of the appraisal.
@@ -243,9 +251,10 @@ impl Service {
         let logged = evidence.run_log.as_deref().and_then(|bytes| RunLog::parse(bytes).ok());
         let mut shown: Vec<Receipt> = logged.map(|log| log.receipts()).unwrap_or_default();
         shown.extend(cbor::decode::<Statement>(&evidence.statement).ok().and_then(|statement| statement.receipt));
+        let known: HashSet<[u8; 32]> = host.receipts.iter().map(|known| known.receipt.mac).collect();
         shown.retain(|receipt| {
             let input = Receipt::mac_input(&host.host, receipt.number, &receipt.random);
-            !host.receipts.iter().any(|known| known.receipt == *receipt)
+            !known.contains(&receipt.mac)
                 && self.keys.receipt_is_genuine(&input, &receipt.mac)
         });
         shown.dedup();
@@ -323,6 +332,10 @@ impl Service {
             if swapped.rows_affected() != 1 {
                 return Err(challenge_closed());
             }
+            if update.receipts.state_lost {
+                let detail = format!("{id} epoch {}", context.epoch);
+                audit(&mut transaction, "appraisal", "verifier-state-lost", &detail).await?;
+            }
             answer.receipt = Some(receipt);
             if let Some(tls_key) = &update.tls_key {
                 answer.certificate = Some(crate::tls::host_certificate(&self.keys, &id, tls_key, now)?);
@@ -341,13 +354,13 @@ impl Service {
             let least = &workload.least_selection;
             answer.release = Some(release::sign(&self.keys, &id, basis, least, context.host.run_pcr)?);
         }
-        let record = Record {
-            version: 1,
-            context: to_cbor(&context),
-            evidence,
-            verdict: document.clone(),
-            enrolment: host.enrolment,
+        let record = if judged.signed {
+            let (context, verdict) = (to_cbor(&context), document.clone());
+            cbor::encode(&Record { version: 1, context, evidence, verdict, enrolment: host.enrolment })
+        } else {
+            Vec::new()
         };
+        let signed = !record.is_empty();
         sqlx::query("INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?)")
             .bind(context.verdict_id.0.as_slice())
             .bind(id.0.as_slice())
@@ -356,9 +369,19 @@ impl Service {
             .bind(judged.verdict.allow)
             .bind(context.challenge.workload.map(|workload| workload.0.to_vec()))
             .bind(document)
-            .bind(cbor::encode(&record))
+            .bind(record)
             .execute(&mut *transaction)
             .await?;
+        if !signed {
+            sqlx::query(
+                "DELETE FROM verdicts WHERE host = ?1 AND length(record) = 0 AND id NOT IN \
+                 (SELECT id FROM verdicts WHERE host = ?1 AND length(record) = 0 ORDER BY time_ms DESC, id LIMIT ?2)",
+            )
+            .bind(id.0.as_slice())
+            .bind(UNSIGNED_KEPT)
+            .execute(&mut *transaction)
+            .await?;
+        }
         let answer = cbor::encode(&answer);
         sqlx::query("UPDATE challenges SET answer = ? WHERE nonce = ?")
             .bind(&answer)
@@ -388,6 +411,10 @@ impl Service {
             row.filter(|(host, _)| only.is_none_or(|only| only.0.as_slice() == host)).map(|(_, record)| record);
         let record =
             record.ok_or_else(|| Error::request("not-found", format!("there is no verdict {verdict}"), None))?;
+        if record.is_empty() {
+            let title = format!("verdict {verdict} has no bundle: its evidence was not signed by the host's TPM");
+            return Err(Error::request("not-found", title, None));
+        }
         let signature = self.keys.sign_record(&signed_message(&record))?;
         Ok(artefact::to_file(&Bundle { version: 1, trust: self.keys.trust.clone(), record, signature }))
     }
