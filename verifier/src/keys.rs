@@ -267,3 +267,44 @@ fn sign(key: &SigningKey, hash: &[u8; 32]) -> Result<Vec<u8>, Error> {
     let (r, s) = (signature.r().to_bytes(), signature.s().to_bytes());
     Ok(Signature::Ecdsa { hash: HashAlg::Sha256, r: &r, s: &s }.to_bytes())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn keys_that_others_may_read_are_refused() {
+        let dir = tempfile::TempDir::new().unwrap();
+        create(dir.path()).unwrap();
+        Keys::load(dir.path()).unwrap();
+        for name in ["approval.p8", "verdict.p8", "log.p8", "receipt.key", "master.key", "ca.p8"] {
+            let path = folder(dir.path()).join(name);
+            for mode in [0o640, 0o604, 0o610] {
+                fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+                let error = Keys::load(dir.path()).unwrap_err().to_string();
+                assert!(error.contains(name) && error.contains("chmod 600"), "{error}");
+            }
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        assert!(create(dir.path()).is_err(), "keys are never overwritten");
+    }
+
+    #[test]
+    fn stored_keys_are_bound_to_their_workload() {
+        let dir = tempfile::TempDir::new().unwrap();
+        create(dir.path()).unwrap();
+        let keys = Keys::load(dir.path()).unwrap();
+        let sealed = keys.seal(b"secret", b"one").unwrap();
+        assert_eq!(**keys.unseal(&sealed, b"one").unwrap(), *b"secret");
+        assert!(keys.unseal(&sealed, b"two").is_err());
+        for at in 0..sealed.len() {
+            let mut changed = sealed.clone();
+            changed[at] ^= 1;
+            assert!(keys.unseal(&changed, b"one").is_err());
+        }
+        assert!(keys.unseal(&sealed[..10], b"one").is_err());
+        assert_ne!(keys.seal(b"secret", b"one").unwrap(), sealed, "a fresh nonce each time");
+    }
+}

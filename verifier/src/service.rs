@@ -297,15 +297,16 @@ impl Service {
             release: None,
         };
         if let Some(update) = &judged.update {
-            let receipt = self.new_receipt(&id, host.next_receipt);
             let mut receipts = update.receipts.receipts.clone();
+            // Above those that the host showed and the database had lost, too.
+            let highest = receipts.iter().map(|stored| stored.receipt.number).max().unwrap_or(0);
+            let number = host.next_receipt.max(highest.saturating_add(1));
+            let receipt = self.new_receipt(&id, number);
             receipts.push(StoredReceipt {
                 receipt: receipt.clone(),
                 status: ReceiptStatus::Issued,
                 life: update.baseline.life,
             });
-            let highest = receipts.iter().map(|stored| stored.receipt.number).max().unwrap_or(0);
-            let next = highest.max(host.next_receipt).saturating_add(1);
             forget_old(&mut receipts, update.baseline.life);
             sqlx::query("DELETE FROM receipts WHERE host = ?").bind(id.0.as_slice()).execute(&mut *transaction).await?;
             for stored in &receipts {
@@ -322,7 +323,7 @@ impl Service {
                  WHERE host = ? AND version = ?",
             )
             .bind(to_cbor(&update.baseline))
-            .bind(to_db(next))
+            .bind(to_db(number.saturating_add(1)))
             .bind(lost.map(to_db))
             .bind(now)
             .bind(id.0.as_slice())

@@ -122,6 +122,12 @@ fn take_over_vouched<'a>(
                 want: "a receipt in the database; `verifier host admit` starts a new baseline".into(),
             });
         }
+        if receipts.iter().any(|stored| stored.receipt.number == receipt.number) {
+            return Err(ReceiptFault::Refused {
+                got: format!("receipt {} is genuine, and this verifier issued another of that number", receipt.number),
+                want: "one receipt of a number; `verifier restored`, then `verifier host admit`".into(),
+            });
+        }
         lost = true;
         receipts.push(StoredReceipt { receipt: receipt.clone(), status: ReceiptStatus::Confirmed, life });
     }

@@ -63,6 +63,12 @@ fn a_foreign_receipt_is_refused() {
         assert!(no.got.contains("never issued"), "{no:?}");
     }
     refused(&Case::attest().later(&[(1, Confirmed)]).logged(&[1]).named(9).judge(), "receipts", "receipts");
+    // Genuine and lost, but the database gave its number to another one since.
+    let mut case = Case::attest().later(&[(1, Confirmed), (2, Issued)]).logged(&[1, 2]).named(2);
+    case.context.host.receipts[1].receipt.mac = [1; 32];
+    case.context.vouched = vec![receipt(2)];
+    let no = refused(&case.judge(), "receipts", "receipts");
+    assert!(no.got.contains("another of that number"), "{no:?}");
     // The right number, other bytes.
     let mut case = Case::attest().later(&[(1, Issued)]);
     case.context.host.receipts[0].receipt.mac = [1; 32];

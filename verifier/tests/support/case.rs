@@ -44,7 +44,11 @@ pub(crate) struct Case {
 impl Case {
     /// An attestation that is accepted: the first of a new host.
     pub(crate) fn attest() -> Self {
-        let tpm = SoftTpm::new();
+        Self::of(SoftTpm::new())
+    }
+
+    /// The same for the host of this TPM.
+    pub(crate) fn of(tpm: SoftTpm) -> Self {
         let host = tpm.host();
         let selection = vec![Bank { alg: HashAlg::Sha256.id(), pcrs: boot::ASKED.collect() }];
         let context = Context {
