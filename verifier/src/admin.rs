@@ -153,7 +153,11 @@ pub async fn perform(service: &Service, request: Request, actor: &str) -> Result
         Request::HostState { host, state, reason } => {
             let host = find_host(service, &host).await?.snapshot.host;
             if state == HostState::Pending {
-                return Err(Error::request("malformed", "no host becomes pending again", Some("verifier host suspend")));
+                return Err(Error::request(
+                    "malformed",
+                    "no host becomes pending again",
+                    Some("verifier host suspend"),
+                ));
             }
             service.set_state(&host, state, &reason, actor).await?;
             Ok(json!({"host": host, "state": state}))

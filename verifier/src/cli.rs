@@ -27,7 +27,7 @@ Examples:
   verifier token new > join.token                         admit one host
   verifier check eventlog LOG --pcrs PCRS.json --json     replay a log offline
 
-Operators' commands act on the state folder, or with --url over HTTPS with the operator's token.
+Operators' commands act on the state folder, or with --remote over HTTPS with the operator's token.
 
 Exit codes:
   0 done   1 other   2 usage   4 state folder   5 database   20 refused   21 verifier unreachable
@@ -39,7 +39,7 @@ Exit codes:
 #[command(name = "verifier", version, after_help = AFTER, max_term_width = 120)]
 struct Cli {
     /// State folder (root: /var/lib/countersign/verifier; others: $XDG_STATE_HOME/countersign/verifier)
-    #[arg(long, global = true, value_name = "DIR", env = "COUNTERSIGN_VERIFIER_STATE_DIR")]
+    #[arg(long, global = true, value_name = "DIR", env = "COUNTERSIGN_VERIFIER_STATE_DIR", hide_env_values = true)]
     state_dir: Option<PathBuf>,
     /// Act on a running verifier over HTTPS instead of on the state folder
     #[arg(long, global = true, value_name = "URL")]

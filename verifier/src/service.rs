@@ -254,8 +254,7 @@ impl Service {
         let known: HashSet<[u8; 32]> = host.receipts.iter().map(|known| known.receipt.mac).collect();
         shown.retain(|receipt| {
             let input = Receipt::mac_input(&host.host, receipt.number, &receipt.random);
-            !known.contains(&receipt.mac)
-                && self.keys.receipt_is_genuine(&input, &receipt.mac)
+            !known.contains(&receipt.mac) && self.keys.receipt_is_genuine(&input, &receipt.mac)
         });
         shown.dedup();
         shown

@@ -67,8 +67,7 @@ pub(crate) fn judge(
         let receipts = earlier.into_iter().chain(logged.iter().map(|receipt| taken(receipt, life))).collect();
         return Ok(ReceiptUpdate { receipts, life, state_lost: false });
     }
-    let known_here =
-        host.receipts.iter().any(|stored| stored.life == old_life && logged.contains(&stored.receipt));
+    let known_here = host.receipts.iter().any(|stored| stored.life == old_life && logged.contains(&stored.receipt));
     let same_life = match continuity {
         Continuity::Same => true,
         // A Resume kept the PCRs, so the run log goes on through earlier receipts; a Restart zeroed them.

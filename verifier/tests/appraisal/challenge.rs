@@ -67,8 +67,12 @@ fn a_release_asks_for_the_workload_of_its_challenge() {
     // An attestation that slips a release in.
     let mut case = Case::attest();
     let (workload, run) = (WorkloadId([9; 32]), RunId([1; 16]));
-    case.statement.release =
-        Some(ReleaseRequest { workload, run, object_name: [&[0, 0x0B][..], &[1; 32]].concat(), nonce_tpm: vec![1; 32] });
+    case.statement.release = Some(ReleaseRequest {
+        workload,
+        run,
+        object_name: [&[0, 0x0B][..], &[1; 32]].concat(),
+        nonce_tpm: vec![1; 32],
+    });
     refused(&case.judge(), "statement", "workload");
 }
 

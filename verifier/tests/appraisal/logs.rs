@@ -71,7 +71,8 @@ fn a_log_altered_with_pcrs_untouched() {
 
 #[test]
 fn events_left_out_repeated_exchanged_or_moved_to_another_pcr() {
-    let chosen = log().events.iter().find(|event| event.pcr == 4 && event.digest(HashAlg::Sha256).is_some()).unwrap().index;
+    let chosen =
+        log().events.iter().find(|event| event.pcr == 4 && event.digest(HashAlg::Sha256).is_some()).unwrap().index;
     let left_out = rewritten(|event| if event.index == chosen { vec![] } else { vec![as_is(event)] });
     let repeated = rewritten(|event| vec![as_is(event); if event.index == chosen { 2 } else { 1 }]);
     for bytes in [left_out, repeated] {
@@ -145,7 +146,9 @@ fn secure_boot_claimed_in_data_that_does_not_hash_to_its_digest() {
     let variable = log()
         .events
         .iter()
-        .find(|event| event.pcr == 7 && event.data.windows(4).any(|part| part == b"S\0e\0" && event.data.ends_with(&[1])))
+        .find(|event| {
+            event.pcr == 7 && event.data.windows(4).any(|part| part == b"S\0e\0" && event.data.ends_with(&[1]))
+        })
         .copied()
         .unwrap();
     let mut bytes = boot::LOG.to_vec();
@@ -157,18 +160,25 @@ fn secure_boot_claimed_in_data_that_does_not_hash_to_its_digest() {
 #[test]
 fn types_are_not_measured() {
     // A boot application under the label of something harmless: the PCRs are the same, the reference values are not.
-    let application = log().events.iter().find(|event| event.pcr == 4 && event.kind.to_string().contains("APPLICATION")).copied().unwrap();
+    let application = log()
+        .events
+        .iter()
+        .find(|event| event.pcr == 4 && event.kind.to_string().contains("APPLICATION"))
+        .copied()
+        .unwrap();
     let relabelled = rewritten(|given| {
         let kind = if given.index == application.index { 0x8000_0007 } else { given.kind.0 };
         vec![event(given.pcr, kind, &given.digests().collect::<Vec<_>>(), given.data)]
     });
     assert_eq!(reasons(&with_log(relabelled).judge()), ["boot-chain"]);
-    let separator = log().events.iter().find(|event| event.pcr == 7 && event.kind.to_string() == "EV_SEPARATOR").copied().unwrap();
+    let separator =
+        log().events.iter().find(|event| event.pcr == 7 && event.kind.to_string() == "EV_SEPARATOR").copied().unwrap();
     let hidden = rewritten(|given| {
         let kind = if given.index == separator.index { 0x8000_0007 } else { given.kind.0 };
         vec![event(given.pcr, kind, &given.digests().collect::<Vec<_>>(), given.data)]
     });
-    let no = refused(&with_log(hidden).judge(), "boot-log", &format!("event {} (PCR 7, EV_EFI_ACTION)", separator.index));
+    let no =
+        refused(&with_log(hidden).judge(), "boot-log", &format!("event {} (PCR 7, EV_EFI_ACTION)", separator.index));
     assert_eq!(no.got, "a separator's digest under another type");
 }
 
@@ -252,7 +262,10 @@ fn an_altered_ima_list() {
 
 /// A host policy that trusts a file which IMA lists, to see what policies see.
 fn policy_that_wants(path: &str) -> Vec<u8> {
-    crate::policy::bundle("host", &format!("verdict := {{\"allow\": true}} if {{ some f in input.ima.files; f.path == {path:?} }}"))
+    crate::policy::bundle(
+        "host",
+        &format!("verdict := {{\"allow\": true}} if {{ some f in input.ima.files; f.path == {path:?} }}"),
+    )
 }
 
 #[test]

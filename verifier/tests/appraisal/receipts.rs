@@ -86,8 +86,7 @@ fn a_receipt_from_before_a_reset_in_the_log_after_it() {
 fn after_a_restore(known: &[(u64, ReceiptStatus)], logged: &[u64], named: u64) -> Case {
     let mut case = Case::attest().later(known).logged(logged).named(named);
     let shown = logged.iter().copied().chain([named]);
-    case.context.vouched =
-        shown.filter(|n| !known.iter().any(|(number, _)| number == n)).map(receipt).collect();
+    case.context.vouched = shown.filter(|n| !known.iter().any(|(number, _)| number == n)).map(receipt).collect();
     case.context.epoch = 2;
     case
 }

@@ -56,7 +56,9 @@ fn a_genuine_certificate_with_another_ek_or_host_id() {
 fn an_ak_that_is_not_restricted() {
     let lab = Lab::new();
     let machine = lab.vendor.machine();
-    for bit in [attributes::RESTRICTED, attributes::FIXED_TPM, attributes::FIXED_PARENT, attributes::SENSITIVE_DATA_ORIGIN] {
+    for bit in
+        [attributes::RESTRICTED, attributes::FIXED_TPM, attributes::FIXED_PARENT, attributes::SENSITIVE_DATA_ORIGIN]
+    {
         let mut request = machine.request(Some(&lab.token(None)));
         let mut ak = machine.case.tpm.ak();
         ak.attributes &= !bit;

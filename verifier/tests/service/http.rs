@@ -120,13 +120,13 @@ fn oversized_bodies() {
     assert_eq!(served.challenge(machine.case.host()).status(), 200);
 }
 
-
 #[test]
 fn rate_limits_with_retry_after() {
     let (lab, machine) = Lab::enrolled();
     let served = Served::new(&lab);
     // A host that is not known shares its address's allowance: 60 at once.
-    let refused = (0..200).map(|n| served.challenge(HostId([n; 32]))).find(|response| response.status() == 429).unwrap();
+    let refused =
+        (0..200).map(|n| served.challenge(HostId([n; 32]))).find(|response| response.status() == 429).unwrap();
     let wait: u32 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((1..=4).contains(&wait), "{wait}");
     assert_eq!(problem(refused).1, "busy");

@@ -16,7 +16,9 @@ use countersign_verifier::{config, keys};
 use countersign_wire::answer::Answer;
 use countersign_wire::cbor;
 use countersign_wire::challenge::{Challenge, ChallengeRequest};
-use countersign_wire::enrol::{EkCertificate, EnrolChallenge, EnrolProof, EnrolRequest, Enrolled, HostCard, transcript};
+use countersign_wire::enrol::{
+    EkCertificate, EnrolChallenge, EnrolProof, EnrolRequest, Enrolled, HostCard, transcript,
+};
 use countersign_wire::id::{PayloadRoot, PolicyDigest, RunId, WorkloadId};
 use countersign_wire::problem::Problem;
 use countersign_wire::runlog::Event;
@@ -60,7 +62,12 @@ impl Vendor {
     pub(crate) fn machine(&self) -> Machine {
         let key = rcgen::KeyPair::generate().unwrap();
         let certificate = self.certify(&key);
-        Machine { case: Case::of(SoftTpm::with_ek(&key)), ek: key, certificate, tls: rcgen::KeyPair::generate().unwrap() }
+        Machine {
+            case: Case::of(SoftTpm::with_ek(&key)),
+            ek: key,
+            certificate,
+            tls: rcgen::KeyPair::generate().unwrap(),
+        }
     }
 }
 
@@ -106,8 +113,7 @@ impl Machine {
         let token = request.token.clone().unwrap_or_default();
         let trust = TrustBundle::digest(&lab.service.keys.trust);
         let id = token.get(..16).unwrap_or_default();
-        let transcript =
-            transcript(&request.card.ek_public, &request.card.ak_public, &request.tls_key, id, &trust);
+        let transcript = transcript(&request.card.ek_public, &request.card.ak_public, &request.tls_key, id, &trust);
         let proof = hmac(HashAlg::Sha256, &secret, &[&transcript]).unwrap();
         EnrolProof { version: 1, id: challenge.id, proof: proof.as_bytes().to_vec() }
     }

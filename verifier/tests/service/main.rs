@@ -8,6 +8,7 @@
     reason = "tests"
 )]
 
+mod bundle;
 mod enrolment;
 mod http;
 mod kill;

@@ -3,8 +3,8 @@
 use countersign_policy::input::{Reference, ReferenceValue};
 use countersign_tpm::alg::{Digest, HashAlg};
 use countersign_verifier::admin::DEFAULT_PCRS;
-use countersign_wire::evidence::{BankValues, PcrValue};
 use countersign_wire::eventlog::EventLog;
+use countersign_wire::evidence::{BankValues, PcrValue};
 
 pub(crate) const LOG: &[u8] = include_bytes!("../../../fixtures/sb-ms-shim-grub212/binary_bios_measurements");
 pub(crate) const IMA: &[u8] = include_bytes!("../../../fixtures/sb-ms-shim-grub212/ima_binary");
@@ -31,7 +31,13 @@ pub(crate) fn reference() -> Vec<u8> {
     let values = log.events.iter().filter(|event| event.extends()).filter_map(|event| {
         let pcr = u8::try_from(event.pcr).ok().filter(|pcr| DEFAULT_PCRS.contains(pcr))?;
         let digest = hex::encode(event.digest(HashAlg::Sha256)?);
-        Some(ReferenceValue { name: "recorded".into(), bank: "sha256".into(), pcr, kind: event.kind.to_string(), digest })
+        Some(ReferenceValue {
+            name: "recorded".into(),
+            bank: "sha256".into(),
+            pcr,
+            kind: event.kind.to_string(),
+            digest,
+        })
     });
     serde_json::to_vec(&Reference { revision: 1, values: values.collect() }).unwrap()
 }

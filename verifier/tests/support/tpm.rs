@@ -73,7 +73,8 @@ impl SoftTpm {
     /// TPM2_ActivateCredential (Part 1, 24; C.6.3); `None` when the credential is for another EK or AK.
     pub(crate) fn activate(&self, blob: &[u8], secret: &[u8]) -> Option<Vec<u8>> {
         let (x, y) =
-            Reader::all(secret, "TPMS_ECC_POINT", |reader| Ok((reader.tpm2b(32, "x")?, reader.tpm2b(32, "y")?))).ok()?;
+            Reader::all(secret, "TPMS_ECC_POINT", |reader| Ok((reader.tpm2b(32, "x")?, reader.tpm2b(32, "y")?)))
+                .ok()?;
         let theirs = p256::PublicKey::from_sec1_bytes(&[&[4], x, y].concat()).ok()?;
         let z = p256::ecdh::diffie_hellman(self.ek_key.to_nonzero_scalar(), theirs.as_affine());
         let ours = self.ek.ecc_point()?;
