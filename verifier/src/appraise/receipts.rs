@@ -55,6 +55,7 @@ pub(crate) fn judge(
     if continuity == Continuity::First {
         // A new baseline: the run PCR is taken as it is. Receipts of an earlier baseline that it holds stay in it for the rest of
         // this boot, so they are known from here on; those that it does not hold no longer count.
+        let old_life = host.receipts.iter().map(|stored| stored.life).max().unwrap_or(0);
         let life = old_life.saturating_add(1);
         let taken = |receipt: &Receipt, life| StoredReceipt {
             receipt: receipt.clone(),

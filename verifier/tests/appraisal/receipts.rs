@@ -141,9 +141,10 @@ fn a_new_baseline_forgets_what_was_before() {
     first.context.host.baseline = None;
     let update = first.judge().update.unwrap();
     let mut next = first.clone().later(&[]);
+    let life = update.baseline.life;
     next.context.host.baseline = Some(update.baseline);
     next.context.host.receipts = update.receipts.receipts;
-    next.context.host.receipts.push(StoredReceipt { receipt: receipt(2), status: Issued, life: 1 });
+    next.context.host.receipts.push(StoredReceipt { receipt: receipt(2), status: Issued, life });
     next.context.vouched = Vec::new();
     assert_eq!(standing(&next), [(1, Confirmed), (2, Void)]);
     assert_eq!(standing(&next.clone().reset()), [(1, Confirmed), (2, Void)]);
