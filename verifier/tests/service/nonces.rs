@@ -187,3 +187,37 @@ fn a_copied_machine_is_found_at_its_second_attestation() {
         assert_eq!(lab.state(), "suspended", "{resets} resets");
     }
 }
+
+#[test]
+fn two_quotes_for_one_nonce_at_once() {
+    let (lab, mut machine) = Lab::enrolled();
+    for round in 1..=8 {
+        let challenge = lab.challenge(&machine, None).unwrap();
+        let both = [machine.evidence(&challenge, None), machine.evidence(&challenge, None)];
+        assert_ne!(both[0], both[1]);
+        let [one, two] = both.map(|evidence| {
+            let service = lab.service.clone();
+            async move { service.answer(evidence, Purpose::Attest).await }
+        });
+        let (one, two) = lab.run(async { tokio::join!(tokio::spawn(one), tokio::spawn(two)) });
+        let (good, bad): (Vec<_>, Vec<_>) = [one.unwrap(), two.unwrap()].into_iter().partition(Result::is_ok);
+        assert_eq!((good.len(), lab.verdicts().len()), (1, round), "one is answered, one is refused");
+        assert_eq!(problem(bad.into_iter().next().unwrap()), "challenge-closed");
+        machine.accept(&cbor::decode(good[0].as_ref().unwrap()).unwrap());
+    }
+    assert_eq!(lab.state(), "active");
+}
+
+#[test]
+fn a_nonce_does_not_outlive_the_ak_that_it_was_for() {
+    let (lab, mut machine) = Lab::enrolled();
+    machine.attest(&lab);
+    let challenge = lab.challenge(&machine, None).unwrap();
+    let evidence = machine.evidence(&challenge, None);
+    machine.clear();
+    machine.enrol(&lab, Some(&lab.token(Some(&machine)))).unwrap();
+    let known = lab.everything();
+    assert_eq!(problem(lab.answer(evidence, Purpose::Attest)), "challenge-closed");
+    assert_eq!(lab.everything(), known);
+    assert!(machine.attest(&lab).allow);
+}
