@@ -14,7 +14,9 @@ mod support;
 use std::time::{Duration, Instant};
 
 use countersign_attest::{HostError, Step};
+use countersign_verifier::admin::Request;
 use countersign_wire::artefact::Kind;
+use countersign_wire::enrol::HostState;
 use countersign_wire::id::RunId;
 use countersign_wire::runlog::{Event, RunLog};
 use support::stage::{Stage, VOLUME_KEY, denied};
@@ -264,6 +266,71 @@ fn a_run_pcr_that_systemd_extends_is_refused() {
     config.run_pcr = 11;
     let error = countersign_attest::Host::open(config).unwrap().enroll(&stage.verifier.token(None), "x").unwrap_err();
     assert!(error.to_string().contains("11 is taken: systemd extends it"), "{error}");
+}
+
+#[test]
+fn a_cleared_tpm_without_a_token_for_it_waits_for_the_operator() {
+    let Some(mut stage) = Stage::enrolled() else { return };
+    stage.host().attest().unwrap();
+    let host = stage.host().card().unwrap().host.to_string();
+    stage.sim.clear().unwrap();
+    stage.reboot();
+    let enrolled = stage.host().enroll(&stage.verifier.token(None), "node-1").unwrap();
+    assert_eq!((enrolled.state, enrolled.certificate), (HostState::Suspended, None));
+    assert_eq!(denied(stage.host().attest().unwrap_err()), ["host-suspended"]);
+    stage.verifier.ask(Request::HostState { host, state: HostState::Active, reason: "cleared by us".into() });
+    // Counters and clock from zero are a new baseline, not a contradiction.
+    for _ in 0..2 {
+        stage.host().attest().unwrap();
+    }
+    stage.reboot();
+    stage.host().attest().unwrap();
+    assert_eq!(stage.verifier.state(), "active");
+}
+
+#[test]
+fn a_readmitted_host_may_lose_its_first_answer() {
+    let Some(mut stage) = Stage::enrolled() else { return };
+    stage.host().attest().unwrap();
+    let host = stage.host().card().unwrap().host.to_string();
+    for state in [HostState::Suspended, HostState::Active] {
+        stage.verifier.ask(Request::HostState { host: host.clone(), state, reason: "maintenance".into() });
+    }
+    stage.reboot();
+    assert!(matches!(stage.host_dying_after(Step::Answered).attest(), Err(HostError::Interrupted(_))));
+    stage.host().attest().unwrap();
+    stage.reboot();
+    stage.host().attest().unwrap();
+    assert_eq!(stage.verifier.state(), "active");
+}
+
+#[test]
+fn a_copy_that_catches_up_by_resets_is_found() {
+    let Some(stage) = Stage::enrolled() else { return };
+    stage.host().attest().unwrap();
+    let mut copy = stage.sim.clone_to(stage.path("copy")).unwrap();
+    let folder = stage.path("host-copy");
+    std::fs::create_dir(&folder).unwrap();
+    for entry in std::fs::read_dir(stage.path("host")).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
+    }
+    copy.start().unwrap();
+    let mut config = stage.config();
+    config.tpm = copy.tpm_arg().parse().unwrap();
+    config.state_dir = folder;
+    // Each time it is the copy's turn, its counters are ahead of what the verifier saw last.
+    let mut found = false;
+    for _ in 0..2 {
+        for _ in 0..3 {
+            copy.reset().unwrap();
+        }
+        copy.replay(support::stage::BOOT, support::stage::IMA).unwrap();
+        found |= countersign_attest::Host::open(config.clone()).unwrap().attest().is_err();
+        found |= stage.host().attest().is_err();
+    }
+    assert!(found);
+    assert_eq!(stage.verifier.state(), "suspended");
 }
 
 #[test]

@@ -8,7 +8,6 @@ use countersign_wire::eventlog::EventLog;
 use countersign_wire::id::{HostId, PayloadRoot, PolicyDigest, VerdictId, WorkloadId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
 use crate::error::Error;
 use crate::service::{Service, audit};
@@ -153,6 +152,13 @@ pub async fn perform(service: &Service, request: Request, actor: &str) -> Result
         Request::HostShow { host } => Ok(host_json(&find_host(service, &host).await?)),
         Request::HostState { host, state, reason } => {
             let host = find_host(service, &host).await?.snapshot.host;
+            if state == HostState::Pending {
+                return Err(Error::request(
+                    "malformed",
+                    "no host becomes pending again",
+                    Some("verifier host suspend"),
+                ));
+            }
             service.set_state(&host, state, &reason, actor).await?;
             Ok(json!({"host": host, "state": state}))
         }
@@ -292,9 +298,14 @@ pub async fn perform(service: &Service, request: Request, actor: &str) -> Result
             for statement in ["DELETE FROM challenges", "DELETE FROM enrolments", "DELETE FROM tokens"] {
                 sqlx::query(statement).execute(&mut *transaction).await?;
             }
+            // Nor use a receipt's number twice: those that were issued since the backup are far below.
+            sqlx::query("UPDATE hosts SET next_receipt = next_receipt + 1000000, version = version + 1")
+                .execute(&mut *transaction)
+                .await?;
             audit(&mut transaction, actor, "restored", &epoch.to_string()).await?;
             transaction.commit().await?;
-            Ok(json!({"epoch": epoch}))
+            let todo = "revoke, suspend and withdraw again what was so since the backup";
+            Ok(json!({"epoch": epoch, "todo": todo}))
         }
     }
 }
@@ -364,9 +375,10 @@ async fn ek_root_add(
     let mut added = Vec::new();
     for certificate in certificates {
         let der = bytes("certificate", certificate)?;
-        let subject =
-            countersign_tpm::ekcert::subject(&der).map_err(|e| Error::request("malformed", e.to_string(), None))?;
-        let fingerprint = Sha256::digest(&der).to_vec();
+        let hint = "give the certificate of the vendor's CA, not one of an EK";
+        let root = countersign_tpm::ekcert::check_root(&der)
+            .map_err(|e| Error::request("ek-root", e.to_string(), Some(hint)))?;
+        let (subject, fingerprint) = (root.subject, root.fingerprint.to_vec());
         // swtpm's own CA is a development CA whatever the operator says.
         let development = development || subject.to_ascii_lowercase().contains("swtpm");
         sqlx::query("INSERT OR REPLACE INTO ek_roots VALUES (?, ?, ?, ?)")
@@ -452,8 +464,9 @@ async fn register(service: &Service, given: Registration, actor: &str) -> Result
         return Err(refuse(format!("the workload id is {want}, not {}", given.workload)));
     }
     let least = if given.least_selection.is_empty() { LEAST_SELECTION.to_vec() } else { given.least_selection };
-    if least.iter().any(|pcr| *pcr >= 16 || *pcr == countersign_wire::ima::PCR) {
-        return Err(refuse("the least selection may have PCRs 0 to 15 without 10".into()));
+    // Only what challenges ask for can be approved.
+    if least.iter().any(|pcr| *pcr >= 15 || *pcr == countersign_wire::ima::PCR) {
+        return Err(refuse("the least selection may have PCRs 0 to 14 without 10".into()));
     }
     let policy = given.policy.clone();
     let compiled = tokio::task::spawn_blocking(move || {

@@ -56,7 +56,7 @@ pub const ORDER: [&str; 18] = [
 pub fn appraise(evidence: &[u8], context: &Context) -> Judged {
     let mut checks = Checks::default();
     let replayed = stages(evidence, context, &mut checks).ok();
-    let suspend = checks.contradiction();
+    let (suspend, signed) = (checks.contradiction(), checks.passed("qualifying-data"));
     let (checks, reasons) = checks.finish(&ORDER);
     let digest = Sha256::digest(evidence).into();
     let (verdict, allow) = decide::decide(replayed.as_ref(), checks, reasons, context, digest);
@@ -65,6 +65,7 @@ pub fn appraise(evidence: &[u8], context: &Context) -> Judged {
         update: accepted.map(decide::update),
         release: accepted.and_then(|replayed| decide::release_basis(replayed, &verdict, context)),
         suspend,
+        signed,
         verdict,
     }
 }

@@ -39,7 +39,7 @@ Exit codes:
 #[command(name = "verifier", version, after_help = AFTER, max_term_width = 120)]
 struct Cli {
     /// State folder (root: /var/lib/countersign/verifier; others: $XDG_STATE_HOME/countersign/verifier)
-    #[arg(long, global = true, value_name = "DIR", env = "COUNTERSIGN_VERIFIER_STATE_DIR")]
+    #[arg(long, global = true, value_name = "DIR", env = "COUNTERSIGN_VERIFIER_STATE_DIR", hide_env_values = true)]
     state_dir: Option<PathBuf>,
     /// Act on a running verifier over HTTPS instead of on the state folder
     #[arg(long, global = true, value_name = "URL")]

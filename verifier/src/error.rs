@@ -47,6 +47,7 @@ impl Error {
                     "unauthorized" => 401,
                     "host-unknown" | "workload-unknown" | "not-found" => 404,
                     "challenge-closed" | "conflict" => 409,
+                    "timeout" => 408,
                     "too-large" => 413,
                     _ => 400,
                 },

@@ -1,7 +1,7 @@
 //! The verifier's keys: files of mode 0600 in `keys/`, checked when they are read.
 
 use std::fs::{self, OpenOptions};
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -18,6 +18,9 @@ use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use zeroize::Zeroizing;
 
 use crate::error::Error;
+
+/// Longest file with a secret, bytes.
+const SECRET: u64 = 64 * 1024;
 
 /// The system's generator.
 #[must_use]
@@ -76,11 +79,18 @@ pub fn write_secret(path: &Path, contents: &[u8]) -> Result<(), Error> {
 /// # Errors
 /// [`Error::State`], also when others may read it.
 pub fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
-    let metadata = fs::metadata(path).map_err(|e| state(path, e))?;
+    let file = fs::File::open(path).map_err(|e| state(path, e))?;
+    // Of the open file: the path may name another one by now.
+    let metadata = file.metadata().map_err(|e| state(path, e))?;
     if metadata.mode() & 0o077 != 0 {
         return Err(state(path, format!("mode {:o}: others may read it; chmod 600", metadata.mode() & 0o777)));
     }
-    fs::read(path).map(Zeroizing::new).map_err(|e| state(path, e))
+    let mut contents = Zeroizing::new(Vec::with_capacity(4096));
+    file.take(SECRET.saturating_add(1)).read_to_end(&mut contents).map_err(|e| state(path, e))?;
+    if u64::try_from(contents.len()).unwrap_or(u64::MAX) > SECRET {
+        return Err(state(path, format!("more than {SECRET} bytes")));
+    }
+    Ok(contents)
 }
 
 fn folder(dir: &Path) -> PathBuf {
@@ -256,4 +266,45 @@ fn sign(key: &SigningKey, hash: &[u8; 32]) -> Result<Vec<u8>, Error> {
     let signature: p256::ecdsa::Signature = key.sign_prehash(hash).map_err(|e| Error::Internal(e.to_string()))?;
     let (r, s) = (signature.r().to_bytes(), signature.s().to_bytes());
     Ok(Signature::Ecdsa { hash: HashAlg::Sha256, r: &r, s: &s }.to_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn keys_that_others_may_read_are_refused() {
+        let dir = tempfile::TempDir::new().unwrap();
+        create(dir.path()).unwrap();
+        Keys::load(dir.path()).unwrap();
+        for name in ["approval.p8", "verdict.p8", "log.p8", "receipt.key", "master.key", "ca.p8"] {
+            let path = folder(dir.path()).join(name);
+            for mode in [0o640, 0o604, 0o610] {
+                fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+                let error = Keys::load(dir.path()).unwrap_err().to_string();
+                assert!(error.contains(name) && error.contains("chmod 600"), "{error}");
+            }
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        assert!(create(dir.path()).is_err(), "keys are never overwritten");
+    }
+
+    #[test]
+    fn stored_keys_are_bound_to_their_workload() {
+        let dir = tempfile::TempDir::new().unwrap();
+        create(dir.path()).unwrap();
+        let keys = Keys::load(dir.path()).unwrap();
+        let sealed = keys.seal(b"secret", b"one").unwrap();
+        assert_eq!(**keys.unseal(&sealed, b"one").unwrap(), *b"secret");
+        assert!(keys.unseal(&sealed, b"two").is_err());
+        for at in 0..sealed.len() {
+            let mut changed = sealed.clone();
+            changed[at] ^= 1;
+            assert!(keys.unseal(&changed, b"one").is_err());
+        }
+        assert!(keys.unseal(&sealed[..10], b"one").is_err());
+        assert_ne!(keys.seal(b"secret", b"one").unwrap(), sealed, "a fresh nonce each time");
+    }
 }

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use anstyle::{AnsiColor, Style};
 use serde_json::Value;
 
-use crate::check::CheckError;
+use crate::check::{CheckError, code};
 use crate::error::Error;
 
 const ERROR: Style = Style::new().fg_color(Some(anstyle::Color::Ansi(AnsiColor::Red))).bold();
@@ -37,7 +37,25 @@ impl From<CheckError> for Failure {
         let place = error.event.as_ref().map_or_else(String::new, |event| format!(", {event}"));
         let text = format!("{}{place}\n  got   {}\n  want  {}", error.check, error.got, error.want);
         let json = serde_json::json!({"error": error});
-        Self { code: error.code, error: text, hint: String::new(), json }
+        Self { code: error.code, error: text, hint: hint(error.code).to_owned(), json }
+    }
+}
+
+/// What to do about a check that failed.
+const fn hint(of: u8) -> &'static str {
+    match of {
+        code::INPUT => "give the file that is meant; `verifier check --help` says what each one is",
+        code::FORMAT => {
+            "it was cut, or is of another kind: copy it whole, in one read; `attest inspect FILE` says what it is"
+        }
+        code::REPLAY => "take log and PCRs from one boot; with IMA or systemd also give --ima and --userspace",
+        code::LIE => "no firmware writes such a log: somebody changed it",
+        code::SIGNATURE => "give the key and the signature that belong to this file; otherwise it was changed",
+        code::NONCE => "give the nonce that this quote was asked for with",
+        code::PCRS => "take the PCR values at the moment of the quote",
+        code::TRUST => "get the trust bundle from the verifier's operator: anybody can make a bundle of his own",
+        code::VERDICT => "recompute with the version that decided; otherwise evidence or verdict was changed",
+        _ => "",
     }
 }
 

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{DefaultBodyLimit, Extension, Path, State};
+use axum::extract::{DefaultBodyLimit, Extension, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -23,6 +24,7 @@ use hyper_util::service::TowerToHyperService;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 use crate::admin;
@@ -32,6 +34,10 @@ use rate::Rates;
 
 /// Longest TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Longest request, from its first byte to its answer: a client that trickles holds a connection no longer.
+const REQUEST: Duration = Duration::from_secs(120);
+/// Evidence decompressed and appraised at a time: with its logs each may take a few hundred megabytes, and it comes from anybody.
+const EVIDENCE_AT_ONCE: usize = 8;
 /// How long running requests may take after the signal to stop.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -48,6 +54,7 @@ struct Shared {
     service: Service,
     rates: Arc<Rates>,
     operator: Arc<[u8; 32]>,
+    appraisals: Arc<Semaphore>,
 }
 
 impl IntoResponse for Error {
@@ -91,6 +98,12 @@ fn router(shared: Shared) -> Router {
         .route("/healthz", get(|| async { "ok" }))
         .route("/readyz", get(ready))
         .with_state(shared)
+        .layer(middleware::from_fn(in_time))
+}
+
+async fn in_time(request: Request, next: Next) -> Result<Response, Error> {
+    let late = |_| Error::request("timeout", format!("the request took more than {} s", REQUEST.as_secs()), None);
+    tokio::time::timeout(REQUEST, next.run(request)).await.map_err(late)
 }
 
 async fn ready(State(shared): State<Shared>) -> Result<&'static str, Error> {
@@ -133,13 +146,16 @@ async fn challenge(
 }
 
 async fn attest(State(shared): State<Shared>, headers: HeaderMap, body: Bytes) -> Result<Response, Error> {
-    let evidence = uncompressed(&headers, &body)?;
-    Ok(message(shared.service.answer(evidence, Purpose::Attest).await?))
+    answer(&shared, &headers, &body, Purpose::Attest).await
 }
 
 async fn release(State(shared): State<Shared>, headers: HeaderMap, body: Bytes) -> Result<Response, Error> {
-    let evidence = uncompressed(&headers, &body)?;
-    Ok(message(shared.service.answer(evidence, Purpose::Release).await?))
+    answer(&shared, &headers, &body, Purpose::Release).await
+}
+
+async fn answer(shared: &Shared, headers: &HeaderMap, body: &[u8], purpose: Purpose) -> Result<Response, Error> {
+    let _turn = shared.appraisals.acquire().await.map_err(|e| Error::Internal(e.to_string()))?;
+    Ok(message(shared.service.answer(uncompressed(headers, body)?, purpose).await?))
 }
 
 /// A zstd body, decompressed up to the limit on evidence.
@@ -180,7 +196,7 @@ async fn operate(
     State(shared): State<Shared>,
     Extension(peer): Extension<Peer>,
     headers: HeaderMap,
-    Json(request): Json<admin::Request>,
+    body: Bytes,
 ) -> Result<Json<serde_json::Value>, Error> {
     let given = headers
         .get(header::AUTHORIZATION)
@@ -195,6 +211,9 @@ async fn operate(
             Some("--token-file STATE/operator.token"),
         ));
     }
+    // Not read before it is known who asks.
+    let request: admin::Request =
+        serde_json::from_slice(&body).map_err(|e| Error::request("malformed", e.to_string(), None))?;
     admin::perform(&shared.service, request, "operator token").await.map(Json)
 }
 
@@ -215,11 +234,12 @@ pub async fn serve(service: Service, announce: impl FnOnce(&str)) -> Result<(), 
     let now = service.store.now_ms().await?;
     let tls = TlsAcceptor::from(Arc::new(crate::tls::server_config(&service.keys, &host, now)?));
     let operator = Arc::new(<[u8; 32]>::from(Sha256::digest(token)));
-    let router = router(Shared { service, rates: Arc::default(), operator });
+    let appraisals = Arc::new(Semaphore::new(EVIDENCE_AT_ONCE));
+    let router = router(Shared { service, rates: Arc::default(), operator, appraisals });
     announce(&url);
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let mut signals = Signals::new()?;
-    let connections = Arc::new(tokio::sync::Semaphore::new(1024));
+    let connections = Arc::new(Semaphore::new(1024));
     loop {
         let (stream, address) = tokio::select! {
             accepted = listener.accept() => match accepted {

@@ -4,15 +4,16 @@
 //! challenge to be open still and the host to be of the snapshot's version, records the verdict, and stores the answer with its signatures
 //! before anything leaves.
 
+mod commit;
 mod enrolment;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use countersign_tpm::import::wrap_sealed;
 use countersign_tpm::policy::sealed_policy;
 use countersign_tpm::public::Public;
-use countersign_wire::answer::Answer;
 use countersign_wire::artefact;
 use countersign_wire::cbor;
 use countersign_wire::challenge::{Bank, Challenge, ChallengeRequest, ImportBlob};
@@ -20,22 +21,19 @@ use countersign_wire::enrol::HostState;
 use countersign_wire::evidence::Evidence;
 use countersign_wire::id::{HostId, Nonce, VerdictId, WorkloadId};
 use countersign_wire::receipt::Receipt;
-use countersign_wire::record::{Bundle, Record, signed_message};
+use countersign_wire::record::{Bundle, signed_message};
 use countersign_wire::release::policy_ref;
 use countersign_wire::runlog::RunLog;
 use countersign_wire::statement::{Purpose, Statement};
 use sha2::{Digest as _, Sha256};
 
-use crate::appraise::{
-    ChallengeRecord, Context, HostSnapshot, Judged, ReceiptStatus, StoredReceipt, appraise, verdict_bytes,
-};
+use crate::appraise::{ChallengeRecord, Context, HostSnapshot, appraise};
 use crate::config::Config;
 use crate::error::Error;
 use crate::keys::{Keys, random, rng};
-use crate::release;
-use crate::store::{HostRow, Store, from_cbor, now_ms, read_host, state_number, to_cbor, to_db};
+use crate::store::{HostRow, Store, from_cbor, now_ms, read_host, state_number, to_cbor};
 
-/// Receipts of one host that the database keeps at most; older confirmed ones of earlier lives are forgotten.
+/// Bank that challenges ask for, TPM_ALG_SHA256.
 const SHA256: u16 = 0x000B;
 
 /// A running verifier.
@@ -87,7 +85,8 @@ impl Service {
         let nonce = Nonce(random());
         let mut transaction = self.store.write().await?;
         let now = now_ms(&mut transaction).await?;
-        let selection = vec![Bank { alg: SHA256, pcrs: (0..15).collect() }];
+        let run_pcr = host.snapshot.run_pcr;
+        let selection = vec![Bank { alg: SHA256, pcrs: (0..15).chain((run_pcr == 15).then_some(15)).collect() }];
         let record = ChallengeRecord {
             nonce,
             host: request.host,
@@ -182,12 +181,6 @@ impl Service {
                 Some("attest again"),
             ));
         };
-        if let (Some(answered), Some(answer)) = (&answered, answer)
-            && *answered == hash
-        {
-            // The same evidence for the same challenge: the stored answer again, nothing is signed twice.
-            return Ok(answer);
-        }
         let challenge: ChallengeRecord = from_cbor(&record)?;
         if challenge.purpose != purpose {
             return Err(Error::request(
@@ -195,6 +188,12 @@ impl Service {
                 "this nonce was issued for another purpose",
                 Some("attest again"),
             ));
+        }
+        if let (Some(answered), Some(answer)) = (&answered, answer)
+            && *answered == hash
+        {
+            // The same evidence for the same challenge: the stored answer again, nothing is signed twice.
+            return Ok(answer);
         }
         if !open || answered.is_some() {
             return Err(challenge_closed());
@@ -204,7 +203,11 @@ impl Service {
         let (judged, context) = tokio::task::spawn_blocking(move || (appraise(&appraised, &context), context))
             .await
             .map_err(|e| Error::Internal(e.to_string()))?;
-        self.commit(bytes, hash, context, judged).await
+        tracing::debug!(verdict = %context.verdict_id, allow = judged.verdict.allow, "decided");
+        let verdict = context.verdict_id;
+        let answer = self.commit(bytes, hash, context, judged).await?;
+        tracing::debug!(%verdict, "recorded");
+        Ok(answer)
     }
 
     /// All inputs of the appraisal.
@@ -243,136 +246,13 @@ impl Service {
         let logged = evidence.run_log.as_deref().and_then(|bytes| RunLog::parse(bytes).ok());
         let mut shown: Vec<Receipt> = logged.map(|log| log.receipts()).unwrap_or_default();
         shown.extend(cbor::decode::<Statement>(&evidence.statement).ok().and_then(|statement| statement.receipt));
+        let known: HashSet<[u8; 32]> = host.receipts.iter().map(|known| known.receipt.mac).collect();
         shown.retain(|receipt| {
             let input = Receipt::mac_input(&host.host, receipt.number, &receipt.random);
-            !host.receipts.iter().any(|known| known.receipt == *receipt)
-                && self.keys.receipt_is_genuine(&input, &receipt.mac)
+            !known.contains(&receipt.mac) && self.keys.receipt_is_genuine(&input, &receipt.mac)
         });
         shown.dedup();
         shown
-    }
-
-    /// Compare-and-swap: records the verdict and, when it allows, the host's new state; stores the answer before it is sent.
-    async fn commit(
-        &self,
-        evidence: Vec<u8>,
-        hash: [u8; 32],
-        context: Context,
-        judged: Judged,
-    ) -> Result<Vec<u8>, Error> {
-        let id = context.host.host;
-        let mut transaction = self.store.write().await?;
-        let now = now_ms(&mut transaction).await?;
-        let closed = sqlx::query(
-            "UPDATE challenges SET open = 0, evidence_hash = ? WHERE nonce = ? AND open = 1 AND evidence_hash IS NULL",
-        )
-        .bind(hash.as_slice())
-        .bind(context.challenge.nonce.0.as_slice())
-        .execute(&mut *transaction)
-        .await?;
-        if closed.rows_affected() != 1 {
-            return Err(challenge_closed());
-        }
-        let host = read_host(&mut transaction, &id).await?.ok_or_else(|| unknown_host(&id))?;
-        if host.snapshot.version != context.host.version {
-            return Err(challenge_closed());
-        }
-        let document = verdict_bytes(&judged.verdict);
-        let mut answer = Answer {
-            version: 1,
-            verdict_id: context.verdict_id,
-            verdict: document.clone(),
-            allow: judged.verdict.allow,
-            receipt: None,
-            certificate: None,
-            release: None,
-        };
-        if let Some(update) = &judged.update {
-            let receipt = self.new_receipt(&id, host.next_receipt);
-            let mut receipts = update.receipts.receipts.clone();
-            receipts.push(StoredReceipt {
-                receipt: receipt.clone(),
-                status: ReceiptStatus::Issued,
-                life: update.baseline.life,
-            });
-            let highest = receipts.iter().map(|stored| stored.receipt.number).max().unwrap_or(0);
-            let next = highest.max(host.next_receipt).saturating_add(1);
-            forget_old(&mut receipts, update.baseline.life);
-            sqlx::query("DELETE FROM receipts WHERE host = ?").bind(id.0.as_slice()).execute(&mut *transaction).await?;
-            for stored in &receipts {
-                sqlx::query("INSERT INTO receipts VALUES (?, ?, ?)")
-                    .bind(id.0.as_slice())
-                    .bind(to_db(stored.receipt.number))
-                    .bind(to_cbor(stored))
-                    .execute(&mut *transaction)
-                    .await?;
-            }
-            let lost = if update.receipts.state_lost { Some(context.epoch) } else { context.host.lost_epoch };
-            let swapped = sqlx::query(
-                "UPDATE hosts SET baseline_cbor = ?, next_receipt = ?, lost_epoch = ?, attested_ms = ?, version = version + 1 \
-                 WHERE host = ? AND version = ?",
-            )
-            .bind(to_cbor(&update.baseline))
-            .bind(to_db(next))
-            .bind(lost.map(to_db))
-            .bind(now)
-            .bind(id.0.as_slice())
-            .bind(to_db(context.host.version))
-            .execute(&mut *transaction)
-            .await?;
-            if swapped.rows_affected() != 1 {
-                return Err(challenge_closed());
-            }
-            answer.receipt = Some(receipt);
-            if let Some(tls_key) = &update.tls_key {
-                answer.certificate = Some(crate::tls::host_certificate(&self.keys, &id, tls_key, now)?);
-            }
-        }
-        if let Some(reason) = &judged.suspend {
-            sqlx::query(
-                "UPDATE hosts SET state = 2, state_reason = ?, version = version + 1 WHERE host = ? AND state = 1",
-            )
-            .bind(reason)
-            .bind(id.0.as_slice())
-            .execute(&mut *transaction)
-            .await?;
-        }
-        if let (Some(basis), Some(workload)) = (&judged.release, &context.workload) {
-            let least = &workload.least_selection;
-            answer.release = Some(release::sign(&self.keys, &id, basis, least, context.host.run_pcr)?);
-        }
-        let record = Record {
-            version: 1,
-            context: to_cbor(&context),
-            evidence,
-            verdict: document.clone(),
-            enrolment: host.enrolment,
-        };
-        sqlx::query("INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?)")
-            .bind(context.verdict_id.0.as_slice())
-            .bind(id.0.as_slice())
-            .bind(context.now_ms)
-            .bind(&judged.verdict.purpose)
-            .bind(judged.verdict.allow)
-            .bind(context.challenge.workload.map(|workload| workload.0.to_vec()))
-            .bind(document)
-            .bind(cbor::encode(&record))
-            .execute(&mut *transaction)
-            .await?;
-        let answer = cbor::encode(&answer);
-        sqlx::query("UPDATE challenges SET answer = ? WHERE nonce = ?")
-            .bind(&answer)
-            .bind(context.challenge.nonce.0.as_slice())
-            .execute(&mut *transaction)
-            .await?;
-        transaction.commit().await?;
-        Ok(answer)
-    }
-
-    fn new_receipt(&self, host: &HostId, number: u64) -> Receipt {
-        let random = random();
-        let mac = self.keys.receipt_mac(&Receipt::mac_input(host, number, &random));
-        Receipt { number, random, mac }
     }
 
     /// The evidence bundle of a verdict, as a file, signed by the log key.
@@ -388,6 +268,10 @@ impl Service {
             row.filter(|(host, _)| only.is_none_or(|only| only.0.as_slice() == host)).map(|(_, record)| record);
         let record =
             record.ok_or_else(|| Error::request("not-found", format!("there is no verdict {verdict}"), None))?;
+        if record.is_empty() {
+            let title = format!("verdict {verdict} has no bundle: its evidence was not signed by the host's TPM");
+            return Err(Error::request("not-found", title, None));
+        }
         let signature = self.keys.sign_record(&signed_message(&record))?;
         Ok(artefact::to_file(&Bundle { version: 1, trust: self.keys.trust.clone(), record, signature }))
     }
@@ -445,12 +329,6 @@ pub(crate) async fn audit(
         .execute(connection)
         .await?;
     Ok(())
-}
-
-/// Receipts of earlier lives count only as far as the newest of them goes: a statement after a reset names that one.
-fn forget_old(receipts: &mut Vec<StoredReceipt>, life: u64) {
-    let newest = receipts.iter().filter(|s| s.status == ReceiptStatus::Confirmed).map(|s| s.receipt.number).max();
-    receipts.retain(|stored| stored.life == life || Some(stored.receipt.number) == newest);
 }
 
 fn challenge_closed() -> Error {

@@ -252,3 +252,18 @@ pub(crate) const fn state_number(state: HostState) -> i64 {
         HostState::Revoked => 3,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_commit_is_durable() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let store = Store::open(dir.path(), true).await.unwrap();
+        let journal: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(store.pool()).await.unwrap();
+        let synchronous: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(store.pool()).await.unwrap();
+        assert_eq!((journal.as_str(), synchronous), ("wal", 2), "2 is FULL");
+        assert!(matches!(Store::open(&dir.path().join("nothing"), false).await, Err(Error::State { .. })));
+    }
+}

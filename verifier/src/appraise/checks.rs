@@ -72,6 +72,11 @@ impl Checks {
         self.list.push(Check { id: id.to_owned(), outcome });
     }
 
+    /// Whether a check was made and holds.
+    pub(crate) fn passed(&self, id: &str) -> bool {
+        self.list.iter().any(|check| check.id == id && check.outcome == Outcome::Pass)
+    }
+
     /// The contradiction, if the appraisal ended with one.
     pub(crate) fn contradiction(&self) -> Option<String> {
         let (id, failure) = self.failed.as_ref().filter(|(_, failure)| failure.contradiction)?;

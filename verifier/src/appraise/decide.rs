@@ -5,12 +5,14 @@ use countersign_policy::verdict::{Basis, Check, Decision, Mode, Obligations, Out
 use countersign_policy::{Compiled, PolicyBundle, Role, engine_version, reference_document};
 use countersign_tpm::alg::HashAlg;
 use countersign_tpm::pcr::{BankSelection, PcrSelection};
+use countersign_tpm::policy::covers;
 use countersign_tpm::public::Public;
 use countersign_wire::enrol::HostState;
 use countersign_wire::id::{RunId, WorkloadId};
 use countersign_wire::statement::Purpose;
 use sha2::{Digest as _, Sha256};
 
+use super::authentic::Authentic;
 use super::clock::Continuity;
 use super::quote::digest_of;
 use super::receipts::ReceiptUpdate;
@@ -64,6 +66,8 @@ pub struct Judged {
     pub update: Option<HostUpdate>,
     /// A signed contradiction: the host is to be suspended, for this reason.
     pub suspend: Option<String>,
+    /// Whether the enrolled AK signed the quote and the statement: otherwise anybody may have sent this.
+    pub signed: bool,
     /// For an allowed release: what to sign.
     pub release: Option<ReleaseBasis>,
 }
@@ -79,7 +83,12 @@ pub(super) fn decide(
     let mut obligations = Obligations::default();
     if let Some(replayed) = replayed {
         let input = input(replayed, context);
-        let reference: Reference = serde_json::from_slice(&context.reference).unwrap_or_default();
+        let reference: Reference = serde_json::from_slice(&context.reference).unwrap_or_else(|e| {
+            // A policy that refuses what is listed would accept everything under an empty list.
+            let words = format!("the reference values cannot be read: {e}");
+            reasons.push(by_verifier("reference-unreadable", &words, Some("restore the verifier's database".into())));
+            Reference::default()
+        });
         let reference = reference_document(&reference);
         let mut ask = |id: &str, role: Role, bundle: &[u8]| {
             let decision = evaluate(role, bundle, &input, &reference);
@@ -110,6 +119,16 @@ pub(super) fn decide(
                     Some("supervisor register APP.sif".into()),
                 )),
             }
+        }
+        if context.challenge.purpose == Purpose::Release
+            && let Some(workload) = &context.workload
+            && !covers(&approval_selection(&replayed.authentic, context), &workload.least_selection)
+        {
+            reasons.push(by_verifier(
+                "approval-selection",
+                "the PCRs that can be approved on this host do not cover the workload's least selection",
+                Some("register the workload with a least selection without PCR 10, 15 and the host's run PCR".into()),
+            ));
         }
         if context.challenge.purpose == Purpose::Attest
             && let Some(check) = checks.iter_mut().find(|check| check.id == "workload-policy")
@@ -259,15 +278,20 @@ pub(super) fn update(replayed: &Replayed) -> HostUpdate {
     }
 }
 
-/// What an allowed release is signed from; `None` when the SHA-256 bank was not quoted.
+/// What an approval can be over: everything quoted in the SHA-256 bank, but not PCR 10, which moves with every file, nor the run PCR, which
+/// moves with every receipt.
+fn approval_selection(authentic: &Authentic, context: &Context) -> PcrSelection {
+    let quoted = authentic.selection.0.iter().find(|bank| bank.alg == HashAlg::Sha256.id());
+    let usable = |pcr: &u8| *pcr != context.host.run_pcr && *pcr != countersign_wire::ima::PCR;
+    let pcrs: Vec<u8> = quoted.into_iter().flat_map(BankSelection::pcrs).filter(usable).collect();
+    PcrSelection::single(HashAlg::Sha256, &pcrs)
+}
+
+/// What an allowed release is signed from.
 pub(super) fn release_basis(replayed: &Replayed, verdict: &Verdict, context: &Context) -> Option<ReleaseBasis> {
     let authentic = &replayed.authentic;
     let request = authentic.statement.release.as_ref()?;
-    let quoted = authentic.selection.0.iter().find(|bank| bank.alg == HashAlg::Sha256.id())?;
-    // PCR 10 moves with every file, the run PCR with every receipt: an approval over them would not live.
-    let pcrs: Vec<u8> =
-        quoted.pcrs().filter(|pcr| *pcr != context.host.run_pcr && *pcr != countersign_wire::ima::PCR).collect();
-    let selection = PcrSelection(vec![BankSelection::new(HashAlg::Sha256, &pcrs)]);
+    let selection = approval_selection(authentic, context);
     let digest = digest_of(HashAlg::Sha256, &selection, |alg, pcr| authentic.pcr(alg, pcr)).ok()?;
     Some(ReleaseBasis {
         workload: request.workload,

@@ -55,36 +55,45 @@ pub(crate) fn judge(
     if continuity == Continuity::First {
         // A new baseline: the run PCR is taken as it is. Receipts of an earlier baseline that it holds stay in it for the rest of
         // this boot, so they are known from here on; those that it does not hold no longer count.
+        let old_life = host.receipts.iter().map(|stored| stored.life).max().unwrap_or(0);
         let life = old_life.saturating_add(1);
-        let taken =
-            |receipt: &Receipt| StoredReceipt { receipt: receipt.clone(), status: ReceiptStatus::Confirmed, life };
-        return Ok(ReceiptUpdate { receipts: logged.iter().map(taken).collect(), life, state_lost: false });
+        let taken = |receipt: &Receipt, life| StoredReceipt {
+            receipt: receipt.clone(),
+            status: ReceiptStatus::Confirmed,
+            life,
+        };
+        // So is the one that the statement names, though it may be of an earlier boot: the host goes on naming it until it has extended
+        // another.
+        let earlier = named.filter(|named| !logged.contains(named)).map(|named| taken(named, old_life));
+        let receipts = earlier.into_iter().chain(logged.iter().map(|receipt| taken(receipt, life))).collect();
+        return Ok(ReceiptUpdate { receipts, life, state_lost: false });
     }
-    let mut receipts = host.receipts.clone();
-    let claimed = logged.iter().chain(named);
-    let state_lost = take_over_vouched(host, &mut receipts, old_life, claimed, vouched, epoch)?;
-
-    let known_here = |receipt: &StoredReceipt| receipt.life == old_life && logged.contains(&receipt.receipt);
+    let known_here = host.receipts.iter().any(|stored| stored.life == old_life && logged.contains(&stored.receipt));
     let same_life = match continuity {
         Continuity::Same => true,
         // A Resume kept the PCRs, so the run log goes on through earlier receipts; a Restart zeroed them.
-        Continuity::Restarted => receipts.iter().any(known_here),
+        Continuity::Restarted => known_here,
         Continuity::First | Continuity::Reset { .. } => false,
     };
+    // PCRs that began anew cannot hold a receipt from before.
+    if !same_life && let Some(stale) = host.receipts.iter().find(|stored| logged.contains(&stored.receipt)) {
+        return Err(ReceiptFault::Refused {
+            got: format!("the run log holds receipt {} from before the reset", stale.receipt.number),
+            want: "only receipts of this boot".into(),
+        });
+    }
+    let life = if same_life { old_life } else { old_life.saturating_add(1) };
+    let mut receipts = host.receipts.clone();
+    let mut state_lost = take_over_vouched(host, &mut receipts, life, logged.iter(), vouched, epoch)?;
+    // The one that the statement names may be of an earlier boot; one of this boot stands in the log too.
+    state_lost |= take_over_vouched(host, &mut receipts, old_life, named.into_iter(), vouched, epoch)?;
+    receipts.sort_by_key(|stored| stored.receipt.number);
     if same_life {
         judge_same_life(&mut receipts, old_life, logged)?;
-        Ok(ReceiptUpdate { receipts, life: old_life, state_lost })
     } else {
-        // PCRs that began anew cannot hold a receipt from before.
-        if let Some(stale) = receipts.iter().find(|stored| logged.contains(&stored.receipt)) {
-            return Err(ReceiptFault::Refused {
-                got: format!("the run log holds receipt {} from before the reset", stale.receipt.number),
-                want: "only receipts of this boot".into(),
-            });
-        }
         judge_named(&mut receipts, named.map(|receipt| receipt.number))?;
-        Ok(ReceiptUpdate { receipts, life: old_life.saturating_add(1), state_lost })
     }
+    Ok(ReceiptUpdate { receipts, life, state_lost })
 }
 
 /// Receipts that the host shows and the database does not know: forged, or lost with the database's newest state.
@@ -113,10 +122,15 @@ fn take_over_vouched<'a>(
                 want: "a receipt in the database; `verifier host admit` starts a new baseline".into(),
             });
         }
+        if receipts.iter().any(|stored| stored.receipt.number == receipt.number) {
+            return Err(ReceiptFault::Refused {
+                got: format!("receipt {} is genuine, and this verifier issued another of that number", receipt.number),
+                want: "one receipt of a number; `verifier restored`, then `verifier host admit`".into(),
+            });
+        }
         lost = true;
         receipts.push(StoredReceipt { receipt: receipt.clone(), status: ReceiptStatus::Confirmed, life });
     }
-    receipts.sort_by_key(|stored| stored.receipt.number);
     Ok(lost)
 }
 

@@ -51,6 +51,11 @@ pub(super) fn replay(authentic: Authentic, context: &Context, checks: &mut Check
         checks.nothing("pcr-values", "no boot log explains them");
     }
     let receipts = checks.run("receipts", receipts(&authentic, context, &logged))?;
+    if receipts.state_lost {
+        let numbers: Vec<String> = context.vouched.iter().map(|receipt| receipt.number.to_string()).collect();
+        let why = format!("receipts {} are genuine and unknown: this verifier lost state", numbers.join(", "));
+        checks.nothing("verifier-state-lost", &why);
+    }
     Ok(Replayed { authentic, boot, ima, receipts })
 }
 
@@ -117,6 +122,10 @@ fn ima_list(authentic: &Authentic, banks: &mut [PcrBank]) -> Result<Option<Ima>,
     let limit = usize::try_from(prefix.entries).unwrap_or(usize::MAX);
     for entry in list.take(limit) {
         let entry = entry.map_err(|e| Failure::new(e.to_string(), "an IMA list").about("ima_log"))?;
+        // An entry for another PCR is in no value that was replayed, and a violation extends ones whatever its data says.
+        if entry.pcr != u32::from(ima::PCR) || entry.is_violation() {
+            continue;
+        }
         files.push(ImaFile {
             path: String::from_utf8_lossy(entry.path).into_owned(),
             digest: format!("{}:{}", String::from_utf8_lossy(entry.digest_alg), hex::encode(entry.digest)),

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use countersign_tpm::ak;
 use countersign_tpm::alg::HashAlg;
 use countersign_tpm::credential::make_credential;
-use countersign_tpm::ek::Template;
 use countersign_tpm::ekcert;
 use countersign_tpm::kdf::hmac;
 use countersign_tpm::public::Public;
@@ -35,7 +34,6 @@ struct Checked {
     root: String,
     simulated: bool,
     facts: BTreeMap<String, String>,
-    token: String,
 }
 
 impl Service {
@@ -48,8 +46,10 @@ impl Service {
         let refuse = |id: &str, title: String, hint: Option<&str>| Error::request(id, title, hint);
         let ak = Public::parse(&card.ak_public).map_err(|e| refuse("ak", format!("AK: {e}"), None))?;
         ak::check(&ak).map_err(|e| refuse("ak", e.to_string(), Some("attest enroll makes an AK that is accepted")))?;
-        if card.run_pcr >= 16 {
-            return Err(refuse("run-pcr", format!("run PCR {}: below 16 is needed", card.run_pcr), None));
+        // Firmware's PCRs and IMA's are taken, and software can reset those from 16 on.
+        if !(8..16).contains(&card.run_pcr) || card.run_pcr == countersign_wire::ima::PCR {
+            let title = format!("run PCR {}: one from 8 to 15, but not 10, is needed", card.run_pcr);
+            return Err(refuse("run-pcr", title, Some("run_pcr in the host's attest.toml; 13 is the default")));
         }
         let now = self.store.now_ms().await?;
         let (ek, checked, enrolment) = self.check_ek(request, now).await?;
@@ -114,22 +114,21 @@ impl Service {
                 Some("verifier ek-root add VENDOR-ROOT.pem, if that vendor is to be trusted"),
             )
         })?;
-        let root = roots.iter().find(|(der, _)| ekcert::subject(der).is_ok_and(|subject| subject == checked.root));
-        let development = root.is_some_and(|(_, development)| *development);
+        // By position: two roots may have one subject, and only one of them be for development.
+        let Some((root, development)) = roots.get(checked.root_index) else {
+            return Err(Error::Internal("the EK certificate leads to a root that is not there".into()));
+        };
         let facts: BTreeMap<String, String> =
             checked.facts.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
-        // swtpm calls itself id:00001014 (IBM) and "swtpm" in its certificates.
-        let software = facts.values().any(|value| value.to_ascii_lowercase().contains("swtpm"));
         let enrolment = EnrolmentRecord {
             ek_certificate: first.der.clone(),
             chain: card.chain.clone(),
-            root: root.map(|(der, _)| der.clone()).unwrap_or_default(),
+            root: root.clone(),
             time: seconds,
             ek_public: checked.public.to_bytes(),
         };
-        debug_assert_eq!(Template::of(&checked.public), Some(checked.template), "rebuilt from a template");
-        let checked_facts =
-            Checked { root: checked.root, simulated: development || software, facts, token: String::new() };
+        let simulated = *development || checked.says_simulator();
+        let checked_facts = Checked { root: checked.root, simulated, facts };
         Ok((checked.public, checked_facts, enrolment))
     }
 

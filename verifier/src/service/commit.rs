@@ -1,0 +1,163 @@
+//! The transaction that accepts or denies: verdict, host, receipts and answer are recorded together, before anything leaves.
+
+use countersign_wire::answer::Answer;
+use countersign_wire::cbor;
+use countersign_wire::id::HostId;
+use countersign_wire::receipt::Receipt;
+use countersign_wire::record::Record;
+
+use super::{Service, audit, challenge_closed, unknown_host};
+use crate::appraise::{Context, Judged, ReceiptStatus, StoredReceipt, verdict_bytes};
+use crate::error::Error;
+use crate::keys::random;
+use crate::release;
+use crate::store::{now_ms, read_host, to_cbor, to_db};
+
+/// Verdicts on evidence that nobody's TPM signed, kept of each host: anybody can cause them.
+const UNSIGNED_KEPT: i64 = 100;
+
+impl Service {
+    /// Compare-and-swap: records the verdict and, when it allows, the host's new state; stores the answer before it is sent.
+    pub(super) async fn commit(
+        &self,
+        evidence: Vec<u8>,
+        hash: [u8; 32],
+        context: Context,
+        judged: Judged,
+    ) -> Result<Vec<u8>, Error> {
+        let id = context.host.host;
+        let mut transaction = self.store.write().await?;
+        let now = now_ms(&mut transaction).await?;
+        let closed = sqlx::query(
+            "UPDATE challenges SET open = 0, evidence_hash = ? WHERE nonce = ? AND open = 1 AND evidence_hash IS NULL",
+        )
+        .bind(hash.as_slice())
+        .bind(context.challenge.nonce.0.as_slice())
+        .execute(&mut *transaction)
+        .await?;
+        if closed.rows_affected() != 1 {
+            return Err(challenge_closed());
+        }
+        let host = read_host(&mut transaction, &id).await?.ok_or_else(|| unknown_host(&id))?;
+        if host.snapshot.version != context.host.version {
+            return Err(challenge_closed());
+        }
+        let document = verdict_bytes(&judged.verdict);
+        let mut answer = Answer {
+            version: 1,
+            verdict_id: context.verdict_id,
+            verdict: document.clone(),
+            allow: judged.verdict.allow,
+            receipt: None,
+            certificate: None,
+            release: None,
+        };
+        if let Some(update) = &judged.update {
+            let mut receipts = update.receipts.receipts.clone();
+            // Above those that the host showed and the database had lost, too.
+            let highest = receipts.iter().map(|stored| stored.receipt.number).max().unwrap_or(0);
+            let number = host.next_receipt.max(highest.saturating_add(1));
+            let receipt = self.new_receipt(&id, number);
+            receipts.push(StoredReceipt {
+                receipt: receipt.clone(),
+                status: ReceiptStatus::Issued,
+                life: update.baseline.life,
+            });
+            forget_old(&mut receipts, update.baseline.life);
+            sqlx::query("DELETE FROM receipts WHERE host = ?").bind(id.0.as_slice()).execute(&mut *transaction).await?;
+            for stored in &receipts {
+                sqlx::query("INSERT INTO receipts VALUES (?, ?, ?)")
+                    .bind(id.0.as_slice())
+                    .bind(to_db(stored.receipt.number))
+                    .bind(to_cbor(stored))
+                    .execute(&mut *transaction)
+                    .await?;
+            }
+            let lost = if update.receipts.state_lost { Some(context.epoch) } else { context.host.lost_epoch };
+            let swapped = sqlx::query(
+                "UPDATE hosts SET baseline_cbor = ?, next_receipt = ?, lost_epoch = ?, attested_ms = ?, version = version + 1 \
+                 WHERE host = ? AND version = ?",
+            )
+            .bind(to_cbor(&update.baseline))
+            .bind(to_db(number.saturating_add(1)))
+            .bind(lost.map(to_db))
+            .bind(now)
+            .bind(id.0.as_slice())
+            .bind(to_db(context.host.version))
+            .execute(&mut *transaction)
+            .await?;
+            if swapped.rows_affected() != 1 {
+                return Err(challenge_closed());
+            }
+            if update.receipts.state_lost {
+                let detail = format!("{id} epoch {}", context.epoch);
+                audit(&mut transaction, "appraisal", "verifier-state-lost", &detail).await?;
+            }
+            answer.receipt = Some(receipt);
+            if let Some(tls_key) = &update.tls_key {
+                answer.certificate = Some(crate::tls::host_certificate(&self.keys, &id, tls_key, now)?);
+            }
+        }
+        if let Some(reason) = &judged.suspend {
+            sqlx::query(
+                "UPDATE hosts SET state = 2, state_reason = ?, version = version + 1 WHERE host = ? AND state = 1",
+            )
+            .bind(reason)
+            .bind(id.0.as_slice())
+            .execute(&mut *transaction)
+            .await?;
+        }
+        if let (Some(basis), Some(workload)) = (&judged.release, &context.workload) {
+            let least = &workload.least_selection;
+            answer.release = Some(release::sign(&self.keys, &id, basis, least, context.host.run_pcr)?);
+        }
+        let record = if judged.signed {
+            let (context, verdict) = (to_cbor(&context), document.clone());
+            cbor::encode(&Record { version: 1, context, evidence, verdict, enrolment: host.enrolment })
+        } else {
+            Vec::new()
+        };
+        let signed = !record.is_empty();
+        sqlx::query("INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?)")
+            .bind(context.verdict_id.0.as_slice())
+            .bind(id.0.as_slice())
+            .bind(context.now_ms)
+            .bind(&judged.verdict.purpose)
+            .bind(judged.verdict.allow)
+            .bind(context.challenge.workload.map(|workload| workload.0.to_vec()))
+            .bind(document)
+            .bind(record)
+            .execute(&mut *transaction)
+            .await?;
+        if !signed {
+            sqlx::query(
+                "DELETE FROM verdicts WHERE host = ?1 AND length(record) = 0 AND id NOT IN \
+                 (SELECT id FROM verdicts WHERE host = ?1 AND length(record) = 0 ORDER BY time_ms DESC, id LIMIT ?2)",
+            )
+            .bind(id.0.as_slice())
+            .bind(UNSIGNED_KEPT)
+            .execute(&mut *transaction)
+            .await?;
+        }
+        let answer = cbor::encode(&answer);
+        sqlx::query("UPDATE challenges SET answer = ? WHERE nonce = ?")
+            .bind(&answer)
+            .bind(context.challenge.nonce.0.as_slice())
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(answer)
+    }
+
+    fn new_receipt(&self, host: &HostId, number: u64) -> Receipt {
+        let random = random();
+        let mac = self.keys.receipt_mac(&Receipt::mac_input(host, number, &random));
+        Receipt { number, random, mac }
+    }
+}
+
+/// Receipts of earlier lives count only as far as the newest of them goes: a statement after a reset names that one.
+fn forget_old(receipts: &mut Vec<StoredReceipt>, life: u64) {
+    let newest = receipts.iter().filter(|s| s.status == ReceiptStatus::Confirmed).map(|s| s.receipt.number).max();
+    receipts.retain(|stored| stored.life == life || Some(stored.receipt.number) == newest);
+}

@@ -1,0 +1,354 @@
+//! Logs that do not lead to the PCRs, and logs that do and still lie.
+
+use countersign_tpm::alg::{Digest, HashAlg};
+use countersign_wire::eventlog::{Event, EventLog};
+use countersign_wire::id::RunId;
+use countersign_wire::ima;
+use countersign_wire::runlog::{Event as RunEvent, RunLog};
+
+use crate::support::boot;
+use crate::support::case::{Case, RUN_PCR, accepted, reasons, refused};
+
+const RUN: RunId = RunId([6; 16]);
+
+fn log() -> EventLog<'static> {
+    EventLog::parse(boot::LOG).unwrap()
+}
+
+/// Where a part of the recorded log lies in it.
+fn at(part: &[u8]) -> usize {
+    part.as_ptr().addr() - boot::LOG.as_ptr().addr()
+}
+
+/// The events of a log written again, each as `each` says.
+fn rewritten(each: impl Fn(&Event<'_>) -> Vec<Vec<u8>>) -> Vec<u8> {
+    let log = log();
+    let mut bytes = boot::LOG[..log.events[0].offset].to_vec();
+    bytes.extend(log.events.iter().flat_map(each).flatten());
+    bytes
+}
+
+/// TCG_PCR_EVENT2.
+fn event(pcr: u32, kind: u32, digests: &[(u16, &[u8])], data: &[u8]) -> Vec<u8> {
+    let mut bytes = [pcr.to_le_bytes(), kind.to_le_bytes(), (digests.len() as u32).to_le_bytes()].concat();
+    for (alg, digest) in digests {
+        bytes.extend(alg.to_le_bytes());
+        bytes.extend(*digest);
+    }
+    bytes.extend((data.len() as u32).to_le_bytes());
+    bytes.extend(data);
+    bytes
+}
+
+fn as_is(given: &Event<'_>) -> Vec<u8> {
+    event(given.pcr, given.kind.0, &given.digests().collect::<Vec<_>>(), given.data)
+}
+
+fn with_log(bytes: Vec<u8>) -> Case {
+    let mut case = Case::attest();
+    case.event_log = Some(bytes);
+    case
+}
+
+#[test]
+fn a_log_altered_with_pcrs_untouched() {
+    assert_eq!(rewritten(|event| vec![as_is(event)]), boot::LOG);
+    let mut tried = 0;
+    for event in log().events.iter().filter(|event| event.extends()) {
+        let mut bytes = boot::LOG.to_vec();
+        bytes[at(event.digest(HashAlg::Sha256).unwrap())] ^= 1;
+        let judged = with_log(bytes).judge();
+        // A separator's digest is fixed: changing it is noticed before PCRs are compared.
+        if judged.verdict.reasons[0].id == "boot-log" {
+            refused(&judged, "boot-log", &event.describe());
+        } else {
+            refused(&judged, "pcr-values", &format!("PCR {}, sha256", event.pcr));
+        }
+        tried += 1;
+    }
+    assert!(tried > 40, "{tried}");
+}
+
+#[test]
+fn events_left_out_repeated_exchanged_or_moved_to_another_pcr() {
+    let chosen =
+        log().events.iter().find(|event| event.pcr == 4 && event.digest(HashAlg::Sha256).is_some()).unwrap().index;
+    let left_out = rewritten(|event| if event.index == chosen { vec![] } else { vec![as_is(event)] });
+    let repeated = rewritten(|event| vec![as_is(event); if event.index == chosen { 2 } else { 1 }]);
+    for bytes in [left_out, repeated] {
+        let judged = with_log(bytes).judge();
+        assert!(["pcr-values", "boot-log"].contains(&judged.verdict.reasons[0].id.as_str()));
+        assert!(!judged.verdict.allow && judged.suspend.is_none());
+    }
+    // Two events of PCR 8 exchanged: the same set of digests, another value.
+    let eights: Vec<_> = log().events.iter().filter(|event| event.pcr == 8).copied().collect();
+    let (first, second) = (eights[0], eights[1]);
+    assert_ne!(first.digest(HashAlg::Sha256), second.digest(HashAlg::Sha256));
+    let exchanged = rewritten(|event| match event.index {
+        index if index == first.index => vec![as_is(&second)],
+        index if index == second.index => vec![as_is(&first)],
+        _ => vec![as_is(event)],
+    });
+    refused(&with_log(exchanged).judge(), "pcr-values", "PCR 8, sha256");
+    let moved = rewritten(|given| {
+        let pcr = if given.index == first.index { 12 } else { given.pcr };
+        vec![event(pcr, given.kind.0, &given.digests().collect::<Vec<_>>(), given.data)]
+    });
+    refused(&with_log(moved).judge(), "pcr-values", "PCR 8, sha256");
+    let nowhere = rewritten(|given| {
+        let pcr = if given.index == first.index { 24 } else { given.pcr };
+        vec![event(pcr, given.kind.0, &given.digests().collect::<Vec<_>>(), given.data)]
+    });
+    refused(&with_log(nowhere).judge(), "boot-log", "event_log");
+    let hidden = rewritten(|given| {
+        let kind = if given.index == first.index { 3 } else { given.kind.0 };
+        vec![event(given.pcr, kind, &given.digests().collect::<Vec<_>>(), given.data)]
+    });
+    refused(&with_log(hidden).judge(), "pcr-values", "PCR 8, sha256");
+}
+
+#[test]
+fn a_log_cut_short() {
+    let last = log().events.iter().rfind(|event| event.extends()).unwrap().offset;
+    let no = with_log(boot::LOG[..last].to_vec()).judge();
+    assert_eq!(no.verdict.reasons[0].id, "pcr-values");
+    for end in [boot::LOG.len() - 1, last + 5, 40, 0] {
+        refused(&with_log(boot::LOG[..end].to_vec()).judge(), "boot-log", "event_log");
+    }
+}
+
+#[test]
+fn pcrs_changed_with_the_log_untouched() {
+    for pcr in boot::ASKED.filter(|pcr| *pcr != RUN_PCR && *pcr != ima::PCR) {
+        let mut case = Case::attest();
+        case.extend(pcr, &HashAlg::Sha256.digest(&[b"a boot kit"]));
+        let no = refused(&case.judge(), "pcr-values", &format!("PCR {pcr}, sha256"));
+        // PCRs 11 and 12 have no event: they must hold what a reset leaves.
+        let what = if [11, 12].contains(&pcr) { "no event extends it, so 0000" } else { "the log leads to " };
+        assert!(no.want.starts_with(what), "{no:?}");
+    }
+}
+
+#[test]
+fn no_log_explains_nothing() {
+    let mut case = Case::attest();
+    case.event_log = None;
+    assert!(reasons(&case.judge()).contains(&"boot-log"));
+    let mut case = Case::release();
+    case.event_log = None;
+    let judged = case.judge();
+    let ids = reasons(&judged);
+    assert!(ids.contains(&"boot-log") && ids.contains(&"workload-secure-boot"), "{ids:?}");
+}
+
+#[test]
+fn secure_boot_claimed_in_data_that_does_not_hash_to_its_digest() {
+    let variable = log()
+        .events
+        .iter()
+        .find(|event| {
+            event.pcr == 7 && event.data.windows(4).any(|part| part == b"S\0e\0" && event.data.ends_with(&[1]))
+        })
+        .copied()
+        .unwrap();
+    let mut bytes = boot::LOG.to_vec();
+    bytes[at(variable.data) + variable.data.len() - 1] = 0;
+    // Whatever the data says now, the TPM does not vouch for it.
+    assert_eq!(reasons(&with_log(bytes).judge()), ["secure-boot"]);
+}
+
+#[test]
+fn types_are_not_measured() {
+    // A boot application under the label of something harmless: the PCRs are the same, the reference values are not.
+    let application = log()
+        .events
+        .iter()
+        .find(|event| event.pcr == 4 && event.kind.to_string().contains("APPLICATION"))
+        .copied()
+        .unwrap();
+    let relabelled = rewritten(|given| {
+        let kind = if given.index == application.index { 0x8000_0007 } else { given.kind.0 };
+        vec![event(given.pcr, kind, &given.digests().collect::<Vec<_>>(), given.data)]
+    });
+    assert_eq!(reasons(&with_log(relabelled).judge()), ["boot-chain"]);
+    let separator =
+        log().events.iter().find(|event| event.pcr == 7 && event.kind.to_string() == "EV_SEPARATOR").copied().unwrap();
+    let hidden = rewritten(|given| {
+        let kind = if given.index == separator.index { 0x8000_0007 } else { given.kind.0 };
+        vec![event(given.pcr, kind, &given.digests().collect::<Vec<_>>(), given.data)]
+    });
+    let no =
+        refused(&with_log(hidden).judge(), "boot-log", &format!("event {} (PCR 7, EV_EFI_ACTION)", separator.index));
+    assert_eq!(no.got, "a separator's digest under another type");
+}
+
+#[test]
+fn sha1_does_not_vouch_for_sha256() {
+    accepted(&Case::attest().with_bank(HashAlg::Sha1).judge());
+    let only = |given: &Event<'_>, alg: HashAlg| {
+        let digests: Vec<_> = given.digests().filter(|(id, _)| *id == alg.id()).collect();
+        event(given.pcr, given.kind.0, &digests, given.data)
+    };
+    let some = log().events.iter().find(|event| event.pcr == 4 && event.extends()).unwrap().index;
+    let mut case = Case::attest().with_bank(HashAlg::Sha1);
+    // True SHA-1 digests, one false SHA-256 digest.
+    let digest = log().events.iter().find(|event| event.pcr == 8).unwrap().digest(HashAlg::Sha256).unwrap();
+    let mut bytes = boot::LOG.to_vec();
+    bytes[at(digest)] ^= 1;
+    case.event_log = Some(bytes.clone());
+    refused(&case.judge(), "pcr-values", "PCR 8, sha256");
+    refused(&with_log(bytes).judge(), "pcr-values", "PCR 8, sha256");
+    // One event, or all, without a SHA-256 digest.
+    let one = rewritten(|event| vec![if event.index == some { only(event, HashAlg::Sha1) } else { as_is(event) }]);
+    let all = rewritten(|event| vec![only(event, HashAlg::Sha1)]);
+    for bytes in [one, all] {
+        case.event_log = Some(bytes.clone());
+        let no = refused(&case.judge(), "boot-log", "event_log");
+        assert!(no.got.contains("has no sha256 digest"), "{no:?}");
+        refused(&with_log(bytes).judge(), "boot-log", "event_log");
+    }
+    // The reverse: SHA-256 is true and SHA-1, which was quoted too, is not.
+    case.event_log = Some(rewritten(|event| vec![only(event, HashAlg::Sha256)]));
+    refused(&case.judge(), "boot-log", "event_log");
+    // A log of TPM 1.2's time.
+    let mut legacy = boot::LOG.to_vec();
+    let signature = legacy.windows(16).position(|part| part == b"Spec ID Event03\0").unwrap();
+    legacy[signature + 14] = b'2';
+    let no = refused(&with_log(legacy).judge(), "boot-log", "event_log");
+    assert!(no.got.contains("vouches for no other bank"), "{no:?}");
+}
+
+/// An entry of template ima-ng in a binary list.
+fn ima_entry(pcr: u32, path: &str, violation: bool) -> Vec<u8> {
+    let sized = |bytes: &[u8]| [&(bytes.len() as u32).to_le_bytes(), bytes].concat();
+    let data = [sized(&[b"sha256:\0".as_slice(), &[9; 32]].concat()), sized(format!("{path}\0").as_bytes())].concat();
+    let hash = HashAlg::Sha1.digest(&[&data]);
+    let hash = if violation { vec![0; 20] } else { hash.as_bytes().to_vec() };
+    [pcr.to_le_bytes().to_vec(), hash, sized(b"ima-ng"), sized(&data)].concat()
+}
+
+#[test]
+fn ima_beyond_the_quoted_prefix_is_ignored() {
+    let expected = Case::attest().judge().verdict.checks;
+    for beyond in [ima_entry(10, "/usr/bin/later", false), b"no entry at all".to_vec(), vec![0xff; 4096]] {
+        let mut case = Case::attest();
+        case.ima.as_mut().unwrap().extend(beyond);
+        let judged = case.judge();
+        accepted(&judged);
+        assert_eq!(judged.verdict.checks, expected);
+    }
+}
+
+#[test]
+fn an_altered_ima_list() {
+    let path = ima::entries(boot::IMA).unwrap().next().unwrap().unwrap().path;
+    let path = path.as_ptr().addr() - boot::IMA.as_ptr().addr();
+    let mut case = Case::attest();
+    case.ima.as_mut().unwrap()[path] ^= 1;
+    refused(&case.judge(), "ima-list", "ima_log");
+    case.ima = Some(Vec::new());
+    refused(&case.judge(), "ima-list", "ima_log");
+    case.ima = Some(boot::IMA[..boot::IMA.len() - 1].to_vec());
+    refused(&case.judge(), "ima-list", "ima_log");
+    case.ima = None;
+    refused(&case.judge(), "pcr-values", "PCR 10, sha256");
+    // PCR 10 moved and the list did not.
+    let mut case = Case::attest();
+    case.extend(10, &HashAlg::Sha256.digest(&[b"a file"]));
+    refused(&case.judge(), "ima-list", "ima_log");
+    let judged = Case::attest().tampered(|evidence| evidence.ima.as_mut().unwrap().from = 1);
+    refused(&judged, "ima-list", "ima");
+}
+
+/// A host policy that trusts a file which IMA lists, to see what policies see.
+fn policy_that_wants(path: &str) -> Vec<u8> {
+    crate::policy::bundle(
+        "host",
+        &format!("verdict := {{\"allow\": true}} if {{ some f in input.ima.files; f.path == {path:?} }}"),
+    )
+}
+
+#[test]
+fn ima_entries_that_pcr_10_does_not_vouch_for_are_no_facts() {
+    let mut case = Case::attest();
+    let entry = ima_entry(10, "/usr/bin/attest", false);
+    case.context.host_policy = policy_that_wants("/usr/bin/attest");
+    assert_eq!(reasons(&case.judge()), ["policy-undefined"]);
+    // Injected for another PCR: no extend of PCR 10 answers for it.
+    case.ima = Some([ima_entry(11, "/usr/bin/attest", false), boot::IMA.to_vec()].concat());
+    assert_eq!(reasons(&case.judge()), ["policy-undefined"]);
+    // A violation extends ones whatever its data says.
+    let mut violation = Case::attest();
+    violation.context.host_policy = case.context.host_policy.clone();
+    violation.ima = Some([boot::IMA.to_vec(), ima_entry(10, "/usr/bin/attest", true)].concat());
+    violation.extend(10, &Digest::filled(HashAlg::Sha256, 0xff));
+    assert_eq!(reasons(&violation.judge()), ["policy-undefined"]);
+    // The real thing.
+    let mut measured = Case::attest();
+    measured.context.host_policy = case.context.host_policy.clone();
+    let data = entry[entry.len() - (4 + 40 + 4 + 16)..].to_vec();
+    measured.ima = Some([boot::IMA.to_vec(), entry].concat());
+    measured.extend(10, &HashAlg::Sha256.digest(&[&data]));
+    accepted(&measured.judge());
+}
+
+fn with_entries() -> Case {
+    let mut case = Case::release();
+    let workload = case.context.workload.as_ref().unwrap().id;
+    case.log(&[
+        RunEvent::Start { run: RUN, workload, time_ms: 1 },
+        RunEvent::Resume {},
+        RunEvent::End { run: RUN, status: "exit 0".into() },
+    ]);
+    case
+}
+
+#[test]
+fn a_run_log_cut_reordered_or_altered() {
+    accepted(&with_entries().judge());
+    let pcr = format!("run log, PCR {RUN_PCR}, sha256");
+    let full = with_entries().run_log;
+    let lines: Vec<&[u8]> = full.split_inclusive(|byte| *byte == b'\n').collect();
+    // Cut behind an entry, to nothing, and one entry more than was extended.
+    for kept in 0..lines.len() {
+        let mut case = with_entries();
+        case.run_log = lines[..kept].concat();
+        refused(&case.judge(), "run-log", &pcr);
+    }
+    let absent = with_entries().tampered(|evidence| evidence.run_log = None);
+    refused(&absent, "run-log", &pcr);
+    let mut case = with_entries();
+    let (line, _) = RunLog::parse(&full).unwrap().next(RUN_PCR, &[HashAlg::Sha256], RunEvent::Resume {}).unwrap();
+    case.run_log.extend(line);
+    refused(&case.judge(), "run-log", &pcr);
+    // No log at all.
+    let altered = String::from_utf8(full.clone()).unwrap().replace("exit 0", "exit 1").into_bytes();
+    let swapped = [lines[1], lines[0], lines[2]].concat();
+    let without_middle = [lines[0], lines[2]].concat();
+    let half = full[..full.len() - 1].to_vec();
+    for bytes in [altered, swapped, without_middle, half, b"\n".to_vec(), vec![0xff; 100]] {
+        let mut case = with_entries();
+        case.run_log = bytes;
+        refused(&case.judge(), "run-log", "run log");
+    }
+}
+
+#[test]
+fn a_run_log_of_another_pcr_or_bank() {
+    let mut case = Case::attest();
+    let (line, digests) = RunLog::empty().next(12, &[HashAlg::Sha256], RunEvent::Resume {}).unwrap();
+    case.run_log = line;
+    case.extend(12, &digests[0]);
+    let no = refused(&case.judge(), "run-log", "run log");
+    assert_eq!((no.got.as_str(), no.want.as_str()), ("Some(12)", "PCR 13"));
+    // SHA-256 only, where SHA-1 was quoted too.
+    let mut case = Case::attest().with_bank(HashAlg::Sha1);
+    let (line, digests) = RunLog::empty().next(RUN_PCR, &[HashAlg::Sha256], RunEvent::Resume {}).unwrap();
+    case.run_log = line;
+    case.extend(RUN_PCR, &digests[0]);
+    refused(&case.judge(), "run-log", &format!("run log, PCR {RUN_PCR}, sha1"));
+    // Somebody else extended the run PCR.
+    let mut case = Case::attest();
+    case.extend(RUN_PCR, &HashAlg::Sha256.digest(&[b"somebody else"]));
+    refused(&case.judge(), "run-log", &format!("run log, PCR {RUN_PCR}, sha256"));
+}
