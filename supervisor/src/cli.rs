@@ -1,5 +1,6 @@
 //! The `supervisor` command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
@@ -9,14 +10,16 @@ use serde_json::Value;
 use crate::exit::{Failure, Stage, TABLE};
 use crate::out;
 use crate::owner::{self, Protect, Register};
-use crate::run::{Plan, run};
+use crate::run::{Plan, Task, run};
 
 const EXAMPLES: &str = "\
 Examples:
   supervisor protect rootfs/ --sign owner.pem --escrow escrow.pub.pem -o app.sif
   supervisor register app.sif --signer owner.pub.pem --escrow-key escrow.pem --url URL --token-file operator.token --ca ca.pem
   supervisor inspect app.sif --signer owner.pub.pem --full
-  supervisor run app.sif --signer owner.pub.pem cat /secret.txt";
+  supervisor run --signer owner.pub.pem app.sif cat /secret.txt
+  supervisor shell --signer owner.pub.pem app.sif
+  supervisor doctor";
 
 /// Protects container images, and runs them on hosts that TPM and policy accept.
 #[derive(Debug, Parser)]
@@ -39,15 +42,37 @@ enum Command {
     Inspect {
         /// The image
         image: PathBuf,
-        /// The owner's public key (PEM); several may be given
-        #[arg(long, required = true, value_name = "FILE")]
+        /// The owner's public key (PEM); several may be given. Without one nothing is checked, and the output says so
+        #[arg(long, value_name = "FILE")]
         signer: Vec<PathBuf>,
         /// Check every object, the whole payload too
-        #[arg(long)]
+        #[arg(long, requires = "signer")]
         full: bool,
     },
-    /// Run an image when the TPM and the policies agree
-    Run(RunArgs),
+    /// Run an image when the TPM and the policies agree: its runscript with arguments, or, where it has none, a command line
+    Run {
+        #[command(flatten)]
+        run: RunArgs,
+        /// Arguments of the runscript, or the command line
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Run a command line in an image, past its runscript
+    Exec {
+        #[command(flatten)]
+        run: RunArgs,
+        /// The command line
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        command: Vec<OsString>,
+    },
+    /// Run a shell in an image
+    Shell {
+        #[command(flatten)]
+        run: RunArgs,
+        /// The shell's arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Print shell completions
     Completions {
         /// The shell
@@ -83,6 +108,9 @@ struct ProtectArgs {
     /// The image to make
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
+    /// Replace an image of that name
+    #[arg(short, long)]
+    force: bool,
 }
 
 #[derive(Debug, Args)]
@@ -134,9 +162,6 @@ struct RunArgs {
     status_fd: Option<u32>,
     /// The image
     image: PathBuf,
-    /// The workload's command line
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
-    command: Vec<String>,
 }
 
 /// Runs the command line; returns the exit code.
@@ -152,7 +177,9 @@ pub fn main() -> u8 {
     match cli.command {
         Command::DecryptorProcess => crate::decryptor::main(),
         Command::StageProcess => crate::stage::main(),
-        Command::Run(given) => out::finish(run(&plan(given)), cli.json),
+        Command::Run { run: given, arguments } => out::finish(run(&plan(given, Task::Run(arguments))), cli.json),
+        Command::Exec { run: given, command } => out::finish(run(&plan(given, Task::Exec(command))), cli.json),
+        Command::Shell { run: given, arguments } => out::finish(run(&plan(given, Task::Shell(arguments))), cli.json),
         command @ (Command::Protect(_)
         | Command::Register(_)
         | Command::Inspect { .. }
@@ -161,11 +188,11 @@ pub fn main() -> u8 {
     }
 }
 
-fn plan(given: RunArgs) -> Plan {
+fn plan(given: RunArgs, task: Task) -> Plan {
     Plan {
         image: given.image,
         signers: given.signer,
-        command: given.command,
+        task,
         config: given.config,
         tpm: given.tpm,
         state_dir: given.state_dir,
@@ -183,8 +210,14 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
                 (None, None) => return Err(Failure::new(Stage::Usage, "no escrow", "--escrow KEY.pem")),
             };
             let (policy, output) = (given.policy.as_deref(), given.output.as_path());
-            let made =
-                owner::protect_image(&Protect { input: &given.input, policy, sign: &given.sign, escrow, output })?;
+            let made = owner::protect_image(&Protect {
+                input: &given.input,
+                policy,
+                sign: &given.sign,
+                escrow,
+                output,
+                force: given.force,
+            })?;
             print(json, &made)
         }
         Command::Register(given) => {
@@ -207,6 +240,9 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
             print(json, &registered)
         }
         Command::Inspect { image, signer, full } => {
+            if signer.is_empty() {
+                return print(json, &owner::look(&image)?);
+            }
             print(json, &owner::inspect(&image, &owner::signers(&signer)?, full)?)
         }
         Command::Completions { shell } => {
@@ -216,7 +252,11 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
         }
         Command::Man { dir } => clap_mangen::generate_to(Cli::command(), &dir)
             .map_err(|e| Failure::new(Stage::Other, format!("{}: {e}", dir.display()), "")),
-        Command::Run(_) | Command::DecryptorProcess | Command::StageProcess => Ok(()),
+        Command::Run { .. }
+        | Command::Exec { .. }
+        | Command::Shell { .. }
+        | Command::DecryptorProcess
+        | Command::StageProcess => Ok(()),
     }
 }
 

@@ -6,9 +6,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use countersign_policy::{Compiled, PolicyBundle, Role, shipped_workload_policy};
-use countersign_sif::binding::Binding;
+use countersign_sif::binding::{Binding, names};
 use countersign_sif::dsse::{OwnerKey, SignerKey};
 use countersign_sif::escrow::{Escrow, EscrowKey};
+use countersign_sif::format::{Descriptor, Sif, data_type, read_object};
 use countersign_sif::protect::{Plan, protect, squashfs_of};
 use countersign_sif::{Image, SifError};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -16,6 +17,10 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::exit::{Failure, Stage};
+use crate::workshop::{Workshop, exists};
+
+/// Longest `countersign.json` that is shown without being verified, bytes.
+const MAX_LOOK: u64 = 64 * 1024;
 
 fn read(stage: Stage, path: &Path) -> Result<Vec<u8>, Failure> {
     std::fs::read(path).map_err(|e| Failure::new(stage, format!("{}: {e}", path.display()), ""))
@@ -64,14 +69,19 @@ pub struct Protect<'a> {
     pub escrow: Escrow,
     /// The image to make.
     pub output: &'a Path,
+    /// Whether an image of that name is replaced.
+    pub force: bool,
 }
 
-/// Makes a protected image.
+/// Makes a protected image. Whatever ends it (a failure, a full disk, SIGINT, SIGTERM, SIGHUP), nothing half-made is left.
 ///
 /// # Errors
 /// [`Failure`].
 pub fn protect_image(given: &Protect<'_>) -> Result<Value, Failure> {
     let failed = |e: String| Failure::new(Stage::Protect, e, "");
+    if !given.force && given.output.symlink_metadata().is_ok() {
+        return Err(exists(given.output));
+    }
     let policy = match given.policy {
         None => shipped_workload_policy().to_vec(),
         Some(dir) => PolicyBundle::from_dir(dir).map_err(|e| failed(e.to_string()))?,
@@ -79,8 +89,7 @@ pub fn protect_image(given: &Protect<'_>) -> Result<Value, Failure> {
     let parsed = PolicyBundle::parse(&policy).map_err(|e| failed(e.to_string()))?;
     Compiled::new(&parsed, Role::Workload).map_err(|e| failed(e.to_string()))?;
     let signer = OwnerKey::from_pem(&Zeroizing::new(read(Stage::Protect, given.sign)?))?;
-    let folder =
-        given.output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    let workshop = Workshop::beside(given.output)?;
     let full = |error: SifError| {
         if let SifError::Io(e) = &error {
             let what = format!("{}: {e}", given.output.display());
@@ -88,14 +97,14 @@ pub fn protect_image(given: &Protect<'_>) -> Result<Value, Failure> {
         }
         error.into()
     };
-    let squashfs = squashfs_of(given.input, folder).map_err(full)?;
+    let squashfs = squashfs_of(given.input, workshop.path()).map_err(&full)?;
     let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let plan = Plan {
         squashfs: &squashfs,
         policy: &policy,
         signer: &signer,
         escrow: &given.escrow,
-        output: given.output,
+        output: &workshop.path().join("image"),
         time: i64::try_from(time).unwrap_or(0),
     };
     // On a terminal only; indicatif writes to standard error.
@@ -110,6 +119,7 @@ pub fn protect_image(given: &Protect<'_>) -> Result<Value, Failure> {
     });
     bar.finish_and_clear();
     let binding = binding.map_err(full)?;
+    workshop.deliver(given.output, given.force)?;
     Ok(
         json!({"image": given.output, "workload": binding.workload, "payload_root": binding.payload_root, "policy": binding.policy}),
     )
@@ -120,26 +130,51 @@ pub fn protect_image(given: &Protect<'_>) -> Result<Value, Failure> {
 /// # Errors
 /// [`Failure`].
 pub fn inspect(path: &Path, trusted: &[SignerKey], full: bool) -> Result<Value, Failure> {
-    let file =
-        std::fs::File::open(path).map_err(|e| Failure::new(Stage::Image, format!("{}: {e}", path.display()), ""))?;
+    let file = std::fs::File::open(path).map_err(|e| of_file(path, &e))?;
     let image = Image::from_file(file, trusted, full)?;
-    let objects: Vec<Value> = image
-        .objects()
-        .iter()
-        .map(|object| {
-            json!({"id": object.id, "type": format!("{:#06x}", object.data_type), "name": object.name(), "offset": object.offset, "size": object.size})
-        })
-        .collect();
     let binding: &Binding = image.binding();
     Ok(json!({
+        "verified": true,
+        "checked": if full { "every object" } else { "signature, policy and bindings" },
+        "signer": image.signer,
         "workload": binding.workload,
         "payload_root": binding.payload_root,
         "policy": binding.policy,
         "uuid": hex::encode(image.uuid()),
-        "signer": image.signer,
-        "checked": if full { "every object" } else { "signature, policy and bindings" },
-        "objects": objects,
+        "objects": objects(image.objects()),
     }))
+}
+
+/// What an image says of itself. Nothing of it is verified.
+///
+/// # Errors
+/// [`Failure`]: it is no SIF.
+pub fn look(path: &Path) -> Result<Value, Failure> {
+    let file = std::fs::File::open(path).map_err(|e| of_file(path, &e))?;
+    let sif = Sif::read(&file)?;
+    let binding = sif.named(data_type::JSON, names::BINDING).and_then(|object| read_object(&file, object, MAX_LOOK));
+    let binding: Option<Binding> = binding.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let mut seen = json!({
+        "verified": false,
+        "checked": "nothing: give the owner's public key with --signer",
+        "uuid": hex::encode(sif.uuid),
+        "objects": objects(&sif.objects),
+    });
+    if let (Some(fields), Some(binding)) = (seen.as_object_mut(), binding) {
+        fields.insert("workload".into(), json!(binding.workload));
+        fields.insert("payload_root".into(), json!(binding.payload_root));
+        fields.insert("policy".into(), json!(binding.policy));
+    }
+    Ok(seen)
+}
+
+fn objects(descriptors: &[Descriptor]) -> Vec<Value> {
+    let object = |object: &Descriptor| json!({"id": object.id, "type": format!("{:#06x}", object.data_type), "name": object.name(), "offset": object.offset, "size": object.size});
+    descriptors.iter().map(object).collect()
+}
+
+fn of_file(path: &Path, e: &std::io::Error) -> Failure {
+    Failure::new(Stage::Image, format!("{}: {e}", path.display()), "give the path of an image")
 }
 
 /// What `register` is told.
@@ -167,7 +202,8 @@ pub struct Register<'a> {
 /// [`Failure`].
 pub fn register(given: &Register<'_>) -> Result<Value, Failure> {
     use rustls_pki_types::pem::PemObject as _;
-    let image = Image::open(given.image, given.signers)?;
+    let file = std::fs::File::open(given.image).map_err(|e| of_file(given.image, &e))?;
+    let image = Image::from_file(file, given.signers, false)?;
     let key = image.open_escrow(&given.escrow).map_err(|e| {
         Failure::new(Stage::Escrow, e.to_string(), "give the private half of the key that `protect --escrow` got")
     })?;
