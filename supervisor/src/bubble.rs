@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -105,11 +106,18 @@ pub(crate) fn workload(
     if !matches!(outcome, Ok(Some(_))) {
         let _ = bubblewrap.kill();
     }
-    let _ = bubblewrap.wait();
+    let ended = bubblewrap.wait().map_err(start)?;
     let Some(told) = outcome? else { return Ok(None) };
     let code = told.code.and_then(|code| u8::try_from(code).ok());
     // Without a code the command line was never executed; bubblewrap has said why on standard error.
     code.map(Some).ok_or_else(|| {
+        if let Some(signal) = ended.signal() {
+            return Failure::new(
+                Stage::Start,
+                format!("bubblewrap was killed (signal {signal})"),
+                "run the command again",
+            );
+        }
         let name = command_line.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         Failure::new(
             Stage::Start,

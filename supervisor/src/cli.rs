@@ -7,10 +7,11 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use countersign_sif::escrow::{Escrow, EscrowKey};
 use serde_json::Value;
 
+use crate::doctor::{self, Finding, Outcome};
 use crate::exit::{Failure, Stage, TABLE};
 use crate::out;
 use crate::owner::{self, Protect, Register};
-use crate::run::{Plan, Task, run};
+use crate::run::{Plan, Task, config, run};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -73,6 +74,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Check whether this host can run protected images, and say what to do where it cannot
+    Doctor(HostArgs),
     /// Print shell completions
     Completions {
         /// The shell
@@ -87,6 +90,8 @@ enum Command {
     DecryptorProcess,
     #[command(hide = true)]
     StageProcess,
+    #[command(hide = true)]
+    NamespaceProcess,
 }
 
 #[derive(Debug, Args)]
@@ -141,10 +146,7 @@ struct RegisterArgs {
 }
 
 #[derive(Debug, Args)]
-struct RunArgs {
-    /// The owner's public key (PEM); several may be given
-    #[arg(long, required = true, value_name = "FILE", env = "COUNTERSIGN_SIGNER")]
-    signer: Vec<PathBuf>,
+struct HostArgs {
     /// The host's configuration (as for attest)
     #[arg(long, value_name = "FILE", env = "COUNTERSIGN_CONFIG")]
     config: Option<PathBuf>,
@@ -154,6 +156,15 @@ struct RunArgs {
     /// The host's state folder
     #[arg(long, value_name = "DIR", env = "COUNTERSIGN_STATE_DIR")]
     state_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// The owner's public key (PEM); several may be given
+    #[arg(long, required = true, value_name = "FILE", env = "COUNTERSIGN_SIGNER")]
+    signer: Vec<PathBuf>,
+    #[command(flatten)]
+    host: HostArgs,
     /// Write the evidence bundle of the release into a file
     #[arg(long, value_name = "FILE")]
     bundle: Option<PathBuf>,
@@ -177,6 +188,8 @@ pub fn main() -> u8 {
     match cli.command {
         Command::DecryptorProcess => crate::decryptor::main(),
         Command::StageProcess => crate::stage::main(),
+        Command::NamespaceProcess => doctor::namespace_process(),
+        Command::Doctor(given) => out::finish(examine(given, cli.json), cli.json),
         Command::Run { run: given, arguments } => out::finish(run(&plan(given, Task::Run(arguments))), cli.json),
         Command::Exec { run: given, command } => out::finish(run(&plan(given, Task::Exec(command))), cli.json),
         Command::Shell { run: given, arguments } => out::finish(run(&plan(given, Task::Shell(arguments))), cli.json),
@@ -188,14 +201,39 @@ pub fn main() -> u8 {
     }
 }
 
+/// Every finding; exit code 219 when one of them is a problem.
+fn examine(given: HostArgs, json: bool) -> Result<u8, Failure> {
+    let config = config(given.config.as_deref(), given.tpm.as_deref(), given.state_dir)?;
+    let findings = doctor::examine(&config);
+    let words = || {
+        let line = |finding: &Finding| {
+            let mark = match finding.outcome {
+                Outcome::Good => "good   ",
+                Outcome::Warning => "warning",
+                Outcome::Problem => "problem",
+            };
+            let fix = if finding.fix.is_empty() {
+                String::new()
+            } else {
+                format!("\n                           fix: {}", finding.fix)
+            };
+            format!("{mark} {:18} {}{fix}", finding.check, finding.found)
+        };
+        findings.iter().map(line).collect::<Vec<_>>().join("\n")
+    };
+    out::print(json, &serde_json::json!({"findings": findings}), words)?;
+    let problems = findings.iter().any(|finding| finding.outcome == Outcome::Problem);
+    Ok(if problems { Stage::Other.code() } else { 0 })
+}
+
 fn plan(given: RunArgs, task: Task) -> Plan {
     Plan {
         image: given.image,
         signers: given.signer,
         task,
-        config: given.config,
-        tpm: given.tpm,
-        state_dir: given.state_dir,
+        config: given.host.config,
+        tpm: given.host.tpm,
+        state_dir: given.host.state_dir,
         bundle: given.bundle,
         status_fd: given.status_fd,
     }
@@ -256,7 +294,9 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
         | Command::Exec { .. }
         | Command::Shell { .. }
         | Command::DecryptorProcess
-        | Command::StageProcess => Ok(()),
+        | Command::StageProcess
+        | Command::NamespaceProcess
+        | Command::Doctor(_) => Ok(()),
     }
 }
 

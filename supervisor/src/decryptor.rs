@@ -130,12 +130,15 @@ fn serve(channel: &Channel) -> Result<(), Failure> {
     let fuse = fds.pop().ok_or_else(|| other("no FUSE descriptor was handed over"))?;
     let gate = Arc::new(Gate::default());
     let (words, told) = (channel.try_clone().map_err(other)?, Arc::clone(&gate));
-    std::thread::spawn(move || {
+    let listening = std::thread::spawn(move || {
         while let Ok(Some((Word::Reader(pid), _))) = words.receive::<Word>() {
             told.expect(pid);
         }
     });
-    served::serve(view, fuse, gate, channel.try_clone().map_err(other)?).map_err(other)
+    served::serve(view, fuse, gate, channel.try_clone().map_err(other)?).map_err(other)?;
+    // The last mount is gone, and the key with it. Why is for the stage to say: ending now would look like dying.
+    let _ = listening.join();
+    Ok(())
 }
 
 /// Has the key unsealed; of it only the view's cipher contexts remain.

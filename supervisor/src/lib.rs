@@ -7,6 +7,7 @@ mod bubble;
 mod channel;
 pub mod cli;
 mod decryptor;
+pub mod doctor;
 pub mod exit;
 pub mod out;
 pub mod owner;

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -129,7 +129,7 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     let image = Image::open(&plan.image, &trusted?).map_err(|e| of_image(plan, e))?;
     let workload = image.binding().workload;
     status.say("verified", json!({"workload": workload, "signer": image.signer}));
-    let mut host = host(plan)?;
+    let mut host = Host::open(config(plan.config.as_deref(), plan.tpm.as_deref(), plan.state_dir.clone())?)?;
     let run = RunId(countersign_attest::random::random());
 
     // Both helpers first: where namespaces or FUSE are missing nothing is released.
@@ -206,11 +206,14 @@ fn now_ms() -> i64 {
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
-fn host(plan: &Plan) -> Result<Host, Failure> {
-    let tpm = plan.tpm.as_deref().map(str::parse).transpose();
+/// The host's configuration, with what was given on the command line.
+///
+/// # Errors
+/// [`Stage::Usage`] for a TPM's address that is none, [`Stage::Configuration`].
+pub fn config(file: Option<&Path>, tpm: Option<&str>, state_dir: Option<PathBuf>) -> Result<Config, Failure> {
+    let tpm = tpm.map(str::parse).transpose();
     let tpm = tpm.map_err(|e: countersign_attest::tpm::BadAddress| Failure::new(Stage::Usage, e.to_string(), ""))?;
-    let overrides = Overrides { tpm, state_dir: plan.state_dir.clone() };
-    Ok(Host::open(Config::load(plan.config.as_deref(), overrides)?)?)
+    Ok(Config::load(file, Overrides { tpm, state_dir })?)
 }
 
 /// This very program again, as one of its own helpers. It is in a process group of its own: a terminal's signals reach the supervisor only,

@@ -92,7 +92,7 @@ fn play(channel: &Channel) -> Result<(), Failure> {
     let mut squashfuse = squashfuse(channel, &places)?;
     unmount(&places.image, UnmountFlags::DETACH).map_err(namespaces)?;
     let outcome = bubble::workload(channel, &places.root, &order.task, ids, stdin, &squashfuse);
-    // Said before anything is unmounted: the decryptor goes with its last mount.
+    // Said at once: unmounting takes its time.
     let report = match outcome {
         Ok(Some(code)) => Report::Ended(code),
         Ok(None) => return Ok(()),

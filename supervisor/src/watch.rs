@@ -40,8 +40,8 @@ impl Watch {
         Ok(Self { signals: countersign_sys::signals(&ENDING).map_err(other)?, decryptor, stage })
     }
 
-    /// Waits for the next thing. What the decryptor says comes first: it explains what the stage says. That it is gone comes last, because it
-    /// goes by itself when the stage has ended.
+    /// Waits for the next thing. What the decryptor says comes first: it explains what the stage says. That it is gone comes after
+    /// what the stage says, which may have brought it about.
     pub(crate) fn next(&self, patience: Option<Duration>) -> Result<Heard, Failure> {
         let patience = patience.map(Timespec::try_from).transpose().map_err(other)?;
         let [signals, decryptor, stage] = loop {

@@ -220,7 +220,7 @@ fn signals_end_the_container_in_order() {
     };
     signal(i32::try_from(child.id()).unwrap(), Signal::INT);
     assert_eq!(child.wait().unwrap().code(), Some(130));
-    helpers.all_gone("");
+    helpers.ended();
     assert_eq!(scene.runs().len(), 6);
 }
 
@@ -266,4 +266,37 @@ fn a_verifier_that_is_gone_or_never_answers() {
     assert_eq!(log.matches("\"type\":\"start\"").count(), 1, "{log}");
     assert!(log.contains("\"status\":\"exit 0\""), "{log}");
     drop((sim, owner));
+}
+
+#[test]
+fn the_doctor_finds_what_is_wrong() {
+    let Some(scene) = Scene::new() else { return };
+    let examine = |more: &[&str]| {
+        let mut command = Command::new(support::SUPERVISOR);
+        let out =
+            command.args(["--json", "doctor", "--config"]).arg(scene.path("attest.toml")).args(more).output().unwrap();
+        let findings: Value = serde_json::from_slice(&out.stdout).unwrap();
+        let problems =
+            findings["findings"].as_array().unwrap().iter().filter(|finding| finding["outcome"] == "problem");
+        let problems: Vec<String> = problems
+            .map(|finding| {
+                assert!(!finding["fix"].as_str().unwrap().is_empty(), "{finding}");
+                finding["check"].as_str().unwrap().to_owned()
+            })
+            .collect();
+        assert_eq!(out.status.code(), Some(if problems.is_empty() { 0 } else { 219 }));
+        problems
+    };
+    assert_eq!(examine(&[]), Vec::<String>::new());
+    let nowhere = format!("swtpm:unix={}", scene.path("nowhere").display());
+    assert_eq!(examine(&["--tpm", &nowhere]), ["TPM"]);
+    let empty = scene.path("empty").display().to_string();
+    assert_eq!(examine(&["--state-dir", &empty]), ["enrolment", "verifier"]);
+    std::fs::remove_file(scene.path("boot")).unwrap();
+    scene.write_config("verifier = \"https://127.0.0.1:9\"\n");
+    assert_eq!(examine(&[]), ["boot log", "verifier"]);
+    let out =
+        Command::new(support::SUPERVISOR).args(["doctor", "--config"]).arg(scene.path("attest.toml")).output().unwrap();
+    let text = stdout(&out);
+    assert!(text.contains("problem boot log") && text.contains("fix: ") && text.contains("good    TPM"), "{text}");
 }

@@ -78,13 +78,18 @@ impl Family {
         found.unwrap_or_else(|| panic!("no {word} among {all:?}"))
     }
 
-    /// Waits until all of them but the first, whose parent is the test, have ended; then no process may be in the mount namespace of the run,
-    /// and nothing of it is mounted here.
+    /// Waits until all of them but the first, whose parent is the test, have ended.
     #[track_caller]
-    pub(crate) fn all_gone(&self, namespace: &str) {
+    pub(crate) fn ended(&self) {
         for process in self.0.iter().skip(1) {
             process.gone();
         }
+    }
+
+    /// Waits until they have ended; then no process may be in the mount namespace of the run, and nothing of it is mounted here.
+    #[track_caller]
+    pub(crate) fn all_gone(&self, namespace: &str) {
+        self.ended();
         for (pid, _) in all() {
             let link = std::fs::read_link(format!("/proc/{pid}/ns/mnt"));
             assert_ne!(link.map(|link| link.display().to_string()).unwrap_or_default(), namespace, "process {pid}");
