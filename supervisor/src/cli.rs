@@ -16,7 +16,8 @@ use crate::run::{Plan, Task, config, run};
 const EXAMPLES: &str = "\
 Examples:
   supervisor protect rootfs/ --sign owner.pem --escrow escrow.pub.pem -o app.sif
-  supervisor register app.sif --signer owner.pub.pem --escrow-key escrow.pem --url URL --token-file operator.token --ca ca.pem
+  supervisor register app.sif --signer owner.pub.pem --escrow-key escrow.pem \\
+      --url https://verifier:7448 --token-file operator.token --ca ca.pem
   supervisor inspect app.sif --signer owner.pub.pem --full
   supervisor run --signer owner.pub.pem app.sif cat /secret.txt
   supervisor shell --signer owner.pub.pem app.sif
@@ -51,6 +52,7 @@ enum Command {
         full: bool,
     },
     /// Run an image when the TPM and the policies agree: its runscript with arguments, or, where it has none, a command line
+    #[command(after_help = TABLE)]
     Run {
         #[command(flatten)]
         run: RunArgs,
@@ -59,6 +61,7 @@ enum Command {
         arguments: Vec<OsString>,
     },
     /// Run a command line in an image, past its runscript
+    #[command(after_help = TABLE)]
     Exec {
         #[command(flatten)]
         run: RunArgs,
@@ -67,6 +70,7 @@ enum Command {
         command: Vec<OsString>,
     },
     /// Run a shell in an image
+    #[command(after_help = TABLE)]
     Shell {
         #[command(flatten)]
         run: RunArgs,
@@ -300,8 +304,10 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
     }
 }
 
+/// A key file's bytes.
 fn file(stage: Stage, path: &std::path::Path) -> Result<Vec<u8>, Failure> {
-    std::fs::read(path).map_err(|e| Failure::new(stage, format!("{}: {e}", path.display()), ""))
+    let hint = "escrow keys are RSA keys in PEM: the public half protects, the private half opens";
+    std::fs::read(path).map_err(|e| Failure::new(stage, format!("{}: {e}", path.display()), hint))
 }
 
 /// JSON, or a line a field and a line an object.

@@ -5,11 +5,12 @@ use countersign_sif::SifError;
 
 /// The table in `--help`.
 pub const TABLE: &str = "\
-Exit codes (all others are the workload's own):
-  200 usage            201 configuration   202 image unreadable   203 image's signature   204 image's bindings
-  205 not enrolled     206 TPM             207 unreachable        208 verifier refused    209 denied
-  210 not unsealed     211 program missing 212 namespaces or FUSE 213 start failed        214 image was changed
-  215 escrow key       216 protecting      217 registering        218 decryptor died      219 other";
+Exit codes (all others are the workload's own; a signal that ends a run gives 128 + its number):
+  200 usage               201 configuration       202 image unreadable    203 image's signature
+  204 image's bindings    205 not enrolled        206 TPM                 207 verifier unreachable
+  208 verifier refused    209 denied              210 not unsealed        211 program missing
+  212 namespaces or FUSE  213 start failed        214 image was changed   215 escrow key
+  216 protecting          217 registering         218 decryptor died      219 other";
 
 /// A stage that can fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -89,6 +89,10 @@ pub fn protect_image(given: &Protect<'_>) -> Result<Value, Failure> {
     let parsed = PolicyBundle::parse(&policy).map_err(|e| failed(e.to_string()))?;
     Compiled::new(&parsed, Role::Workload).map_err(|e| failed(e.to_string()))?;
     let signer = OwnerKey::from_pem(&Zeroizing::new(read(Stage::Protect, given.sign)?))?;
+    if let Err(e) = std::fs::metadata(given.input) {
+        let what = format!("{}: {e}", given.input.display());
+        return Err(Failure::new(Stage::Protect, what, "give a root folder, a plain SIF, or a squashfs"));
+    }
     let workshop = Workshop::beside(given.output)?;
     let full = |error: SifError| {
         if let SifError::Io(e) = &error {

@@ -195,16 +195,17 @@ fn memory_holds(process: &Process, needles: &[Vec<u8>]) -> bool {
 }
 
 fn contains(bytes: &[u8], needle: &[u8]) -> bool {
-    // The first byte decides most places; memchr's job, done by the iterator.
-    let mut from = 0;
-    while let Some(found) = bytes[from..].iter().position(|byte| *byte == needle[0]) {
-        let at = from + found;
-        if bytes[at..].starts_with(needle) {
+    let mut at = 0;
+    loop {
+        // To behind the next byte that is the needle's first.
+        match (&bytes[at..]).skip_until(needle[0]).unwrap() {
+            0 => return false,
+            n => at += n,
+        }
+        if bytes[at - 1..].starts_with(needle) {
             return true;
         }
-        from = at + 1;
     }
-    false
 }
 
 fn files_holding(folder: &Path, needles: &[Vec<u8>], found: &mut Vec<String>) {

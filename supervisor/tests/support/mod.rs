@@ -297,7 +297,7 @@ impl Scene {
 
     /// What the host's run log says of runs, without their ids.
     pub(crate) fn runs(&self) -> Vec<String> {
-        let log = RunLog::parse(&std::fs::read(self.path("host/run.log")).unwrap()).unwrap();
+        let log = RunLog::parse(&std::fs::read(self.path("host/run.log")).unwrap_or_default()).unwrap();
         let say = |event: &Event| match event {
             Event::Start { .. } => Some("start".to_owned()),
             Event::End { status, .. } => Some(status.clone()),
