@@ -78,18 +78,19 @@ fn tpm(address: &TpmAddress) -> Finding {
     let at = match address {
         TpmAddress::Device(path) => {
             if let Err(e) = OpenOptions::new().read(true).write(true).open(path) {
-                let fix = match e.kind() {
-                    std::io::ErrorKind::NotFound => {
-                        "switch the TPM on in the firmware's set-up, or name another with --tpm"
-                    }
-                    std::io::ErrorKind::PermissionDenied => "usermod -aG tss USER, and log in again",
-                    _ => "end the program that keeps it; use /dev/tpmrm0, which several can share",
+                let fix = if e.kind() == std::io::ErrorKind::NotFound {
+                    "switch the TPM on in the firmware's set-up, or name another with --tpm"
+                } else if e.kind() == std::io::ErrorKind::PermissionDenied {
+                    "usermod -aG tss USER, and log in again"
+                } else {
+                    "end the program that keeps it; use /dev/tpmrm0, which several can share"
                 };
                 return Finding::problem(CHECK, format!("{}: {e}", path.display()), fix);
             }
             path.display().to_string()
         }
-        other => format!("{other:?}"),
+        TpmAddress::Unix(path) => path.display().to_string(),
+        TpmAddress::Tcp { host, port } => format!("{host}:{port}"),
     };
     let banks = Tpm::connect(address).and_then(|mut tpm| tpm.banks());
     match banks {

@@ -176,14 +176,10 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
 
 /// An image that cannot be read is better named.
 fn of_image(plan: &Plan, error: SifError) -> Failure {
-    match error {
-        SifError::Io(e) => Failure::new(
-            Stage::Image,
-            format!("{}: {e}", plan.image.display()),
-            "supervisor inspect IMAGE says what is in it; supervisor protect makes one",
-        ),
-        error => error.into(),
+    if let SifError::Io(e) = &error {
+        return Failure::new(Stage::Image, format!("{}: {e}", plan.image.display()), "give the path of an image");
     }
+    error.into()
 }
 
 fn read_signers(plan: &Plan) -> Result<Vec<String>, Failure> {
