@@ -10,8 +10,9 @@ use serde_json::Value;
 use crate::doctor::{self, Finding, Outcome};
 use crate::exit::{Failure, Stage, TABLE};
 use crate::out;
-use crate::owner::{self, Protect, Register};
+use crate::owner::{self, Policy, Protect, Register};
 use crate::run::{Plan, Task, config, run};
+use crate::unprotect::{self, Protected, Rekey};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -40,6 +41,19 @@ enum Command {
     Protect(ProtectArgs),
     /// Give an image's key and policy to a verifier
     Register(RegisterArgs),
+    /// Write a protected image as a plain one, with the escrow key
+    Unprotect {
+        #[command(flatten)]
+        from: FromArgs,
+        /// The plain SIF to make
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+        /// Replace a file of that name
+        #[arg(short, long)]
+        force: bool,
+    },
+    /// Encrypt an image anew, with another key, escrow or policy: another workload, to be registered again
+    Rekey(RekeyArgs),
     /// Check an image and show what is in it
     Inspect {
         /// The image
@@ -123,7 +137,7 @@ struct ProtectArgs {
 }
 
 #[derive(Debug, Args)]
-struct RegisterArgs {
+struct FromArgs {
     /// The image
     image: PathBuf,
     /// The owner's public key (PEM)
@@ -135,6 +149,47 @@ struct RegisterArgs {
     /// A file with the escrow's passphrase
     #[arg(long, value_name = "FILE", conflicts_with = "escrow_key")]
     escrow_passphrase_file: Option<PathBuf>,
+}
+
+impl FromArgs {
+    fn escrow(&self) -> Result<EscrowKey, Failure> {
+        match (&self.escrow_key, &self.escrow_passphrase_file) {
+            (Some(path), _) => Ok(EscrowKey::from_pem(&zeroize::Zeroizing::new(file(Stage::Escrow, path)?))?),
+            (None, Some(path)) => Ok(EscrowKey::Passphrase(owner::passphrase(path)?)),
+            (None, None) => Err(Failure::new(Stage::Usage, "no escrow key", "--escrow-key KEY.pem")),
+        }
+    }
+
+    fn with<T>(&self, then: impl FnOnce(&Protected<'_>) -> Result<T, Failure>) -> Result<T, Failure> {
+        then(&Protected { image: &self.image, signers: &owner::signers(&self.signer)?, escrow: &self.escrow()? })
+    }
+}
+
+#[derive(Debug, Args)]
+struct RekeyArgs {
+    #[command(flatten)]
+    from: FromArgs,
+    /// The owner's private key (PEM)
+    #[arg(long, value_name = "FILE")]
+    sign: PathBuf,
+    /// The new escrow: an RSA public key (PEM)
+    #[arg(long, value_name = "FILE")]
+    escrow: PathBuf,
+    /// Folder of another workload policy (default: the image's own)
+    #[arg(long, value_name = "DIR")]
+    policy: Option<PathBuf>,
+    /// The image to make
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Replace an image of that name
+    #[arg(short, long)]
+    force: bool,
+}
+
+#[derive(Debug, Args)]
+struct RegisterArgs {
+    #[command(flatten)]
+    from: FromArgs,
     /// The verifier's address
     #[arg(long, value_name = "URL")]
     url: String,
@@ -199,6 +254,8 @@ pub fn main() -> u8 {
         Command::Shell { run: given, arguments } => out::finish(run(&plan(given, Task::Shell(arguments))), cli.json),
         command @ (Command::Protect(_)
         | Command::Register(_)
+        | Command::Unprotect { .. }
+        | Command::Rekey(_)
         | Command::Inspect { .. }
         | Command::Completions { .. }
         | Command::Man { .. }) => out::finish(owner_command(command, cli.json).map(|()| 0), cli.json),
@@ -252,6 +309,7 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
                 (None, None) => return Err(Failure::new(Stage::Usage, "no escrow", "--escrow KEY.pem")),
             };
             let (policy, output) = (given.policy.as_deref(), given.output.as_path());
+            let policy = policy.map_or(Policy::Shipped, Policy::Folder);
             let made = owner::protect_image(&Protect {
                 input: &given.input,
                 policy,
@@ -263,23 +321,31 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
             print(json, &made)
         }
         Command::Register(given) => {
-            let escrow = match (&given.escrow_key, &given.escrow_passphrase_file) {
-                (Some(path), _) => EscrowKey::from_pem(&zeroize::Zeroizing::new(file(Stage::Escrow, path)?))?,
-                (None, Some(path)) => EscrowKey::Passphrase(owner::passphrase(path)?),
-                (None, None) => return Err(Failure::new(Stage::Usage, "no escrow key", "--escrow-key KEY.pem")),
-            };
-            let file_name = given.image.file_name().map(|name| name.to_string_lossy().into_owned());
+            let file_name = given.from.image.file_name().map(|name| name.to_string_lossy().into_owned());
             let name = given.name.or(file_name).unwrap_or_default();
             let registered = owner::register(&Register {
-                image: &given.image,
-                signers: &owner::signers(&given.signer)?,
-                escrow,
+                image: &given.from.image,
+                signers: &owner::signers(&given.from.signer)?,
+                escrow: given.from.escrow()?,
                 url: &given.url,
                 token: &given.token_file,
                 ca: &given.ca,
                 name: &name,
             })?;
             print(json, &registered)
+        }
+        Command::Unprotect { from, output, force } => {
+            print(json, &from.with(|protected| unprotect::unprotect(protected, &output, force))?)
+        }
+        Command::Rekey(given) => {
+            let new = Rekey {
+                sign: &given.sign,
+                policy: given.policy.as_deref(),
+                escrow: Escrow::from_pem(&file(Stage::Escrow, &given.escrow)?)?,
+                output: &given.output,
+                force: given.force,
+            };
+            print(json, &given.from.with(|protected| unprotect::rekey(protected, new))?)
         }
         Command::Inspect { image, signer, full } => {
             if signer.is_empty() {

@@ -15,5 +15,6 @@ pub mod run;
 mod served;
 mod stage;
 mod status;
+pub mod unprotect;
 mod watch;
 mod workshop;

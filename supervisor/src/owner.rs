@@ -11,6 +11,7 @@ use countersign_sif::dsse::{OwnerKey, SignerKey};
 use countersign_sif::escrow::{Escrow, EscrowKey};
 use countersign_sif::format::{Descriptor, Sif, data_type, read_object};
 use countersign_sif::protect::{Plan, protect, squashfs_of};
+use countersign_sif::xts::VolumeKey;
 use countersign_sif::{Image, SifError};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
@@ -56,13 +57,24 @@ pub fn passphrase(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
     Ok(bytes)
 }
 
+/// Where a workload policy comes from.
+#[derive(Debug, Clone, Copy)]
+pub enum Policy<'a> {
+    /// The shipped example.
+    Shipped,
+    /// A folder of Rego modules.
+    Folder(&'a Path),
+    /// The bundle of another image.
+    Bundle(&'a [u8]),
+}
+
 /// What `protect` is told.
 #[derive(Debug)]
 pub struct Protect<'a> {
     /// Folder, plain SIF or squashfs.
     pub input: &'a Path,
-    /// Folder of the workload policy; none takes the shipped example.
-    pub policy: Option<&'a Path>,
+    /// The workload policy.
+    pub policy: Policy<'a>,
     /// Owner's private key (PEM).
     pub sign: &'a Path,
     /// Who can open it without a verifier.
@@ -83,8 +95,9 @@ pub fn protect_image(given: &Protect<'_>) -> Result<Value, Failure> {
         return Err(exists(given.output));
     }
     let policy = match given.policy {
-        None => shipped_workload_policy().to_vec(),
-        Some(dir) => PolicyBundle::from_dir(dir).map_err(|e| failed(e.to_string()))?,
+        Policy::Shipped => shipped_workload_policy().to_vec(),
+        Policy::Folder(dir) => PolicyBundle::from_dir(dir).map_err(|e| failed(e.to_string()))?,
+        Policy::Bundle(bytes) => bytes.to_vec(),
     };
     let parsed = PolicyBundle::parse(&policy).map_err(|e| failed(e.to_string()))?;
     Compiled::new(&parsed, Role::Workload).map_err(|e| failed(e.to_string()))?;
@@ -94,13 +107,7 @@ pub fn protect_image(given: &Protect<'_>) -> Result<Value, Failure> {
         return Err(Failure::new(Stage::Protect, what, "give a root folder, a plain SIF, or a squashfs"));
     }
     let workshop = Workshop::beside(given.output)?;
-    let full = |error: SifError| {
-        if let SifError::Io(e) = &error {
-            let what = format!("{}: {e}", given.output.display());
-            return Failure::new(Stage::Protect, what, "check the folder and its free space");
-        }
-        error.into()
-    };
+    let full = |error| not_written(given.output, error);
     let squashfs = squashfs_of(given.input, workshop.path()).map_err(&full)?;
     let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let plan = Plan {
@@ -111,12 +118,7 @@ pub fn protect_image(given: &Protect<'_>) -> Result<Value, Failure> {
         output: &workshop.path().join("image"),
         time: i64::try_from(time).unwrap_or(0),
     };
-    // On a terminal only; indicatif writes to standard error.
-    let style = ProgressStyle::with_template("encrypting {bar:40} {bytes}/{total_bytes} {bytes_per_sec}");
-    let bar = ProgressBar::new(0);
-    if let Ok(style) = style {
-        bar.set_style(style);
-    }
+    let bar = progress("encrypting");
     let binding = protect(&plan, |done, all| {
         bar.set_length(all);
         bar.set_position(done);
@@ -127,6 +129,25 @@ pub fn protect_image(given: &Protect<'_>) -> Result<Value, Failure> {
     Ok(
         json!({"image": given.output, "workload": binding.workload, "payload_root": binding.payload_root, "policy": binding.policy}),
     )
+}
+
+/// A failure to write an output.
+pub(crate) fn not_written(output: &Path, error: SifError) -> Failure {
+    if let SifError::Io(e) = &error {
+        let what = format!("{}: {e}", output.display());
+        return Failure::new(Stage::Protect, what, "check the folder and its free space");
+    }
+    error.into()
+}
+
+/// A bar on standard error, on a terminal only.
+pub(crate) fn progress(verb: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(&format!("{verb} {{bar:40}} {{bytes}}/{{total_bytes}} {{bytes_per_sec}}"));
+    let bar = ProgressBar::new(0);
+    if let Ok(style) = style {
+        bar.set_style(style);
+    }
+    bar
 }
 
 /// What is in an image, after its signature and bindings (`full`: every digest) were checked.
@@ -200,17 +221,26 @@ pub struct Register<'a> {
     pub name: &'a str,
 }
 
+/// A checked image and its volume key.
+pub(crate) fn open(path: &Path, signers: &[SignerKey], escrow: &EscrowKey) -> Result<(Image, VolumeKey), Failure> {
+    let file = std::fs::File::open(path).map_err(|e| of_file(path, &e))?;
+    let image = Image::from_file(file, signers, false)?;
+    let key = image.open_escrow(escrow).map_err(|e| {
+        if let SifError::Integrity { .. } = e {
+            return e.into();
+        }
+        Failure::new(Stage::Escrow, e.to_string(), "give the private half of the key that `protect --escrow` got")
+    })?;
+    Ok((image, key))
+}
+
 /// Gives key and policy to the verifier's broker.
 ///
 /// # Errors
 /// [`Failure`].
 pub fn register(given: &Register<'_>) -> Result<Value, Failure> {
     use rustls_pki_types::pem::PemObject as _;
-    let file = std::fs::File::open(given.image).map_err(|e| of_file(given.image, &e))?;
-    let image = Image::from_file(file, given.signers, false)?;
-    let key = image.open_escrow(&given.escrow).map_err(|e| {
-        Failure::new(Stage::Escrow, e.to_string(), "give the private half of the key that `protect --escrow` got")
-    })?;
+    let (image, key) = open(given.image, given.signers, &given.escrow)?;
     let token = Zeroizing::new(read(Stage::Configuration, given.token)?);
     let token = Zeroizing::new(String::from_utf8_lossy(&token).trim().to_owned());
     let ca = read(Stage::Configuration, given.ca)?;

@@ -177,3 +177,56 @@ fn register_says_who_refuses() {
     std::fs::copy(scene.sim.ca_pem().unwrap(), scene.verifier.dir.join("ca.pem")).unwrap();
     failed(&command.output().unwrap(), 207, &["127.0.0.1"]);
 }
+
+#[test]
+fn the_owner_gets_it_back_and_rekeys_it() {
+    let Some(scene) = Scene::new() else { return };
+    let owner = &scene.owner;
+    let run = |verb: &str, output: &str, more: &[&str]| {
+        let mut command = Command::new(SUPERVISOR);
+        command.args(["--json", verb]).arg(owner.path("app.sif")).arg("--signer").arg(owner.path("owner.pub.pem"));
+        command.arg("--escrow-key").arg(owner.path("escrow.pem")).arg("-o").arg(owner.path(output)).args(more);
+        command.output().unwrap()
+    };
+    let list = names(&owner.dir);
+    let out = run("unprotect", "plain.sif", &[]);
+    assert!(out.status.success(), "{}", stderr(&out));
+    failed(&run("unprotect", "plain.sif", &[]), 216, &["exists already", "--force"]);
+    // What went in comes out: unsquashfs reads the plain SIF's partition.
+    let sif = countersign_sif::format::Sif::read(&std::fs::File::open(owner.path("plain.sif")).unwrap()).unwrap();
+    let offset = sif.primary().unwrap().offset.to_string();
+    let out = Command::new("unsquashfs")
+        .args(["-o", &offset, "-cat"])
+        .arg(owner.path("plain.sif"))
+        .arg("secret.txt")
+        .output()
+        .unwrap();
+    assert_eq!(stdout(&out), support::SECRET, "{}", stderr(&out));
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(owner.path("plain.sif")).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+
+    let (sign, escrow) =
+        (owner.path("owner.pem").display().to_string(), owner.path("escrow.pub.pem").display().to_string());
+    let out = run("rekey", "again.sif", &["--sign", &sign, "--escrow", &escrow]);
+    assert!(out.status.success(), "{}", stderr(&out));
+    let made: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_ne!(made["workload"], made["was"]);
+    assert_ne!(owner.volume_key("again.sif").as_slice(), owner.volume_key("app.sif").as_slice());
+    let mut all = list;
+    all.extend(["plain.sif".to_owned(), "again.sif".to_owned()]);
+    all.sort();
+    assert_eq!(names(&owner.dir), all);
+    owner.register(&scene.verifier, "again.sif");
+    let out = scene.command("exec", &[], &owner.path("again.sif"), &["cat", "/secret.txt"]).output().unwrap();
+    assert_eq!(stdout(&out), support::SECRET, "{}", stderr(&out));
+
+    // A block that was changed is not written anywhere.
+    let mut bytes = std::fs::read(owner.path("app.sif")).unwrap();
+    let middle = usize::try_from(owner.payload("app.sif").start).unwrap() + 70_000;
+    bytes[middle] ^= 1;
+    std::fs::write(owner.path("app.sif"), bytes).unwrap();
+    failed(&run("unprotect", "late.sif", &[]), 214, &["was changed"]);
+    failed(&run("rekey", "late.sif", &["--sign", &sign, "--escrow", &escrow]), 214, &["was changed"]);
+    assert_eq!(names(&owner.dir), all);
+}
