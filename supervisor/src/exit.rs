@@ -1,6 +1,9 @@
 //! Exit codes: ours are 200 to 219, one per failing stage; all others are the workload's own.
 
+use std::collections::BTreeSet;
+
 use countersign_attest::HostError;
+use countersign_attest::verdict::Denial;
 use countersign_sif::SifError;
 
 /// The table in `--help`.
@@ -11,6 +14,9 @@ Exit codes (all others are the workload's own; a signal that ends a run gives 12
   208 verifier refused    209 denied              210 not unsealed        211 program missing
   212 namespaces or FUSE  213 start failed        214 image was changed   215 escrow key
   216 protecting          217 registering         218 decryptor died      219 other";
+
+/// Most reasons of a denial that are printed.
+const REASONS: usize = 8;
 
 /// A stage that can fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -126,19 +132,25 @@ impl From<HostError> for Failure {
             HostError::Denied(_) => Stage::Denied,
             HostError::Interrupted(_) => Stage::Other,
         };
-        let mut words = String::new();
-        if let HostError::Denied(denial) = &error {
-            // Hundreds of events can be unknown at once; the verdict at the verifier has them all.
-            let mut shown = (**denial).clone();
-            let more = shown.reasons.len().saturating_sub(8);
-            shown.reasons.truncate(8);
-            words = shown.words();
-            if more > 0 {
-                words.push_str(&format!("  and {more} more: verifier verdict show {}\n", shown.id));
-            }
-        }
+        let words = if let HostError::Denied(denial) = &error { brief(denial) } else { String::new() };
         Self { stage, error: error.to_string(), words, hint: error.hint() }
     }
+}
+
+/// A denial in at most [`REASONS`] reasons: hundreds of events can be unknown at once. One of each kind comes first; the verdict at the
+/// verifier has them all.
+fn brief(denial: &Denial) -> String {
+    let mut shown = denial.clone();
+    let mut kinds = BTreeSet::new();
+    let (first, rest): (Vec<_>, Vec<_>) =
+        shown.reasons.drain(..).partition(|reason| kinds.insert((reason.source.clone(), reason.id.clone())));
+    shown.reasons = first.into_iter().chain(rest).take(REASONS).collect();
+    let more = denial.reasons.len().saturating_sub(REASONS);
+    let mut words = shown.words();
+    if more > 0 {
+        words.push_str(&format!("  and {more} more: verifier verdict show {}\n", shown.id));
+    }
+    words
 }
 
 impl From<SifError> for Failure {
@@ -169,6 +181,20 @@ impl From<SifError> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_denial_shows_each_kind_of_reason() {
+        let reason = |id: &str, subject: u32| serde_json::json!({"source": "policy", "id": id, "message": "m", "subject": subject.to_string()});
+        let mut reasons: Vec<_> = (0..20).map(|n| reason("boot-chain", n)).collect();
+        reasons.push(reason("secure-boot", 20));
+        let document = serde_json::json!({"id": "abc", "purpose": "release", "reasons": reasons});
+        let denial = Denial::read(document.to_string().as_bytes());
+        let words = brief(&denial);
+        assert!(words.contains("secure-boot") && words.contains("and 13 more: verifier verdict show abc"), "{words}");
+        assert_eq!(words.matches("boot-chain").count(), 7);
+        let short = Denial { reasons: denial.reasons[..8].to_vec(), ..denial };
+        assert_eq!(brief(&short), short.words());
+    }
 
     #[test]
     fn one_code_a_stage() {
