@@ -32,18 +32,13 @@ impl Host {
     pub fn start_run(&mut self, run: RunId, workload: WorkloadId, time_ms: i64) -> Result<Running, HostError> {
         self.trust()?;
         let mut operation = self.operation()?;
-        let mut lost = Vec::new();
         let lock = operation.host.state.claim(run)?;
         operation.log(|unfinished, state| {
-            for run in unfinished {
-                if state.claim(run).is_ok() {
-                    lost.push(run);
-                }
-            }
-            let ends = lost.iter().map(|run| Event::End { run: *run, status: LOST.into() });
+            let lost = unfinished.into_iter().filter(|run| state.claim(*run).is_ok());
+            let ends = lost.map(|run| Event::End { run, status: LOST.into() });
             ends.chain([Event::Start { run, workload, time_ms }]).collect()
         })?;
-        operation.host.state.forget(&lost)?;
+        operation.host.state.sweep()?;
         Ok(Running { run, _lock: lock })
     }
 
@@ -56,7 +51,7 @@ impl Host {
         let run = running.run;
         let mut operation = self.operation()?;
         operation.log(|_, _| vec![Event::End { run, status }])?;
-        operation.host.state.forget(&[run])
+        operation.host.state.remove(&format!("{RUNS}/{run}"))
     }
 }
 
@@ -93,12 +88,20 @@ impl StateDir {
         claim().map_err(|source| HostError::State { path: path.clone(), source })
     }
 
-    /// Removes the files of runs whose end is logged, and of runs that no log knows any more.
-    fn forget(&self, ended: &[RunId]) -> Result<(), HostError> {
-        for run in ended {
-            self.remove(&format!("{RUNS}/{run}"))?;
-        }
-        Ok(())
+    /// Removes the files that nobody has locked: of lost runs, also those of earlier boots, and of starts that failed.
+    fn sweep(&self) -> Result<(), HostError> {
+        let path = self.path(RUNS);
+        let sweep = || {
+            for entry in std::fs::read_dir(&path)? {
+                let path = entry?.path();
+                let file = OpenOptions::new().write(true).open(&path)?;
+                if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                    std::fs::remove_file(&path)?;
+                }
+            }
+            Ok(())
+        };
+        sweep().map_err(|source| HostError::State { path: path.clone(), source })
     }
 }
 
@@ -114,9 +117,12 @@ mod tests {
         let held = state.claim(run).unwrap();
         assert!(state.claim(run).is_err(), "its supervisor lives");
         state.claim(RunId([8; 16])).unwrap();
+        state.sweep().unwrap();
+        let left = || std::fs::read_dir(dir.path().join(RUNS)).unwrap().map(|entry| entry.unwrap().path());
+        assert_eq!(left().collect::<Vec<_>>(), [state.run_file(run)], "only that of a living supervisor");
         drop(held);
         state.claim(run).unwrap();
-        state.forget(&[run, RunId([8; 16]), RunId([9; 16])]).unwrap();
-        assert_eq!(std::fs::read_dir(dir.path().join(RUNS)).unwrap().count(), 0);
+        state.sweep().unwrap();
+        assert_eq!(left().count(), 0);
     }
 }
