@@ -2,6 +2,7 @@
 
 mod enrol;
 mod evidence;
+mod runs;
 mod step;
 mod verdict;
 
@@ -27,6 +28,7 @@ use crate::journal::Journal;
 use crate::state::{Lock, StateDir};
 use crate::tpm::{Tpm, TpmAddress};
 
+pub use runs::Running;
 pub use step::{Observer, Step};
 
 /// How long to wait for another program of this host.
@@ -220,11 +222,7 @@ impl Host {
     /// [`HostError`].
     pub fn log(&mut self, event: Event) -> Result<(), HostError> {
         self.trust()?;
-        let mut operation = self.operation()?;
-        let keys = operation.host.keys()?;
-        operation.ek(&keys)?.close(&mut operation.tpm)?;
-        let mut journal = operation.journal(keys.card.run_pcr)?;
-        journal.append(&operation.host.state, &mut operation.tpm, event)
+        self.operation()?.log(|_, _| vec![event])
     }
 
     /// The evidence bundle of one of this host's verdicts, as a file; authenticated by the host's TLS certificate.

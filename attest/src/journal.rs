@@ -5,6 +5,7 @@
 use countersign_tpm::alg::{Digest, HashAlg};
 use countersign_tpm::pcr::{BankSelection, PcrSelection};
 use countersign_wire::eventlog::EventLog;
+use countersign_wire::id::RunId;
 use countersign_wire::runlog::{Event, RunLog};
 use countersign_wire::{limits, systemd_log};
 
@@ -131,6 +132,20 @@ impl Journal {
         let bytes = state.read(FILE, limits::RUN_LOG)?.unwrap_or_default();
         self.log = RunLog::parse(&bytes).map_err(corrupt)?;
         Ok(digests)
+    }
+
+    /// Runs that have started and not ended in this log, oldest first.
+    #[must_use]
+    pub fn unfinished(&self) -> Vec<RunId> {
+        let mut runs = Vec::new();
+        for entry in &self.log.entries {
+            match &entry.event {
+                Event::Start { run, .. } => runs.push(*run),
+                Event::End { run: ended, .. } => runs.retain(|run| run != ended),
+                Event::Receipt { .. } | Event::Resume {} => {}
+            }
+        }
+        runs
     }
 
     /// The log's bytes, for evidence.

@@ -1,22 +1,28 @@
 //! The `supervisor` command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use countersign_sif::escrow::{Escrow, EscrowKey};
 use serde_json::Value;
 
+use crate::doctor::{self, Finding, Outcome};
 use crate::exit::{Failure, Stage, TABLE};
 use crate::out;
-use crate::owner::{self, Protect, Register};
-use crate::run::{Plan, run};
+use crate::owner::{self, Policy, Protect, Register};
+use crate::run::{Plan, Task, config, run};
+use crate::unprotect::{self, Protected, Rekey};
 
 const EXAMPLES: &str = "\
 Examples:
   supervisor protect rootfs/ --sign owner.pem --escrow escrow.pub.pem -o app.sif
-  supervisor register app.sif --signer owner.pub.pem --escrow-key escrow.pem --url URL --token-file operator.token --ca ca.pem
+  supervisor register app.sif --signer owner.pub.pem --escrow-key escrow.pem \\
+      --url https://verifier:7448 --token-file operator.token --ca ca.pem
   supervisor inspect app.sif --signer owner.pub.pem --full
-  supervisor run app.sif --signer owner.pub.pem cat /secret.txt";
+  supervisor run --signer owner.pub.pem app.sif cat /secret.txt
+  supervisor shell --signer owner.pub.pem app.sif
+  supervisor doctor";
 
 /// Protects container images, and runs them on hosts that TPM and policy accept.
 #[derive(Debug, Parser)]
@@ -35,19 +41,59 @@ enum Command {
     Protect(ProtectArgs),
     /// Give an image's key and policy to a verifier
     Register(RegisterArgs),
+    /// Write a protected image as a plain one, with the escrow key
+    Unprotect {
+        #[command(flatten)]
+        from: FromArgs,
+        /// The plain SIF to make
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+        /// Replace a file of that name
+        #[arg(short, long)]
+        force: bool,
+    },
+    /// Encrypt an image anew, with another key, escrow or policy: another workload, to be registered again
+    Rekey(RekeyArgs),
     /// Check an image and show what is in it
     Inspect {
         /// The image
         image: PathBuf,
-        /// The owner's public key (PEM); several may be given
-        #[arg(long, required = true, value_name = "FILE")]
+        /// The owner's public key (PEM); several may be given. Without one nothing is checked, and the output says so
+        #[arg(long, value_name = "FILE")]
         signer: Vec<PathBuf>,
         /// Check every object, the whole payload too
-        #[arg(long)]
+        #[arg(long, requires = "signer")]
         full: bool,
     },
-    /// Run an image when the TPM and the policies agree
-    Run(RunArgs),
+    /// Run an image when the TPM and the policies agree: its runscript with arguments, or, where it has none, a command line
+    #[command(after_help = TABLE)]
+    Run {
+        #[command(flatten)]
+        run: RunArgs,
+        /// Arguments of the runscript, or the command line
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Run a command line in an image, past its runscript
+    #[command(after_help = TABLE)]
+    Exec {
+        #[command(flatten)]
+        run: RunArgs,
+        /// The command line
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        command: Vec<OsString>,
+    },
+    /// Run a shell in an image
+    #[command(after_help = TABLE)]
+    Shell {
+        #[command(flatten)]
+        run: RunArgs,
+        /// The shell's arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Check whether this host can run protected images, and say what to do where it cannot
+    Doctor(HostArgs),
     /// Print shell completions
     Completions {
         /// The shell
@@ -62,6 +108,8 @@ enum Command {
     DecryptorProcess,
     #[command(hide = true)]
     StageProcess,
+    #[command(hide = true)]
+    NamespaceProcess,
 }
 
 #[derive(Debug, Args)]
@@ -83,10 +131,13 @@ struct ProtectArgs {
     /// The image to make
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
+    /// Replace an image of that name
+    #[arg(short, long)]
+    force: bool,
 }
 
 #[derive(Debug, Args)]
-struct RegisterArgs {
+struct FromArgs {
     /// The image
     image: PathBuf,
     /// The owner's public key (PEM)
@@ -98,6 +149,47 @@ struct RegisterArgs {
     /// A file with the escrow's passphrase
     #[arg(long, value_name = "FILE", conflicts_with = "escrow_key")]
     escrow_passphrase_file: Option<PathBuf>,
+}
+
+impl FromArgs {
+    fn escrow(&self) -> Result<EscrowKey, Failure> {
+        match (&self.escrow_key, &self.escrow_passphrase_file) {
+            (Some(path), _) => Ok(EscrowKey::from_pem(&zeroize::Zeroizing::new(file(Stage::Escrow, path)?))?),
+            (None, Some(path)) => Ok(EscrowKey::Passphrase(owner::passphrase(path)?)),
+            (None, None) => Err(Failure::new(Stage::Usage, "no escrow key", "--escrow-key KEY.pem")),
+        }
+    }
+
+    fn with<T>(&self, then: impl FnOnce(&Protected<'_>) -> Result<T, Failure>) -> Result<T, Failure> {
+        then(&Protected { image: &self.image, signers: &owner::signers(&self.signer)?, escrow: &self.escrow()? })
+    }
+}
+
+#[derive(Debug, Args)]
+struct RekeyArgs {
+    #[command(flatten)]
+    from: FromArgs,
+    /// The owner's private key (PEM)
+    #[arg(long, value_name = "FILE")]
+    sign: PathBuf,
+    /// The new escrow: an RSA public key (PEM)
+    #[arg(long, value_name = "FILE")]
+    escrow: PathBuf,
+    /// Folder of another workload policy (default: the image's own)
+    #[arg(long, value_name = "DIR")]
+    policy: Option<PathBuf>,
+    /// The image to make
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Replace an image of that name
+    #[arg(short, long)]
+    force: bool,
+}
+
+#[derive(Debug, Args)]
+struct RegisterArgs {
+    #[command(flatten)]
+    from: FromArgs,
     /// The verifier's address
     #[arg(long, value_name = "URL")]
     url: String,
@@ -113,10 +205,7 @@ struct RegisterArgs {
 }
 
 #[derive(Debug, Args)]
-struct RunArgs {
-    /// The owner's public key (PEM); several may be given
-    #[arg(long, required = true, value_name = "FILE", env = "COUNTERSIGN_SIGNER")]
-    signer: Vec<PathBuf>,
+struct HostArgs {
     /// The host's configuration (as for attest)
     #[arg(long, value_name = "FILE", env = "COUNTERSIGN_CONFIG")]
     config: Option<PathBuf>,
@@ -126,6 +215,15 @@ struct RunArgs {
     /// The host's state folder
     #[arg(long, value_name = "DIR", env = "COUNTERSIGN_STATE_DIR")]
     state_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// The owner's public key (PEM); several may be given
+    #[arg(long, required = true, value_name = "FILE", env = "COUNTERSIGN_SIGNER")]
+    signer: Vec<PathBuf>,
+    #[command(flatten)]
+    host: HostArgs,
     /// Write the evidence bundle of the release into a file
     #[arg(long, value_name = "FILE")]
     bundle: Option<PathBuf>,
@@ -134,9 +232,6 @@ struct RunArgs {
     status_fd: Option<u32>,
     /// The image
     image: PathBuf,
-    /// The workload's command line
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
-    command: Vec<String>,
 }
 
 /// Runs the command line; returns the exit code.
@@ -152,23 +247,54 @@ pub fn main() -> u8 {
     match cli.command {
         Command::DecryptorProcess => crate::decryptor::main(),
         Command::StageProcess => crate::stage::main(),
-        Command::Run(given) => out::finish(run(&plan(given)), cli.json),
+        Command::NamespaceProcess => doctor::namespace_process(),
+        Command::Doctor(given) => out::finish(examine(given, cli.json), cli.json),
+        Command::Run { run: given, arguments } => out::finish(run(&plan(given, Task::Run(arguments))), cli.json),
+        Command::Exec { run: given, command } => out::finish(run(&plan(given, Task::Exec(command))), cli.json),
+        Command::Shell { run: given, arguments } => out::finish(run(&plan(given, Task::Shell(arguments))), cli.json),
         command @ (Command::Protect(_)
         | Command::Register(_)
+        | Command::Unprotect { .. }
+        | Command::Rekey(_)
         | Command::Inspect { .. }
         | Command::Completions { .. }
         | Command::Man { .. }) => out::finish(owner_command(command, cli.json).map(|()| 0), cli.json),
     }
 }
 
-fn plan(given: RunArgs) -> Plan {
+/// Every finding; exit code 219 when one of them is a problem.
+fn examine(given: HostArgs, json: bool) -> Result<u8, Failure> {
+    let config = config(given.config.as_deref(), given.tpm.as_deref(), given.state_dir)?;
+    let findings = doctor::examine(&config);
+    let words = || {
+        let line = |finding: &Finding| {
+            let mark = match finding.outcome {
+                Outcome::Good => "good   ",
+                Outcome::Warning => "warning",
+                Outcome::Problem => "problem",
+            };
+            let fix = if finding.fix.is_empty() {
+                String::new()
+            } else {
+                format!("\n                           fix: {}", finding.fix)
+            };
+            format!("{mark} {:18} {}{fix}", finding.check, finding.found)
+        };
+        findings.iter().map(line).collect::<Vec<_>>().join("\n")
+    };
+    out::print(json, &serde_json::json!({"findings": findings}), words)?;
+    let problems = findings.iter().any(|finding| finding.outcome == Outcome::Problem);
+    Ok(if problems { Stage::Other.code() } else { 0 })
+}
+
+fn plan(given: RunArgs, task: Task) -> Plan {
     Plan {
         image: given.image,
         signers: given.signer,
-        command: given.command,
-        config: given.config,
-        tpm: given.tpm,
-        state_dir: given.state_dir,
+        task,
+        config: given.host.config,
+        tpm: given.host.tpm,
+        state_dir: given.host.state_dir,
         bundle: given.bundle,
         status_fd: given.status_fd,
     }
@@ -183,22 +309,24 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
                 (None, None) => return Err(Failure::new(Stage::Usage, "no escrow", "--escrow KEY.pem")),
             };
             let (policy, output) = (given.policy.as_deref(), given.output.as_path());
-            let made =
-                owner::protect_image(&Protect { input: &given.input, policy, sign: &given.sign, escrow, output })?;
+            let policy = policy.map_or(Policy::Shipped, Policy::Folder);
+            let made = owner::protect_image(&Protect {
+                input: &given.input,
+                policy,
+                sign: &given.sign,
+                escrow,
+                output,
+                force: given.force,
+            })?;
             print(json, &made)
         }
         Command::Register(given) => {
-            let escrow = match (&given.escrow_key, &given.escrow_passphrase_file) {
-                (Some(path), _) => EscrowKey::from_pem(&zeroize::Zeroizing::new(file(Stage::Escrow, path)?))?,
-                (None, Some(path)) => EscrowKey::Passphrase(owner::passphrase(path)?),
-                (None, None) => return Err(Failure::new(Stage::Usage, "no escrow key", "--escrow-key KEY.pem")),
-            };
-            let file_name = given.image.file_name().map(|name| name.to_string_lossy().into_owned());
+            let file_name = given.from.image.file_name().map(|name| name.to_string_lossy().into_owned());
             let name = given.name.or(file_name).unwrap_or_default();
             let registered = owner::register(&Register {
-                image: &given.image,
-                signers: &owner::signers(&given.signer)?,
-                escrow,
+                image: &given.from.image,
+                signers: &owner::signers(&given.from.signer)?,
+                escrow: given.from.escrow()?,
                 url: &given.url,
                 token: &given.token_file,
                 ca: &given.ca,
@@ -206,7 +334,23 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
             })?;
             print(json, &registered)
         }
+        Command::Unprotect { from, output, force } => {
+            print(json, &from.with(|protected| unprotect::unprotect(protected, &output, force))?)
+        }
+        Command::Rekey(given) => {
+            let new = Rekey {
+                sign: &given.sign,
+                policy: given.policy.as_deref(),
+                escrow: Escrow::from_pem(&file(Stage::Escrow, &given.escrow)?)?,
+                output: &given.output,
+                force: given.force,
+            };
+            print(json, &given.from.with(|protected| unprotect::rekey(protected, new))?)
+        }
         Command::Inspect { image, signer, full } => {
+            if signer.is_empty() {
+                return print(json, &owner::look(&image)?);
+            }
             print(json, &owner::inspect(&image, &owner::signers(&signer)?, full)?)
         }
         Command::Completions { shell } => {
@@ -216,12 +360,20 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
         }
         Command::Man { dir } => clap_mangen::generate_to(Cli::command(), &dir)
             .map_err(|e| Failure::new(Stage::Other, format!("{}: {e}", dir.display()), "")),
-        Command::Run(_) | Command::DecryptorProcess | Command::StageProcess => Ok(()),
+        Command::Run { .. }
+        | Command::Exec { .. }
+        | Command::Shell { .. }
+        | Command::DecryptorProcess
+        | Command::StageProcess
+        | Command::NamespaceProcess
+        | Command::Doctor(_) => Ok(()),
     }
 }
 
+/// A key file's bytes.
 fn file(stage: Stage, path: &std::path::Path) -> Result<Vec<u8>, Failure> {
-    std::fs::read(path).map_err(|e| Failure::new(stage, format!("{}: {e}", path.display()), ""))
+    let hint = "escrow keys are RSA keys in PEM: the public half protects, the private half opens";
+    std::fs::read(path).map_err(|e| Failure::new(stage, format!("{}: {e}", path.display()), hint))
 }
 
 /// JSON, or a line a field and a line an object.

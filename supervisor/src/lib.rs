@@ -3,11 +3,18 @@
 //! One run has four processes: the supervisor, the [decryptor](mod@run) that alone holds the key, the stage in its own namespaces, and the
 //! workload under bubblewrap over squashfuse.
 
+mod bubble;
 mod channel;
 pub mod cli;
 mod decryptor;
+pub mod doctor;
 pub mod exit;
 pub mod out;
 pub mod owner;
 pub mod run;
+mod served;
 mod stage;
+mod status;
+pub mod unprotect;
+mod watch;
+mod workshop;

@@ -30,6 +30,11 @@ pub fn raw(bytes: &[u8]) -> Result<(), Failure> {
     }
 }
 
+/// Says on standard error what went wrong without being a failure.
+pub fn warn(text: &str) {
+    let _ = writeln!(anstream::stderr().lock(), "{HINT}warning:{HINT:#} {text}");
+}
+
 /// Prints a failure, if it is one, and returns the exit code.
 #[must_use]
 pub fn finish(result: Result<u8, Failure>, json: bool) -> u8 {

@@ -6,16 +6,22 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use countersign_policy::{Compiled, PolicyBundle, Role, shipped_workload_policy};
-use countersign_sif::binding::Binding;
+use countersign_sif::binding::{Binding, names};
 use countersign_sif::dsse::{OwnerKey, SignerKey};
 use countersign_sif::escrow::{Escrow, EscrowKey};
+use countersign_sif::format::{Descriptor, Sif, data_type, read_object};
 use countersign_sif::protect::{Plan, protect, squashfs_of};
+use countersign_sif::xts::VolumeKey;
 use countersign_sif::{Image, SifError};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::exit::{Failure, Stage};
+use crate::workshop::{Workshop, exists};
+
+/// Longest `countersign.json` that is shown without being verified, bytes.
+const MAX_LOOK: u64 = 64 * 1024;
 
 fn read(stage: Stage, path: &Path) -> Result<Vec<u8>, Failure> {
     std::fs::read(path).map_err(|e| Failure::new(stage, format!("{}: {e}", path.display()), ""))
@@ -51,68 +57,97 @@ pub fn passphrase(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
     Ok(bytes)
 }
 
+/// Where a workload policy comes from.
+#[derive(Debug, Clone, Copy)]
+pub enum Policy<'a> {
+    /// The shipped example.
+    Shipped,
+    /// A folder of Rego modules.
+    Folder(&'a Path),
+    /// The bundle of another image.
+    Bundle(&'a [u8]),
+}
+
 /// What `protect` is told.
 #[derive(Debug)]
 pub struct Protect<'a> {
     /// Folder, plain SIF or squashfs.
     pub input: &'a Path,
-    /// Folder of the workload policy; none takes the shipped example.
-    pub policy: Option<&'a Path>,
+    /// The workload policy.
+    pub policy: Policy<'a>,
     /// Owner's private key (PEM).
     pub sign: &'a Path,
     /// Who can open it without a verifier.
     pub escrow: Escrow,
     /// The image to make.
     pub output: &'a Path,
+    /// Whether an image of that name is replaced.
+    pub force: bool,
 }
 
-/// Makes a protected image.
+/// Makes a protected image. Whatever ends it (a failure, a full disk, SIGINT, SIGTERM, SIGHUP), nothing half-made is left.
 ///
 /// # Errors
 /// [`Failure`].
 pub fn protect_image(given: &Protect<'_>) -> Result<Value, Failure> {
     let failed = |e: String| Failure::new(Stage::Protect, e, "");
+    if !given.force && given.output.symlink_metadata().is_ok() {
+        return Err(exists(given.output));
+    }
     let policy = match given.policy {
-        None => shipped_workload_policy().to_vec(),
-        Some(dir) => PolicyBundle::from_dir(dir).map_err(|e| failed(e.to_string()))?,
+        Policy::Shipped => shipped_workload_policy().to_vec(),
+        Policy::Folder(dir) => PolicyBundle::from_dir(dir).map_err(|e| failed(e.to_string()))?,
+        Policy::Bundle(bytes) => bytes.to_vec(),
     };
     let parsed = PolicyBundle::parse(&policy).map_err(|e| failed(e.to_string()))?;
     Compiled::new(&parsed, Role::Workload).map_err(|e| failed(e.to_string()))?;
     let signer = OwnerKey::from_pem(&Zeroizing::new(read(Stage::Protect, given.sign)?))?;
-    let folder =
-        given.output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
-    let full = |error: SifError| {
-        if let SifError::Io(e) = &error {
-            let what = format!("{}: {e}", given.output.display());
-            return Failure::new(Stage::Protect, what, "check the folder and its free space");
-        }
-        error.into()
-    };
-    let squashfs = squashfs_of(given.input, folder).map_err(full)?;
+    if let Err(e) = std::fs::metadata(given.input) {
+        let what = format!("{}: {e}", given.input.display());
+        return Err(Failure::new(Stage::Protect, what, "give a root folder, a plain SIF, or a squashfs"));
+    }
+    let workshop = Workshop::beside(given.output)?;
+    let full = |error| not_written(given.output, error);
+    let squashfs = squashfs_of(given.input, workshop.path()).map_err(&full)?;
     let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let plan = Plan {
         squashfs: &squashfs,
         policy: &policy,
         signer: &signer,
         escrow: &given.escrow,
-        output: given.output,
+        output: &workshop.path().join("image"),
         time: i64::try_from(time).unwrap_or(0),
     };
-    // On a terminal only; indicatif writes to standard error.
-    let style = ProgressStyle::with_template("encrypting {bar:40} {bytes}/{total_bytes} {bytes_per_sec}");
-    let bar = ProgressBar::new(0);
-    if let Ok(style) = style {
-        bar.set_style(style);
-    }
+    let bar = progress("encrypting");
     let binding = protect(&plan, |done, all| {
         bar.set_length(all);
         bar.set_position(done);
     });
     bar.finish_and_clear();
     let binding = binding.map_err(full)?;
+    workshop.deliver(given.output, given.force)?;
     Ok(
         json!({"image": given.output, "workload": binding.workload, "payload_root": binding.payload_root, "policy": binding.policy}),
     )
+}
+
+/// A failure to write an output.
+pub(crate) fn not_written(output: &Path, error: SifError) -> Failure {
+    if let SifError::Io(e) = &error {
+        let what = format!("{}: {e}", output.display());
+        return Failure::new(Stage::Protect, what, "check the folder and its free space");
+    }
+    error.into()
+}
+
+/// A bar on standard error, on a terminal only.
+pub(crate) fn progress(verb: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(&format!("{verb} {{bar:40}} {{bytes}}/{{total_bytes}} {{bytes_per_sec}}"));
+    let bar = ProgressBar::new(0);
+    if let Ok(style) = style {
+        bar.set_style(style);
+    }
+    bar
 }
 
 /// What is in an image, after its signature and bindings (`full`: every digest) were checked.
@@ -120,26 +155,51 @@ pub fn protect_image(given: &Protect<'_>) -> Result<Value, Failure> {
 /// # Errors
 /// [`Failure`].
 pub fn inspect(path: &Path, trusted: &[SignerKey], full: bool) -> Result<Value, Failure> {
-    let file =
-        std::fs::File::open(path).map_err(|e| Failure::new(Stage::Image, format!("{}: {e}", path.display()), ""))?;
+    let file = std::fs::File::open(path).map_err(|e| of_file(path, &e))?;
     let image = Image::from_file(file, trusted, full)?;
-    let objects: Vec<Value> = image
-        .objects()
-        .iter()
-        .map(|object| {
-            json!({"id": object.id, "type": format!("{:#06x}", object.data_type), "name": object.name(), "offset": object.offset, "size": object.size})
-        })
-        .collect();
     let binding: &Binding = image.binding();
     Ok(json!({
+        "verified": true,
+        "checked": if full { "every object" } else { "signature, policy and bindings" },
+        "signer": image.signer,
         "workload": binding.workload,
         "payload_root": binding.payload_root,
         "policy": binding.policy,
         "uuid": hex::encode(image.uuid()),
-        "signer": image.signer,
-        "checked": if full { "every object" } else { "signature, policy and bindings" },
-        "objects": objects,
+        "objects": objects(image.objects()),
     }))
+}
+
+/// What an image says of itself. Nothing of it is verified.
+///
+/// # Errors
+/// [`Failure`]: it is no SIF.
+pub fn look(path: &Path) -> Result<Value, Failure> {
+    let file = std::fs::File::open(path).map_err(|e| of_file(path, &e))?;
+    let sif = Sif::read(&file)?;
+    let binding = sif.named(data_type::JSON, names::BINDING).and_then(|object| read_object(&file, object, MAX_LOOK));
+    let binding: Option<Binding> = binding.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let mut seen = json!({
+        "verified": false,
+        "checked": "nothing: give the owner's public key with --signer",
+        "uuid": hex::encode(sif.uuid),
+        "objects": objects(&sif.objects),
+    });
+    if let (Some(fields), Some(binding)) = (seen.as_object_mut(), binding) {
+        fields.insert("workload".into(), json!(binding.workload));
+        fields.insert("payload_root".into(), json!(binding.payload_root));
+        fields.insert("policy".into(), json!(binding.policy));
+    }
+    Ok(seen)
+}
+
+fn objects(descriptors: &[Descriptor]) -> Vec<Value> {
+    let object = |object: &Descriptor| json!({"id": object.id, "type": format!("{:#06x}", object.data_type), "name": object.name(), "offset": object.offset, "size": object.size});
+    descriptors.iter().map(object).collect()
+}
+
+fn of_file(path: &Path, e: &std::io::Error) -> Failure {
+    Failure::new(Stage::Image, format!("{}: {e}", path.display()), "give the path of an image")
 }
 
 /// What `register` is told.
@@ -161,16 +221,26 @@ pub struct Register<'a> {
     pub name: &'a str,
 }
 
+/// A checked image and its volume key.
+pub(crate) fn open(path: &Path, signers: &[SignerKey], escrow: &EscrowKey) -> Result<(Image, VolumeKey), Failure> {
+    let file = std::fs::File::open(path).map_err(|e| of_file(path, &e))?;
+    let image = Image::from_file(file, signers, false)?;
+    let key = image.open_escrow(escrow).map_err(|e| {
+        if let SifError::Integrity { .. } = e {
+            return e.into();
+        }
+        Failure::new(Stage::Escrow, e.to_string(), "give the private half of the key that `protect --escrow` got")
+    })?;
+    Ok((image, key))
+}
+
 /// Gives key and policy to the verifier's broker.
 ///
 /// # Errors
 /// [`Failure`].
 pub fn register(given: &Register<'_>) -> Result<Value, Failure> {
     use rustls_pki_types::pem::PemObject as _;
-    let image = Image::open(given.image, given.signers)?;
-    let key = image.open_escrow(&given.escrow).map_err(|e| {
-        Failure::new(Stage::Escrow, e.to_string(), "give the private half of the key that `protect --escrow` got")
-    })?;
+    let (image, key) = open(given.image, given.signers, &given.escrow)?;
     let token = Zeroizing::new(read(Stage::Configuration, given.token)?);
     let token = Zeroizing::new(String::from_utf8_lossy(&token).trim().to_owned());
     let ca = read(Stage::Configuration, given.ca)?;

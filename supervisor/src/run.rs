@@ -1,22 +1,29 @@
 //! `supervisor run`: checks the image, has the key released into the decryptor, mounts, runs, and ends everything together.
 
-use std::fs::{DirBuilder, File};
-use std::io::Write as _;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::DirBuilderExt as _;
-use std::path::PathBuf;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use countersign_attest::{Config, Host, Overrides};
-use countersign_sif::Image;
+use countersign_attest::{Config, Host, HostError, Overrides};
 use countersign_sif::dsse::SignerKey;
+use countersign_sif::{Image, SifError};
 use countersign_wire::id::{RunId, VerdictId};
-use countersign_wire::runlog::Event;
+use serde_json::json;
 
+pub use crate::bubble::Task;
 use crate::channel::Channel;
 use crate::exit::{Failure, Stage};
-use crate::{decryptor, stage};
+use crate::stage::Program;
+use crate::status::Status;
+use crate::watch::{Heard, Watch};
+use crate::{decryptor, out, stage};
+
+/// How long the workload may take to end after a signal; then, or at a second signal, it is killed.
+const GRACE: Duration = Duration::from_secs(10);
+/// How long the stage may take to unmount.
+const LEAVE: Duration = Duration::from_secs(2);
 
 /// What to run, and where the host's things are.
 #[derive(Debug, Clone)]
@@ -25,8 +32,8 @@ pub struct Plan {
     pub image: PathBuf,
     /// Public keys (PEM files) of trusted signers.
     pub signers: Vec<PathBuf>,
-    /// The workload's command line.
-    pub command: Vec<String>,
+    /// What to run in it.
+    pub task: Task,
     /// Configuration file of the host.
     pub config: Option<PathBuf>,
     /// TPM, if not from the configuration.
@@ -39,8 +46,43 @@ pub struct Plan {
     pub status_fd: Option<u32>,
 }
 
+/// Why a run ended without the workload's own exit code.
+enum Stop {
+    Failed(Failure),
+    /// The user's signal.
+    Signal(u8),
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl From<SifError> for Stop {
+    fn from(error: SifError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl From<HostError> for Stop {
+    fn from(error: HostError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
 /// A child that is ended when dropped.
 struct Ended(Child);
+
+impl Ended {
+    /// Lets it end by itself for a while.
+    fn leave(&mut self, patience: Duration) {
+        let asked = Instant::now();
+        while asked.elapsed() < patience && matches!(self.0.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
 
 impl Drop for Ended {
     fn drop(&mut self) {
@@ -49,43 +91,12 @@ impl Drop for Ended {
     }
 }
 
-/// A folder of this run, removed when dropped.
-struct Folder(PathBuf);
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        for name in ["image", "root", ""] {
-            let _ = std::fs::remove_dir(self.0.join(name));
-        }
-    }
-}
-
 fn other(e: impl std::fmt::Display) -> Failure {
     Failure::new(Stage::Other, e.to_string(), "")
 }
 
-/// Says on `--status-fd` which stage was reached.
-struct Status(Option<File>);
-
-impl Status {
-    fn open(fd: Option<u32>) -> Result<Self, Failure> {
-        let open = |fd: u32| std::fs::OpenOptions::new().append(true).open(format!("/proc/self/fd/{fd}"));
-        let bad = |e: std::io::Error| {
-            Failure::new(
-                Stage::Usage,
-                format!("--status-fd: {e}"),
-                "give an open descriptor, for example --status-fd 3 3>FILE",
-            )
-        };
-        Ok(Self(fd.map(open).transpose().map_err(bad)?))
-    }
-
-    fn say(&mut self, stage: &str, more: serde_json::Value) {
-        if let Some(file) = &mut self.0 {
-            let line = serde_json::json!({"stage": stage, "detail": more});
-            let _ = writeln!(file, "{line}");
-        }
-    }
+fn died() -> Failure {
+    Failure::new(Stage::Decryptor, "the decryptor ended early", "run the command again; the system's log may say why")
 }
 
 /// Runs a workload; the exit code of `supervisor run`.
@@ -94,73 +105,42 @@ impl Status {
 /// [`Failure`] names the stage.
 pub fn run(plan: &Plan) -> Result<u8, Failure> {
     let mut status = Status::open(plan.status_fd)?;
-    let outcome = try_run(plan, &mut status);
-    match &outcome {
-        Ok(code) => status.say("ended", serde_json::json!({"code": code})),
-        Err(failure) => status.say("failed", serde_json::json!(failure)),
-    }
-    outcome
-}
-
-fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Failure> {
-    let mut signers = Vec::new();
-    for path in &plan.signers {
-        let bad = |e: &dyn std::fmt::Display| {
-            Failure::new(
-                Stage::Configuration,
-                format!("{}: {e}", path.display()),
-                "--signer takes the owner's public key (PEM)",
-            )
-        };
-        signers.push(std::fs::read_to_string(path).map_err(|e| bad(&e))?);
-    }
-    let trusted: Result<Vec<SignerKey>, _> = signers.iter().map(|pem| SignerKey::from_pem(pem.as_bytes())).collect();
-    // Before anybody is asked for anything: one descriptor, opened here, is checked and used throughout.
-    let image = Image::open(&plan.image, &trusted?)?;
-    let workload = image.binding().workload;
-    status.say("verified", serde_json::json!({"workload": workload, "signer": image.signer}));
-
-    let run = RunId(countersign_attest::random::random());
-    let (channel, decryptor) = start_decryptor(plan, signers, run, &image)?;
-    let verdict = released(&channel, status)?;
-    let mut host = host(plan)?;
-    host.log(Event::Start { run, workload, time_ms: now_ms() })?;
-    let outcome = on_stage(plan, &channel, status);
-    drop(decryptor);
-    let ended = match &outcome {
-        Ok(code) => format!("exit {code}"),
-        Err(failure) => format!("failed: {}", failure.error.chars().take(200).collect::<String>()),
+    countersign_sys::keep_descriptors().map_err(other)?;
+    let code = match try_run(plan, &mut status) {
+        Ok(code) => code,
+        Err(Stop::Signal(number)) => number.saturating_add(128),
+        Err(Stop::Failed(failure)) => {
+            status.failed(&failure);
+            return Err(failure);
+        }
     };
-    host.log(Event::End { run, status: ended })?;
-    if let Some(path) = &plan.bundle {
-        let bundle = host.bundle(verdict)?;
-        std::fs::write(path, bundle).map_err(|e| other(format!("{}: {e}", path.display())))?;
+    status.say("ended", json!({"code": code}));
+    Ok(code)
+}
+
+fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
+    for program in [Program::Squashfuse, Program::Bubblewrap] {
+        program.find()?;
     }
-    outcome
-}
+    let signers = read_signers(plan)?;
+    let trusted: Result<Vec<SignerKey>, SifError> =
+        signers.iter().map(|pem| SignerKey::from_pem(pem.as_bytes())).collect();
+    // Before anybody is asked for anything: one descriptor, opened here, is checked and used throughout.
+    let image = Image::open(&plan.image, &trusted?).map_err(|e| of_image(plan, e))?;
+    let workload = image.binding().workload;
+    status.say("verified", json!({"workload": workload, "signer": image.signer}));
+    let mut host = Host::open(config(plan.config.as_deref(), plan.tpm.as_deref(), plan.state_dir.clone())?)?;
+    let run = RunId(countersign_attest::random::random());
 
-fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-}
-
-fn host(plan: &Plan) -> Result<Host, Failure> {
-    let tpm = plan.tpm.as_deref().map(str::parse).transpose();
-    let tpm = tpm.map_err(|e: countersign_attest::tpm::BadAddress| Failure::new(Stage::Usage, e.to_string(), ""))?;
-    let overrides = Overrides { tpm, state_dir: plan.state_dir.clone() };
-    Ok(Host::open(Config::load(plan.config.as_deref(), overrides)?)?)
-}
-
-/// This very program again, as one of its own helpers.
-fn helper(role: &str, channel: Channel) -> Result<Ended, Failure> {
-    let mut command = Command::new("/proc/self/exe");
-    command.arg(role).stdin(Stdio::from(channel.into_fd()));
-    Ok(Ended(command.spawn().map_err(other)?))
-}
-
-fn start_decryptor(plan: &Plan, signers: Vec<String>, run: RunId, image: &Image) -> Result<(Channel, Ended), Failure> {
-    let (ours, theirs) = Channel::pair().map_err(other)?;
-    let child = helper("decryptor-process", theirs)?;
+    // Both helpers first: where namespaces or FUSE are missing nothing is released.
+    let (to_decryptor, theirs) = Channel::pair().map_err(other)?;
+    let decryptor = helper("decryptor-process", theirs)?;
+    let (to_stage, theirs) = Channel::pair().map_err(other)?;
+    let mut on_stage = helper("stage-process", theirs)?;
+    let watch = Watch::new(to_decryptor, to_stage)?;
+    let order = stage::Order { task: plan.task.clone() };
+    watch.stage.send(&order, &[std::io::stdin().as_fd()]).map_err(other)?;
+    let fuse = mounted(&watch)?;
     let order = decryptor::Order {
         config: plan.config.clone(),
         tpm: plan.tpm.clone(),
@@ -168,84 +148,153 @@ fn start_decryptor(plan: &Plan, signers: Vec<String>, run: RunId, image: &Image)
         signers,
         run,
     };
-    ours.send(&order, &[image.file().as_fd()]).map_err(other)?;
-    Ok((ours, child))
-}
-
-fn died() -> Failure {
-    Failure::new(Stage::Decryptor, "the decryptor ended early", "run the command again; the system's log may say why")
-}
-
-fn released(channel: &Channel, status: &mut Status) -> Result<VerdictId, Failure> {
-    match channel.receive::<decryptor::Report>().map_err(other)? {
-        Some((decryptor::Report::Released { verdict, lease_s, commands, milliseconds }, _)) => {
-            let detail = serde_json::json!({"verdict": verdict, "lease_s": lease_s, "tpm_commands": commands, "ms": milliseconds});
-            status.say("released", detail);
-            Ok(verdict)
-        }
-        Some((decryptor::Report::Failed(failure), _)) => Err(failure),
-        Some((decryptor::Report::Integrity { .. }, _)) | None => Err(died()),
+    watch.decryptor.send(&order, &[image.file().as_fd()]).map_err(other)?;
+    let verdict = released(&watch, status)?;
+    if let Some(path) = &plan.bundle {
+        let bundle = host.bundle(verdict)?;
+        std::fs::write(path, bundle).map_err(|e| other(format!("{}: {e}", path.display())))?;
     }
-}
 
-fn on_stage(plan: &Plan, decryptor: &Channel, status: &mut Status) -> Result<u8, Failure> {
-    let folder = folder()?;
-    let (ours, theirs) = Channel::pair().map_err(other)?;
-    let stage = helper("stage-process", theirs)?;
-    let order = stage::Order { folder: folder.0.clone(), command: plan.command.clone() };
-    ours.send(&order, &[std::io::stdin().as_fd()]).map_err(other)?;
-    let outcome = play(&ours, decryptor, status);
-    drop(stage);
-    // What the decryptor saw explains why the workload failed.
-    if let Some(failure) = integrity(decryptor, &outcome)? {
-        return Err(failure);
+    let running = host.start_run(run, workload, now_ms())?;
+    let outcome = play(&watch, &fuse, run, status);
+    drop(fuse);
+    if outcome.is_ok() {
+        on_stage.leave(LEAVE);
+    }
+    drop((on_stage, decryptor));
+    let ended = match &outcome {
+        Ok(code) => format!("exit {code}"),
+        Err(Stop::Signal(number)) => format!("signal {number}"),
+        Err(Stop::Failed(failure)) => format!("failed: {}", failure.error.chars().take(200).collect::<String>()),
+    };
+    // The workload has ended either way: what it returned is worth more than that its end could not be logged.
+    if let Err(e) = host.end_run(running, ended) {
+        out::warn(&format!("the run's end is not in the run log: {e}"));
     }
     outcome
 }
 
-fn play(stage: &Channel, decryptor: &Channel, status: &mut Status) -> Result<u8, Failure> {
-    let ended = || Failure::new(Stage::Start, "the stage ended early", "run the command again");
+/// An image that cannot be read is better named.
+fn of_image(plan: &Plan, error: SifError) -> Failure {
+    if let SifError::Io(e) = &error {
+        return Failure::new(Stage::Image, format!("{}: {e}", plan.image.display()), "give the path of an image");
+    }
+    error.into()
+}
+
+fn read_signers(plan: &Plan) -> Result<Vec<String>, Failure> {
+    let mut signers = Vec::new();
+    for path in &plan.signers {
+        let bad = |e: std::io::Error| {
+            Failure::new(
+                Stage::Configuration,
+                format!("{}: {e}", path.display()),
+                "--signer takes the owner's public key (PEM)",
+            )
+        };
+        signers.push(std::fs::read_to_string(path).map_err(bad)?);
+    }
+    Ok(signers)
+}
+
+fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// The host's configuration, with what was given on the command line.
+///
+/// # Errors
+/// [`Stage::Usage`] for a TPM's address that is none, [`Stage::Configuration`].
+pub fn config(file: Option<&Path>, tpm: Option<&str>, state_dir: Option<PathBuf>) -> Result<Config, Failure> {
+    let tpm = tpm.map(str::parse).transpose();
+    let tpm = tpm.map_err(|e: countersign_attest::tpm::BadAddress| Failure::new(Stage::Usage, e.to_string(), ""))?;
+    Ok(Config::load(file, Overrides { tpm, state_dir })?)
+}
+
+/// This very program again, as one of its own helpers. It is in a process group of its own: a terminal's signals reach the supervisor only,
+/// which ends the run in order.
+fn helper(role: &str, channel: Channel) -> Result<Ended, Failure> {
+    let mut command = Command::new("/proc/self/exe");
+    countersign_sys::end_with_parent(&mut command);
+    command.arg(role).process_group(0).stdin(Stdio::from(channel.into_fd()));
+    Ok(Ended(command.spawn().map_err(other)?))
+}
+
+/// The FUSE descriptor of the mount that the stage has made.
+fn mounted(watch: &Watch) -> Result<OwnedFd, Stop> {
+    match watch.next(None)? {
+        Heard::Stage(Some((stage::Report::Fuse, mut fds))) => Ok(fds.pop().ok_or_else(ended_early)?),
+        Heard::Stage(Some((stage::Report::Failed(failure), _))) => Err(failure.into()),
+        Heard::Stage(_) | Heard::Nothing => Err(ended_early().into()),
+        Heard::Decryptor(Some(decryptor::Report::Failed(failure))) => Err(failure.into()),
+        Heard::Decryptor(_) => Err(died().into()),
+        Heard::Signal(number) => Err(Stop::Signal(number)),
+    }
+}
+
+fn ended_early() -> Failure {
+    Failure::new(Stage::Start, "the container ended early", "run the command again")
+}
+
+fn released(watch: &Watch, status: &mut Status) -> Result<VerdictId, Stop> {
+    match watch.next(None)? {
+        Heard::Decryptor(Some(decryptor::Report::Released(released))) => {
+            status.say("released", json!(released));
+            Ok(released.verdict)
+        }
+        Heard::Decryptor(Some(decryptor::Report::Failed(failure))) => Err(failure.into()),
+        Heard::Decryptor(_) | Heard::Nothing => Err(died().into()),
+        Heard::Stage(Some((stage::Report::Failed(failure), _))) => Err(failure.into()),
+        Heard::Stage(_) => Err(ended_early().into()),
+        Heard::Signal(number) => Err(Stop::Signal(number)),
+    }
+}
+
+/// From the released key to the end of the workload; its exit code.
+fn play(watch: &Watch, fuse: &OwnedFd, run: RunId, status: &mut Status) -> Result<u8, Stop> {
+    watch.decryptor.send(&decryptor::Word::Serve, &[fuse.as_fd()]).map_err(|_| died())?;
+    watch.stage.send(&stage::Word::Serving, &[]).map_err(|_| ended_early())?;
+    let mut started = false;
+    let mut ending: Option<(u8, Instant)> = None;
     loop {
-        match stage.receive::<stage::Report>().map_err(other)? {
-            Some((stage::Report::Fuse, mut fds)) => {
-                let fuse: OwnedFd = fds.pop().ok_or_else(ended)?;
-                decryptor.send(&(), &[fuse.as_fd()]).map_err(|_| died())?;
-                stage.send(&(), &[]).map_err(other)?;
-                status.say("mounting", serde_json::Value::Null);
+        let patience = ending.map(|(_, asked)| GRACE.saturating_sub(asked.elapsed()));
+        match watch.next(patience)? {
+            // Fail closed: an image that was changed is not read on.
+            Heard::Decryptor(Some(decryptor::Report::Integrity { block, level })) => {
+                return Err(SifError::Integrity { block, level }.into());
             }
-            Some((stage::Report::Ended(code), _)) => return Ok(code),
-            Some((stage::Report::Failed(failure), _)) => return Err(failure),
-            None => return Err(ended()),
+            Heard::Decryptor(Some(decryptor::Report::Failed(failure))) => return Err(failure.into()),
+            Heard::Decryptor(Some(decryptor::Report::Released(_)) | None) => return Err(died().into()),
+            Heard::Stage(report) => match report {
+                Some((stage::Report::Reader(pid), _)) => {
+                    watch.decryptor.send(&decryptor::Word::Reader(pid), &[]).map_err(|_| died())?;
+                }
+                Some((stage::Report::Started, _)) => {
+                    started = true;
+                    status.say("mounted", json!({}));
+                    status.say("started", json!({"run": run}));
+                }
+                // What the decryptor saw explains why the workload failed.
+                Some((stage::Report::Ended(code), _)) => {
+                    return watch.finding().map_or(Ok(code), |found| Err(found.into()));
+                }
+                Some((stage::Report::Failed(failure), _)) => return Err(watch.finding().unwrap_or(failure).into()),
+                Some((stage::Report::Fuse, _)) | None => {
+                    return Err(watch.finding().unwrap_or_else(ended_early).into());
+                }
+            },
+            Heard::Signal(number) if started && ending.is_none() => {
+                status.say("signal", json!({"signal": number}));
+                watch.stage.send(&stage::Word::Signal(number), &[]).map_err(|_| ended_early())?;
+                ending = Some((number, Instant::now()));
+            }
+            Heard::Signal(number) => return Err(Stop::Signal(ending.map_or(number, |(first, _)| first))),
+            Heard::Nothing => {
+                if let Some((number, _)) = ending.filter(|(_, asked)| asked.elapsed() >= GRACE) {
+                    return Err(Stop::Signal(number));
+                }
+            }
         }
     }
-}
-
-/// An integrity error that the decryptor reported meanwhile.
-fn integrity(decryptor: &Channel, outcome: &Result<u8, Failure>) -> Result<Option<Failure>, Failure> {
-    if matches!(outcome, Ok(0)) {
-        return Ok(None);
-    }
-    let fd = decryptor.as_fd();
-    let mut fds = [rustix::event::PollFd::from_borrowed_fd(fd, rustix::event::PollFlags::IN)];
-    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-    if rustix::event::poll(&mut fds, Some(&now)).map_err(other)? == 0 {
-        return Ok(None);
-    }
-    match decryptor.receive::<decryptor::Report>().map_err(other)? {
-        Some((decryptor::Report::Integrity { block, level }, _)) => {
-            Ok(Some(countersign_sif::SifError::Integrity { block, level }.into()))
-        }
-        Some((decryptor::Report::Failed(failure), _)) => Ok(Some(failure)),
-        Some((decryptor::Report::Released { .. }, _)) | None => Ok(None),
-    }
-}
-
-/// A folder of this run for mount points: nothing is ever written into it.
-fn folder() -> Result<Folder, Failure> {
-    let base = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_dir());
-    let base = base.unwrap_or_else(std::env::temp_dir);
-    let name = format!("countersign-{}", hex::encode(countersign_attest::random::random::<8>()));
-    let path = base.join(name);
-    DirBuilder::new().mode(0o700).create(&path).map_err(|e| other(format!("{}: {e}", path.display())))?;
-    Ok(Folder(path))
 }

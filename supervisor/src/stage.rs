@@ -1,33 +1,42 @@
 //! The stage: a process in a user and mount namespace of its own, in which the decrypted file system is mounted and the workload runs.
 //!
-//! It never sees the key. Once squashfuse has the file open, the decryptor's mount is detached: no path leads to the decrypted image.
+//! It never sees the key. Once squashfuse has the file open, the decryptor's mount is detached: no path leads to the decrypted image. Nothing
+//! is made outside of its namespace, so nothing is left when it is killed.
 
-use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
 use serde::{Deserialize, Serialize};
 
+use crate::bubble::{self, Ids, Task};
 use crate::channel::Channel;
-use crate::decryptor::FILE;
 use crate::exit::{Failure, Stage};
+use crate::served::FILE;
 
 /// How long squashfuse may take to mount.
 const MOUNT: Duration = Duration::from_secs(20);
+/// How long it may take to end after its last unmount.
+const LEAVE: Duration = Duration::from_secs(1);
 
-/// What the supervisor tells it; the user's standard input comes along.
+/// What the supervisor tells it first; the user's standard input comes along.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Order {
-    /// An empty folder of this run.
-    pub(crate) folder: PathBuf,
-    /// The workload's command line.
-    pub(crate) command: Vec<String>,
+    /// What to run.
+    pub(crate) task: Task,
+}
+
+/// What the supervisor tells it later.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Word {
+    /// The decryptor serves.
+    Serving,
+    /// Send the workload this signal.
+    Signal(u8),
 }
 
 /// What it tells the supervisor.
@@ -35,6 +44,10 @@ pub(crate) struct Order {
 pub(crate) enum Report {
     /// Mounted: the FUSE descriptor comes along, for the decryptor.
     Fuse,
+    /// This process is about to open the decrypted image.
+    Reader(u32),
+    /// The workload is running.
+    Started,
     /// The workload ended with this exit code.
     Ended(u8),
     /// It was not started.
@@ -43,14 +56,15 @@ pub(crate) enum Report {
 
 /// Runs the stage on its standard input.
 pub(crate) fn main() -> u8 {
-    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
     let Ok(channel) = Channel::from_stdin() else { return Stage::Start.code() };
-    let report = match play(&channel) {
-        Ok(code) => Report::Ended(code),
-        Err(failure) => Report::Failed(failure),
-    };
-    let _ = channel.send(&report, &[]);
-    0
+    match play(&channel) {
+        Ok(()) => 0,
+        Err(failure) => {
+            let code = failure.stage.code();
+            let _ = channel.send(&Report::Failed(failure), &[]);
+            code
+        }
+    }
 }
 
 fn namespaces(e: impl std::fmt::Display) -> Failure {
@@ -59,7 +73,7 @@ fn namespaces(e: impl std::fmt::Display) -> Failure {
     Failure::new(Stage::Namespaces, format!("a private mount cannot be made: {e}"), hint)
 }
 
-fn start(e: impl std::fmt::Display) -> Failure {
+pub(crate) fn start(e: impl std::fmt::Display) -> Failure {
     Failure::new(
         Stage::Start,
         format!("the workload cannot be started: {e}"),
@@ -67,87 +81,135 @@ fn start(e: impl std::fmt::Display) -> Failure {
     )
 }
 
-fn play(channel: &Channel) -> Result<u8, Failure> {
-    let Some((order, mut fds)) = channel.receive::<Order>().map_err(start)? else { return Ok(Stage::Start.code()) };
+fn play(channel: &Channel) -> Result<(), Failure> {
+    let Some((order, mut fds)) = channel.receive::<Order>().map_err(start)? else { return Ok(()) };
     let stdin = fds.pop().ok_or_else(|| start("no standard input was handed over"))?;
-    countersign_sys::enter_private_namespaces().map_err(namespaces)?;
-    let (image, root) = (order.folder.join("image"), order.folder.join("root"));
-    for folder in [&image, &root] {
-        fs::create_dir(folder).map_err(namespaces)?;
-    }
-    // Nothing that is mounted here is seen elsewhere.
-    rustix::mount::mount_change(
-        "/",
-        rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC,
-    )
-    .map_err(namespaces)?;
-    // /dev/fuse must be opened in the namespace in which it is mounted.
-    let fuse = OpenOptions::new().read(true).write(true).open("/dev/fuse").map_err(namespaces)?;
-    let options = std::ffi::CString::new(format!("fd={},rootmode=40000,user_id=0,group_id=0", fuse.as_raw_fd()))
-        .map_err(namespaces)?;
-    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount("countersign", &image, "fuse", flags, Some(options.as_c_str())).map_err(namespaces)?;
-    channel.send(&Report::Fuse, &[fuse.as_fd()]).map_err(start)?;
-    drop(fuse);
+    let ids = Ids::own();
+    let places = Places::make()?;
+    channel.send(&Report::Fuse, &[places.mount_fuse()?.as_fd()]).map_err(start)?;
     // The supervisor says when the decryptor serves; without that word the run is over.
-    if channel.receive::<()>().map_err(start)?.is_none() {
-        return Ok(Stage::Decryptor.code());
-    }
-    let mut squashfuse = squashfuse(&image.join(FILE), &root)?;
-    unmount(&image, UnmountFlags::DETACH).map_err(namespaces)?;
-    let outcome = workload(&root, &order.command, stdin);
-    let _ = unmount(&root, UnmountFlags::DETACH);
+    let Some((Word::Serving, _)) = channel.receive::<Word>().map_err(start)? else { return Ok(()) };
+    let mut squashfuse = squashfuse(channel, &places)?;
+    unmount(&places.image, UnmountFlags::DETACH).map_err(namespaces)?;
+    let outcome = bubble::workload(channel, &places.root, &order.task, ids, stdin, &squashfuse);
+    // Said at once: unmounting takes its time.
+    let report = match outcome {
+        Ok(Some(code)) => Report::Ended(code),
+        Ok(None) => return Ok(()),
+        Err(failure) => Report::Failed(failure),
+    };
+    channel.send(&report, &[]).map_err(start)?;
+    let _ = unmount(&places.root, UnmountFlags::DETACH);
     finish(&mut squashfuse);
-    outcome
+    Ok(())
 }
 
-/// A child of ours that dies with us: squashfuse would outlive its starter.
-fn dies_with_us(program: &str) -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "--", program]);
-    command
+/// The mount points, on a file system that only this namespace has.
+struct Places {
+    /// Where the decryptor's file is.
+    image: PathBuf,
+    /// Where the container's root is.
+    root: PathBuf,
 }
 
-fn missing(program: &str, e: &io::Error) -> Failure {
-    Failure::new(
-        Stage::Missing,
-        format!("{program} cannot be started: {e}"),
-        "apt-get install squashfuse fuse3 bubblewrap util-linux",
-    )
+impl Places {
+    /// Enters namespaces of our own and makes them there.
+    fn make() -> Result<Self, Failure> {
+        let base = ["/tmp", "/run", "/mnt", "/var/tmp"].map(Path::new).into_iter().find(|path| path.is_dir());
+        let base = base.ok_or_else(|| namespaces("none of /tmp, /run, /mnt, /var/tmp exists"))?;
+        countersign_sys::enter_private_namespaces().map_err(namespaces)?;
+        // Nothing that is mounted here is seen elsewhere.
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).map_err(namespaces)?;
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        mount("countersign", base, "tmpfs", flags, Some(c"mode=0700,size=64k")).map_err(namespaces)?;
+        let places = Self { image: base.join("image"), root: base.join("root") };
+        for folder in [&places.image, &places.root] {
+            fs::create_dir(folder).map_err(namespaces)?;
+        }
+        Ok(places)
+    }
+
+    /// Mounts FUSE for the decryptor. /dev/fuse must be opened in the namespace in which it is mounted.
+    fn mount_fuse(&self) -> Result<fs::File, Failure> {
+        let fuse = OpenOptions::new().read(true).write(true).open("/dev/fuse");
+        let fuse = fuse.map_err(|e| namespaces(format!("/dev/fuse: {e}")))?;
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", fuse.as_raw_fd());
+        let options = std::ffi::CString::new(options).map_err(namespaces)?;
+        let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        mount("countersign", &self.image, "fuse", flags, Some(options.as_c_str())).map_err(namespaces)?;
+        Ok(fuse)
+    }
 }
 
-fn squashfuse(image: &Path, root: &Path) -> Result<Child, Failure> {
-    let program = ["/usr/bin/squashfuse_ll", "/usr/bin/squashfuse"].into_iter().find(|path| Path::new(path).exists());
-    let mut command = dies_with_us(program.unwrap_or("squashfuse"));
-    command.arg("-f").args(["-o", "ro,nosuid,nodev"]).arg(image).arg(root);
+/// Programs that a run needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Program {
+    Squashfuse,
+    Bubblewrap,
+}
+
+impl Program {
+    /// Where it is.
+    ///
+    /// # Errors
+    /// [`Stage::Missing`].
+    pub(crate) fn find(self) -> Result<PathBuf, Failure> {
+        let (names, package): (&[&str], &str) = match self {
+            // The low-level variant has fewer round trips.
+            Self::Squashfuse => (&["squashfuse_ll", "squashfuse"], "squashfuse fuse3"),
+            Self::Bubblewrap => (&["bwrap"], "bubblewrap"),
+        };
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let mut folders: Vec<PathBuf> = vec!["/usr/bin".into(), "/bin".into(), "/usr/local/bin".into()];
+        folders.extend(std::env::split_paths(&path).filter(|folder| folder.is_absolute()));
+        let mut places = names.iter().flat_map(|name| folders.iter().map(move |folder| folder.join(name)));
+        places.find(|path| path.is_file()).ok_or_else(|| {
+            let name = names.last().copied().unwrap_or_default();
+            Failure::new(Stage::Missing, format!("{name} is not installed"), format!("apt-get install {package}"))
+        })
+    }
+}
+
+pub(crate) fn missing(program: &Path, e: &io::Error) -> Failure {
+    Failure::new(Stage::Missing, format!("{} cannot be started: {e}", program.display()), "supervisor doctor")
+}
+
+fn squashfuse(channel: &Channel, places: &Places) -> Result<Child, Failure> {
+    let program = Program::Squashfuse.find()?;
+    let mut command = Command::new(&program);
+    countersign_sys::end_with_parent(&mut command);
+    command.arg("-f").args(["-o", "ro,nosuid,nodev"]).arg(places.image.join(FILE)).arg(&places.root);
+    command.env_clear().env("PATH", "/usr/bin:/bin").env("LC_ALL", "C");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|e| missing("squashfuse", &e))?;
-    let started = Instant::now();
     let device = |path: &Path| rustix::fs::stat(path).map(|stat| stat.st_dev);
-    let before = device(root).map_err(start)?;
+    let before = device(&places.root).map_err(start)?;
+    let mut child = command.spawn().map_err(|e| missing(&program, &e))?;
+    // Its opening of the image waits for this word to reach the decryptor.
+    channel.send(&Report::Reader(child.id()), &[]).map_err(start)?;
+    let started = Instant::now();
     loop {
-        if device(root).is_ok_and(|now| now != before) {
+        if device(&places.root).is_ok_and(|now| now != before) {
             return Ok(child);
         }
         if let Some(status) = child.try_wait().map_err(start)? {
             let mut words = String::new();
-            if let Some(mut stderr) = child.stderr.take() {
-                let _ = io::Read::read_to_string(&mut stderr, &mut words);
+            if let Some(stderr) = child.stderr.take() {
+                let _ = io::Read::read_to_string(&mut io::Read::take(stderr, 4096), &mut words);
             }
             return Err(start(format!("squashfuse ended ({status}): {}", words.trim())));
         }
         if started.elapsed() > MOUNT {
-            finish(&mut child);
+            let _ = child.kill();
             return Err(start("squashfuse did not mount the file system in time"));
         }
         std::thread::sleep(Duration::from_micros(500));
     }
 }
 
-/// squashfuse ends by itself after its last unmount; after a second it is ended.
+/// squashfuse ends by itself after its last unmount; if not, it is ended.
 fn finish(child: &mut Child) {
     let asked = Instant::now();
-    while asked.elapsed() < Duration::from_secs(1) {
+    while asked.elapsed() < LEAVE {
         if let Ok(Some(_)) = child.try_wait() {
             return;
         }
@@ -155,34 +217,4 @@ fn finish(child: &mut Child) {
     }
     let _ = child.kill();
     let _ = child.wait();
-}
-
-fn workload(root: &Path, command_line: &[String], stdin: std::os::fd::OwnedFd) -> Result<u8, Failure> {
-    let mut command = dies_with_us("bwrap");
-    command.arg("--ro-bind").arg(root).arg("/");
-    let has = |name: &str| root.join(name).is_dir();
-    if has("proc") {
-        command.args(["--proc", "/proc"]);
-    }
-    if has("dev") {
-        command.args(["--dev", "/dev"]);
-    }
-    if has("tmp") {
-        command.args(["--tmpfs", "/tmp"]);
-    }
-    command.args(["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]);
-    command.args(["--new-session", "--die-with-parent", "--cap-drop", "ALL", "--chdir", "/"]);
-    command.args(["--clearenv", "--setenv", "PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]);
-    for name in ["TERM", "LANG", "TZ"] {
-        if let Some(value) = std::env::var_os(name) {
-            command.arg("--setenv").arg(name).arg(value);
-        }
-    }
-    command.arg("--").args(command_line.iter().map(OsString::from));
-    command.stdin(Stdio::from(stdin));
-    let status = command.status().map_err(|e| missing("bwrap", &e))?;
-    let by_signal =
-        || status.signal().and_then(|signal| u8::try_from(signal).ok()).map(|signal| signal.saturating_add(128));
-    let code = status.code().and_then(|code| u8::try_from(code).ok()).or_else(by_signal);
-    Ok(code.unwrap_or_else(|| Stage::Start.code()))
 }

@@ -1,6 +1,15 @@
 //! The few system calls that need unsafe code. Everything else in the workspace forbids it.
 
+mod signals;
+
 use std::io;
+use std::os::fd::{FromRawFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+
+use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
+
+pub use signals::signals;
 
 /// Moves this process, which must have one thread, into a new user and mount namespace in which it is root; mounts made here are seen nowhere else.
 ///
@@ -24,13 +33,139 @@ pub fn enter_private_namespaces() -> io::Result<()> {
     std::fs::write("/proc/self/gid_map", format!("0 {gid} 1"))
 }
 
+/// Has the kernel kill the command's process when this one (its main thread, which must be the one that spawns) ends, however it ends.
+pub fn end_with_parent(command: &mut Command) -> &mut Command {
+    let parent = getpid();
+    let child = move || {
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        // It may have ended before the line above.
+        if getppid() == Some(parent) { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
+    };
+    // SAFETY: between fork and exec `child` makes two system calls; it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(child) }
+}
+
+/// Marks all descriptors from 3 on close-on-exec: programs that this process starts get the standard ones and what they are given.
+///
+/// # Errors
+/// Linux before 5.11.
+pub fn keep_descriptors() -> io::Result<()> {
+    let (first, last): (libc::c_uint, libc::c_uint) = (3, libc::c_uint::MAX);
+    // SAFETY: with CLOSE_RANGE_CLOEXEC the call closes nothing; it sets a flag on descriptors, whoever owns them.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_CLOEXEC) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Another descriptor (close-on-exec) of what was handed to this process under a number.
+///
+/// # Errors
+/// Nothing is open under that number.
+pub fn inherited_descriptor(number: u32) -> io::Result<OwnedFd> {
+    let number = libc::c_int::try_from(number).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
+    // SAFETY: F_DUPFD_CLOEXEC makes a new descriptor and changes nothing about the old one; a number that is not open is refused.
+    let new = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
+    if new < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor; nothing else knows its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(new) })
+}
+
+/// Keeps the pages of the C heap, where OpenSSL and the main thread's allocations lie, out of swap; bytes locked. Pages that the heap grows by
+/// later are not locked.
+///
+/// # Errors
+/// RLIMIT_MEMLOCK is too small, or the heap was not found.
+pub fn lock_heap() -> io::Result<usize> {
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    let (start, end) = heap(&maps).ok_or(io::ErrorKind::NotFound)?;
+    let length = end.saturating_sub(start);
+    // SAFETY: mlock faults pages in and pins them; it changes no content, and a range that is not mapped (any more) is refused.
+    let result = unsafe { libc::mlock(std::ptr::without_provenance(start), length) };
+    if result == 0 { Ok(length) } else { Err(io::Error::last_os_error()) }
+}
+
+/// First and last-plus-one address of the heap in /proc/self/maps.
+fn heap(maps: &str) -> Option<(usize, usize)> {
+    let line = maps.lines().find(|line| line.ends_with("[heap]"))?;
+    let (start, end) = line.split_whitespace().next()?.split_once('-')?;
+    Some((usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?))
+}
+
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use std::io::{Read as _, Write as _};
+    use std::os::fd::AsRawFd as _;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
     #[test]
     fn a_process_with_threads_is_refused() {
         // The test runner has several threads: the kernel must say no, and nothing changes.
         let before = std::fs::read_link("/proc/self/ns/user").unwrap();
-        assert!(super::enter_private_namespaces().is_err());
+        assert!(enter_private_namespaces().is_err());
         assert_eq!(std::fs::read_link("/proc/self/ns/user").unwrap(), before);
+    }
+
+    #[test]
+    fn a_child_ends_with_the_thread_that_started_it() {
+        // A thread is enough: the kernel's rule is about the starting thread.
+        let mut child = std::thread::spawn(|| {
+            let mut command = Command::new("cat");
+            end_with_parent(&mut command).stdin(Stdio::piped()).spawn().unwrap()
+        })
+        .join()
+        .unwrap();
+        use std::os::unix::process::ExitStatusExt as _;
+        // Its standard input is still open: only the signal can end it.
+        assert_eq!(child.try_wait().unwrap().or_else(|| child_end(&mut child)).unwrap().signal(), Some(libc::SIGKILL));
+    }
+
+    fn child_end(child: &mut std::process::Child) -> Option<std::process::ExitStatus> {
+        let input = child.stdin.take();
+        let status = child.wait().ok();
+        drop(input);
+        status
+    }
+
+    #[test]
+    fn a_descriptor_by_its_number() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let number = u32::try_from(writer.as_raw_fd()).unwrap();
+        let mut again = std::fs::File::from(inherited_descriptor(number).unwrap());
+        drop(writer);
+        again.write_all(b"x").unwrap();
+        drop(again);
+        let mut got = String::new();
+        reader.read_to_string(&mut got).unwrap();
+        assert_eq!(got, "x");
+        assert_eq!(inherited_descriptor(1_000_000).unwrap_err().raw_os_error(), Some(libc::EBADF));
+        assert!(inherited_descriptor(u32::MAX).is_err());
+    }
+
+    #[test]
+    fn programs_get_no_other_descriptors() {
+        let (_reader, writer) = io::pipe().unwrap();
+        rustix::io::fcntl_setfd(&writer, rustix::io::FdFlags::empty()).unwrap();
+        keep_descriptors().unwrap();
+        assert!(rustix::io::fcntl_getfd(&writer).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
+    }
+
+    #[test]
+    fn the_heap_is_found_and_locked() {
+        let maps = "55d0-55e0 rw-p 00000000 00:00 0    [heap]\n7f00-7f01 r--p 0 00:00 0 /x\n";
+        assert_eq!(heap(maps), Some((0x55d0, 0x55e0)));
+        assert_eq!(heap("7f00-7f01 r--p 0 00:00 0 /x\n"), None);
+        let locked = |status: &str| -> u64 {
+            let line = status.lines().find(|line| line.starts_with("VmLck:")).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse().unwrap()
+        };
+        let before = locked(&std::fs::read_to_string("/proc/self/status").unwrap());
+        match lock_heap() {
+            Ok(_) => assert!(locked(&std::fs::read_to_string("/proc/self/status").unwrap()) > before),
+            Err(e) => assert_eq!(e.raw_os_error(), Some(libc::ENOMEM), "only the limit may be in the way: {e}"),
+        }
     }
 }

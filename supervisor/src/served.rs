@@ -1,0 +1,203 @@
+//! The decrypted file system as the kernel sees it: a folder with one file, which one process may open, once.
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, UNIX_EPOCH};
+
+use countersign_sif::{SifError, View};
+use fuser::{
+    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, KernelConfig,
+    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen, Request, Session, SessionACL,
+};
+
+use crate::channel::Channel;
+use crate::decryptor::Report;
+
+/// FUSE threads: more add nothing.
+pub(crate) const THREADS: usize = 2;
+/// Name of the one file that is served.
+pub(crate) const FILE: &str = "rootfs.sqfs";
+const ROOT: u64 = 1;
+const IMAGE: u64 = 2;
+/// The file never changes: the kernel may keep what it knows.
+const FOR_EVER: Duration = Duration::from_secs(86_400);
+
+/// Who may open the file: the process that the supervisor names, once. The other processes of the same user can reach the mount through
+/// /proc until it is detached, and squashfuse's descriptors for as long as it lives.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    state: Mutex<Reader>,
+    told: Condvar,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Reader {
+    /// The supervisor has not said yet who it is.
+    #[default]
+    Unknown,
+    /// This process, by its id in the namespace of the mount.
+    Expected(u32),
+    /// It was here.
+    Served,
+}
+
+impl Gate {
+    /// Says who the reader is; the first word counts.
+    pub(crate) fn expect(&self, pid: u32) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if *state == Reader::Unknown {
+            *state = Reader::Expected(pid);
+        }
+        drop(state);
+        self.told.notify_all();
+    }
+
+    /// Whether this process may open the file; waits until it is known who may.
+    fn admits(&self, pid: u32) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        while *state == Reader::Unknown {
+            state = self.told.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        let admitted = *state == Reader::Expected(pid);
+        if admitted {
+            *state = Reader::Served;
+        }
+        admitted
+    }
+}
+
+/// Serves the view until its last mount is gone.
+///
+/// # Errors
+/// FUSE fails.
+pub(crate) fn serve(view: View, fuse: OwnedFd, gate: Arc<Gate>, report: Channel) -> std::io::Result<()> {
+    let mut config = Config::default();
+    config.n_threads = Some(THREADS);
+    config.clone_fd = true;
+    // The opener is root of its own user namespace: its requests come with an id that is not ours. The gate decides.
+    config.acl = SessionACL::All;
+    let served = Served { view, gate, report, reported: AtomicBool::new(false) };
+    Session::from_fd(served, fuse, SessionACL::All, config)?.spawn()?.join()
+}
+
+struct Served {
+    view: View,
+    gate: Arc<Gate>,
+    report: Channel,
+    /// An integrity error was reported; the supervisor ends the run at the first.
+    reported: AtomicBool,
+}
+
+impl Served {
+    fn attributes(&self, inode: u64) -> Option<FileAttr> {
+        let (kind, perm, size) = match inode {
+            ROOT => (FileType::Directory, 0o500, 0),
+            IMAGE => (FileType::RegularFile, 0o400, self.view.length()),
+            _ => return None,
+        };
+        Some(FileAttr {
+            ino: INodeNo(inode),
+            size,
+            blocks: size.div_ceil(512),
+            atime: UNIX_EPOCH,
+            mtime: UNIX_EPOCH,
+            ctime: UNIX_EPOCH,
+            crtime: UNIX_EPOCH,
+            kind,
+            perm,
+            nlink: 1,
+            // As seen in the mount's own user namespace.
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            blksize: 4096,
+            flags: 0,
+        })
+    }
+}
+
+impl Filesystem for Served {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        if let Err(most) = config.set_max_readahead(1 << 20) {
+            let _ = config.set_max_readahead(most);
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.attributes(IMAGE).filter(|_| parent.0 == ROOT && name == FILE) {
+            Some(attributes) => reply.entry(&FOR_EVER, &attributes, Generation(0)),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn getattr(&self, _request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        match self.attributes(inode.0) {
+            Some(attributes) => reply.attr(&FOR_EVER, &attributes),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn open(&self, request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        if inode.0 == IMAGE && self.gate.admits(request.pid()) {
+            reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+        } else {
+            reply.error(Errno::EACCES);
+        }
+    }
+
+    fn opendir(&self, _request: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        reply.error(Errno::EACCES);
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        match self.view.read_at(offset, usize::try_from(size).unwrap_or(0)) {
+            Ok(data) => reply.data(&data),
+            Err(e) => {
+                // Said before the reader learns of it: whoever fails because of it is explained by it.
+                if let SifError::Integrity { block, level } = e
+                    && !self.reported.swap(true, Ordering::Relaxed)
+                {
+                    let _ = self.report.send(&Report::Integrity { block, level }, &[]);
+                }
+                reply.error(Errno::EIO);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reader_once_and_nobody_else() {
+        let gate = Arc::new(Gate::default());
+        let early: Vec<_> = [7, 8, 9]
+            .map(|pid| {
+                let gate = Arc::clone(&gate);
+                std::thread::spawn(move || gate.admits(pid))
+            })
+            .into_iter()
+            .collect();
+        gate.expect(8);
+        gate.expect(9);
+        let admitted: Vec<bool> = early.into_iter().map(|thread| thread.join().unwrap()).collect();
+        assert_eq!(admitted, [false, true, false]);
+        assert!(!gate.admits(8), "a second time");
+        gate.expect(10);
+        assert!(!gate.admits(10), "another one later");
+    }
+}

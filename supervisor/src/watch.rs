@@ -1,0 +1,94 @@
+//! What a run waits for: its two helpers and the user's signals, whichever comes first.
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use countersign_sif::SifError;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::channel::Channel;
+use crate::decryptor;
+use crate::exit::{Failure, Stage};
+use crate::stage;
+
+/// Signals that end a run: SIGHUP, SIGINT, SIGTERM.
+const ENDING: [i32; 3] = [1, 2, 15];
+
+/// The descriptors to wait on.
+pub(crate) struct Watch {
+    signals: OwnedFd,
+    pub(crate) decryptor: Channel,
+    pub(crate) stage: Channel,
+}
+
+/// What came. A helper that is gone is `None`.
+pub(crate) enum Heard {
+    Signal(u8),
+    Decryptor(Option<decryptor::Report>),
+    Stage(Option<(stage::Report, Vec<OwnedFd>)>),
+    /// Nothing in the time given.
+    Nothing,
+}
+
+fn other(e: impl std::fmt::Display) -> Failure {
+    Failure::new(Stage::Other, e.to_string(), "")
+}
+
+impl Watch {
+    /// From here on the ending signals are heard here.
+    pub(crate) fn new(decryptor: Channel, stage: Channel) -> Result<Self, Failure> {
+        Ok(Self { signals: countersign_sys::signals(&ENDING).map_err(other)?, decryptor, stage })
+    }
+
+    /// Waits for the next thing. What the decryptor says comes first: it explains what the stage says. That it is gone comes after
+    /// what the stage says, which may have brought it about.
+    pub(crate) fn next(&self, patience: Option<Duration>) -> Result<Heard, Failure> {
+        let patience = patience.map(Timespec::try_from).transpose().map_err(other)?;
+        let [signals, decryptor, stage] = loop {
+            let mut fds = [
+                PollFd::new(&self.signals, PollFlags::IN),
+                PollFd::from_borrowed_fd(self.decryptor.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(self.stage.as_fd(), PollFlags::IN),
+            ];
+            match poll(&mut fds, patience.as_ref()) {
+                Err(rustix::io::Errno::INTR) => {}
+                other_result => {
+                    other_result.map_err(other)?;
+                    break fds.map(|fd| !fd.revents().is_empty());
+                }
+            }
+        };
+        let mut gone = false;
+        if decryptor {
+            match self.decryptor.receive().map_err(other)? {
+                Some((report, _)) => return Ok(Heard::Decryptor(Some(report))),
+                None => gone = true,
+            }
+        }
+        if stage {
+            return Ok(Heard::Stage(self.stage.receive().map_err(other)?));
+        }
+        if gone {
+            return Ok(Heard::Decryptor(None));
+        }
+        let mut number = [0];
+        if signals && rustix::io::read(&self.signals, &mut number).is_ok_and(|n| n > 0) {
+            return Ok(Heard::Signal(number.first().copied().unwrap_or_default()));
+        }
+        Ok(Heard::Nothing)
+    }
+
+    /// What the decryptor has found wrong with the image, if it has.
+    pub(crate) fn finding(&self) -> Option<Failure> {
+        let mut fds = [PollFd::from_borrowed_fd(self.decryptor.as_fd(), PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        if poll(&mut fds, Some(&now)).ok()? == 0 {
+            return None;
+        }
+        match self.decryptor.receive::<decryptor::Report>().ok()?? {
+            (decryptor::Report::Integrity { block, level }, _) => Some(SifError::Integrity { block, level }.into()),
+            (decryptor::Report::Failed(failure), _) => Some(failure),
+            (decryptor::Report::Released(_), _) => None,
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! A folder beside the output that takes everything half-made: gone when the work is done, when it failed, and when a signal ended it.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::process::{Pid, Signal, getpid, kill_process};
+use tempfile::TempDir;
+
+use crate::exit::{Failure, Stage};
+
+/// SIGHUP, SIGINT, SIGTERM.
+const ENDING: [i32; 3] = [1, 2, 15];
+/// A signal is ending this process: nobody else does.
+static ENDING_NOW: AtomicBool = AtomicBool::new(false);
+
+pub(crate) struct Workshop(TempDir);
+
+fn failed(path: &Path, e: &std::io::Error) -> Failure {
+    Failure::new(Stage::Protect, format!("{}: {e}", path.display()), "check the folder and its free space")
+}
+
+/// The refusal to replace a file.
+pub(crate) fn exists(path: &Path) -> Failure {
+    Failure::new(Stage::Protect, format!("{} exists already", path.display()), "--force replaces it")
+}
+
+fn folder_of(output: &Path) -> &Path {
+    output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."))
+}
+
+impl Workshop {
+    /// Makes the folder. From here on SIGHUP, SIGINT and SIGTERM remove it and end the process.
+    pub(crate) fn beside(output: &Path) -> Result<Self, Failure> {
+        let dir = tempfile::Builder::new().prefix(".countersign-").tempdir_in(folder_of(output));
+        let dir = dir.map_err(|e| failed(output, &e))?;
+        let signals = countersign_sys::signals(&ENDING).map_err(|e| failed(output, &e))?;
+        let path = dir.path().to_owned();
+        std::thread::spawn(move || tidy(&signals, &path));
+        Ok(Self(dir))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Moves the finished `image` to its place, as a whole.
+    pub(crate) fn deliver(self, output: &Path, replace: bool) -> Result<(), Failure> {
+        let made = self.path().join("image");
+        let flags = if replace { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
+        match renameat_with(CWD, &made, CWD, output, flags) {
+            Err(rustix::io::Errno::EXIST) => return Err(exists(output)),
+            // A file system that knows no NOREPLACE.
+            Err(rustix::io::Errno::INVAL) if output.symlink_metadata().is_err() => {
+                std::fs::rename(&made, output).map_err(|e| failed(output, &e))?;
+            }
+            other => other.map_err(|e| failed(output, &e.into()))?,
+        }
+        File::open(folder_of(output)).and_then(|folder| folder.sync_all()).map_err(|e| failed(output, &e))
+    }
+}
+
+impl Drop for Workshop {
+    fn drop(&mut self) {
+        while ENDING_NOW.load(Ordering::Acquire) {
+            std::thread::park();
+        }
+    }
+}
+
+/// Waits for a signal; then ends what this process has started (mksquashfs, cryptsetup), removes the folder, and exits with 128 + the signal.
+fn tidy(signals: &OwnedFd, folder: &Path) {
+    let mut number = [0];
+    while !rustix::io::read(signals, &mut number).is_ok_and(|n| n > 0) {
+        let _ = poll(&mut [PollFd::new(signals, PollFlags::IN)], None);
+    }
+    ENDING_NOW.store(true, Ordering::Release);
+    for child in children() {
+        let _ = kill_process(child, Signal::KILL);
+    }
+    let _ = std::fs::remove_dir_all(folder);
+    std::process::exit(i32::from(number.first().copied().unwrap_or_default()).saturating_add(128));
+}
+
+fn children() -> Vec<Pid> {
+    let own = getpid().as_raw_nonzero().to_string();
+    let is_child = |folder: &PathBuf| {
+        let status = std::fs::read_to_string(folder.join("status")).unwrap_or_default();
+        status.lines().filter_map(|line| line.strip_prefix("PPid:")).any(|parent| parent.trim() == own)
+    };
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let folders = entries.map(|entry| entry.path()).filter(is_child);
+    folders.filter_map(|folder| folder.file_name()?.to_str()?.parse().ok().and_then(Pid::from_raw)).collect()
+}

@@ -1,0 +1,357 @@
+//! Runs under attack: processes killed, images changed or exchanged, eyes on the key.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::arithmetic_side_effects,
+    reason = "tests"
+)]
+
+mod support;
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use support::processes::{Family, Process};
+use support::{SECRET, SUPERVISOR, Scene, failed, is_root, stderr, stdout};
+
+/// A workload that escapes from its shell: double fork, a session of its own.
+const ESCAPES: &str = "(setsid sleep 1001 &) ; (setsid sh -c 'sleep 1002; sleep 1003' &) ; echo ready; sleep 1000";
+
+#[test]
+fn whoever_is_killed_nothing_is_left() {
+    let Some(scene) = Scene::new() else { return };
+    for (victim, code, words) in [
+        ("decryptor-process", 218, "the decryptor ended early"),
+        ("stage-process", 213, "the container ended early"),
+        ("squashfuse", 212, "squashfuse ended"),
+        ("bwrap", 213, "bubblewrap was killed (signal 9)"),
+    ] {
+        let run = scene.started(ESCAPES);
+        let family = Family::of(run.pid());
+        for word in ["decryptor-process", "stage-process", "squashfuse", "bwrap", "1000", "1001", "1002"] {
+            family.find(word);
+        }
+        let namespace = family.find("stage-process").mount_namespace();
+        family.find(victim).kill();
+        let (status, _, err) = run.end();
+        assert_eq!(status, Some(code), "{victim}: {err}");
+        assert!(err.contains(words), "{victim}: {err}");
+        family.all_gone(&namespace);
+    }
+    let runs = scene.runs();
+    assert_eq!(runs.len(), 8, "{runs:?}");
+    assert!(runs.iter().skip(1).step_by(2).all(|end| end.starts_with("failed: ")), "{runs:?}");
+
+    // The supervisor itself: its run has no end until the next start says that it was lost.
+    let run = scene.started(ESCAPES);
+    let family = Family::of(run.pid());
+    let namespace = family.find("stage-process").mount_namespace();
+    let other = scene.started("echo ready; read x; exit 5");
+    family.0[0].kill();
+    assert_eq!(run.end().0, None);
+    family.all_gone(&namespace);
+    assert_eq!(scene.runs()[8..], ["start", "start"]);
+    assert_eq!(std::fs::read_dir(scene.path("host/runs")).unwrap().count(), 2);
+    assert_eq!(stdout(&scene.exec(&["cat", "/secret.txt"])), SECRET);
+    let lost = "lost: its supervisor was killed";
+    assert_eq!(scene.runs()[8..], ["start", "start", lost, "start", "exit 0"], "the other one lives");
+    let mut other = other;
+    other.say("go");
+    assert_eq!(other.end().0, Some(5));
+    assert_eq!(scene.runs()[8..], ["start", "start", lost, "start", "exit 0", "exit 5"]);
+    assert_eq!(std::fs::read_dir(scene.path("host/runs")).unwrap().count(), 0);
+}
+
+fn flip(path: &Path, at: u64) {
+    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+}
+
+#[test]
+fn a_changed_block_ends_the_run() {
+    let Some(scene) = Scene::new() else { return };
+    let image = scene.owner.path("app.sif");
+    let payload = scene.owner.payload("app.sif");
+    // While it runs: blocks in the middle, which nobody has read yet.
+    let mut run = scene.started("echo ready; read x; cat /big; echo \"cat: $?\"; sleep 1000");
+    let family = Family::of(run.pid());
+    let namespace = family.find("stage-process").mount_namespace();
+    let middle = payload.start + (payload.end - payload.start) / 2;
+    flip(&image, middle);
+    run.say("go");
+    let mut out = Vec::new();
+    run.stdout.read_to_end(&mut out).unwrap();
+    let (code, _, err) = run.end();
+    assert_eq!(code, Some(214), "{err}");
+    let block = format!("block {} of the image was changed", (middle - payload.start) / 4096 + 4096);
+    assert!(err.contains(&block) && err.contains("hint: "), "{err}, expected {block}");
+    family.all_gone(&namespace);
+    flip(&image, middle);
+
+    // Before the start: the file system's first block.
+    flip(&image, payload.start + 5);
+    let out = scene.exec(&["cat", "/secret.txt"]);
+    failed(&out, 214, &["block 4096 of the image was changed"]);
+    assert!(out.stdout.is_empty());
+    flip(&image, payload.start + 5);
+
+    // Shorter than it says, before and while it runs.
+    let length = image.metadata().unwrap().len();
+    let bytes = std::fs::read(&image).unwrap();
+    std::fs::write(scene.path("short.sif"), &bytes[..bytes.len() - 4096]).unwrap();
+    failed(&scene.command("exec", &[], &scene.path("short.sif"), &["true"]).output().unwrap(), 202, &["SIF"]);
+    let mut run = scene.started("echo ready; read x; cat /big > /dev/null; exit 3");
+    OpenOptions::new().write(true).open(&image).unwrap().set_len(middle).unwrap();
+    run.say("go");
+    assert_eq!(run.end().0, Some(3), "the workload's own error: what is not there cannot be read");
+    OpenOptions::new().write(true).open(&image).unwrap().set_len(length).unwrap();
+}
+
+#[test]
+fn signatures_and_policies_that_do_not_belong() {
+    let Some(scene) = Scene::new() else { return };
+    let image = scene.owner.path("app.sif");
+    let run = |image: &Path| scene.command("exec", &[], image, &["cat", "/secret.txt"]).output().unwrap();
+    // Another owner's image, whole and well signed.
+    let stranger = support::Owner::with_image(scene.path("stranger"));
+    failed(&run(&stranger.path("app.sif")), 203, &["not by a trusted key", "--signer"]);
+    // The signature object unused: its descriptor's first bytes say so.
+    let bytes = std::fs::read(&image).unwrap();
+    let sif = countersign_sif::format::Sif::read(&File::open(&image).unwrap()).unwrap();
+    let position = |name: &str| sif.objects.iter().position(|object| object.name() == name).unwrap();
+    let signature = sif.objects.iter().position(|object| object.data_type == 0x4005).unwrap();
+    let mut stripped = bytes.clone();
+    let table = usize::try_from(u64::from_le_bytes(bytes[96..104].try_into().unwrap())).unwrap();
+    for byte in &mut stripped[table + 585 * signature..table + 585 * (signature + 1)] {
+        *byte = 0;
+    }
+    std::fs::write(scene.path("stripped.sif"), stripped).unwrap();
+    failed(&run(&scene.path("stripped.sif")), 203, &["0 signatures"]);
+    // One byte of the policy.
+    let policy = &sif.objects[position("countersign.policy")];
+    std::fs::copy(&image, scene.path("policy.sif")).unwrap();
+    flip(&scene.path("policy.sif"), policy.offset + policy.size / 2);
+    failed(&run(&scene.path("policy.sif")), 203, &["hint: "]);
+    assert_eq!(scene.runs(), Vec::<String>::new());
+}
+
+#[test]
+fn an_image_exchanged_between_check_and_use() {
+    let Some(scene) = Scene::new() else { return };
+    let image = scene.owner.path("app.sif");
+    // The run waits for the machine's lock, with the image checked and nothing released.
+    let lock = OpenOptions::new().write(true).open(scene.path("host/lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let mut child = scene.command("exec", &["--status-fd", "1"], &image, &["cat", "/secret.txt"]).spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut first = String::new();
+    out.read_line(&mut first).unwrap();
+    assert!(first.contains("\"verified\""), "{first}");
+    std::fs::write(scene.owner.path("rootfs/secret.txt"), "another\n").unwrap();
+    let made = scene.owner.protect(&scene.owner.path("rootfs"), "app.sif", &["--force"]);
+    assert!(made.status.success(), "{}", stderr(&made));
+    drop(lock);
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(rest.contains(SECRET) && !rest.contains("another"), "{rest}");
+}
+
+/// Whether any of the needles is in a process's memory. Parts that cannot be read (device mappings) are skipped.
+fn memory_holds(process: &Process, needles: &[Vec<u8>]) -> bool {
+    let memory = File::open(process.file("mem")).unwrap();
+    let maps = std::fs::read_to_string(process.file("maps")).unwrap();
+    assert!(!maps.is_empty());
+    for line in maps.lines() {
+        let mut fields = line.split_whitespace();
+        let (start, end) = fields.next().unwrap().split_once('-').unwrap();
+        if !fields.next().unwrap().starts_with('r') || line.ends_with("[vvar]") || line.ends_with("[vsyscall]") {
+            continue;
+        }
+        let (mut at, end) = (u64::from_str_radix(start, 16).unwrap(), u64::from_str_radix(end, 16).unwrap());
+        let mut buffer = vec![0; 1 << 20];
+        while at < end {
+            let part = usize::try_from(end - at).unwrap().min(buffer.len());
+            let Ok(n) = memory.read_at(&mut buffer[..part], at) else { break };
+            if n == 0 {
+                break;
+            }
+            if needles.iter().any(|needle| contains(&buffer[..n], needle)) {
+                return true;
+            }
+            // Parts overlap by more than a needle's length.
+            at += if n == buffer.len() { u64::try_from(n - 256).unwrap() } else { u64::try_from(n).unwrap() };
+        }
+    }
+    false
+}
+
+fn contains(bytes: &[u8], needle: &[u8]) -> bool {
+    let mut at = 0;
+    loop {
+        // To behind the next byte that is the needle's first.
+        match (&bytes[at..]).skip_until(needle[0]).unwrap() {
+            0 => return false,
+            n => at += n,
+        }
+        if bytes[at - 1..].starts_with(needle) {
+            return true;
+        }
+    }
+}
+
+fn files_holding(folder: &Path, needles: &[Vec<u8>], found: &mut Vec<String>) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let Ok(kind) = entry.file_type() else { continue };
+        if kind.is_dir() {
+            files_holding(&entry.path(), needles, found);
+        } else if kind.is_file() && entry.metadata().is_ok_and(|metadata| metadata.len() < 64 << 20) {
+            let Ok(bytes) = std::fs::read(entry.path()) else { continue };
+            if needles.iter().any(|needle| contains(&bytes, needle)) {
+                found.push(entry.path().display().to_string());
+            }
+        }
+    }
+}
+
+#[test]
+fn the_key_is_in_the_decryptor_and_nowhere_else() {
+    if !is_root() {
+        return;
+    }
+    let Some(scene) = Scene::new() else { return };
+    let key = scene.owner.volume_key("app.sif");
+    // Each half by itself: cipher contexts hold them apart. And as text.
+    let halves = [key[..32].to_vec(), key[32..].to_vec()];
+    let mut needles = halves.to_vec();
+    for half in &halves {
+        needles.push(hex::encode(half).into_bytes());
+        needles.push(hex::encode_upper(half).into_bytes());
+    }
+    needles.push(base64::Engine::encode(&base64::engine::general_purpose::STANDARD, key.as_slice()).into_bytes());
+
+    let run = scene.started("echo ready; cat /big > /dev/null; echo read; sleep 1000");
+    let mut run = run;
+    let mut line = String::new();
+    run.stdout.read_line(&mut line).unwrap();
+    assert_eq!(line, "read\n");
+    let family = Family::of(run.pid());
+    assert!(family.0.len() >= 7, "supervisor, decryptor, stage, squashfuse, bubblewrap twice, workload");
+    let decryptor = family.find("decryptor-process");
+    // The scan finds what is there: the tweak's key schedule begins with the key's second half.
+    assert!(memory_holds(decryptor, &needles), "the scan does not find the key where it must be");
+    for process in &family.0 {
+        if process.pid != decryptor.pid {
+            assert!(!memory_holds(process, &needles), "{} ({})", process.command, process.pid);
+        }
+        for file in ["environ", "cmdline"] {
+            let bytes = std::fs::read(process.file(file)).unwrap();
+            assert!(!needles.iter().any(|needle| contains(&bytes, needle)), "{file} of {}", process.command);
+        }
+    }
+    let status = std::fs::read_to_string(decryptor.file("status")).unwrap();
+    let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap().trim();
+    assert_ne!(locked, "0 kB");
+    let limits = std::fs::read_to_string(decryptor.file("limits")).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().collect::<Vec<_>>()[4..6], ["0", "0"]);
+    // Not dumpable: its files in /proc are root's, whoever runs it.
+    assert_eq!(decryptor.file("mem").metadata().unwrap().uid(), 0);
+
+    // The state folder, the test's own, and the temp space; swtpm's state holds sealed things only.
+    let mut found = Vec::new();
+    files_holding(scene.dir.path(), &needles, &mut found);
+    files_holding(&std::env::temp_dir(), &needles, &mut found);
+    files_holding(Path::new("/dev/shm"), &needles, &mut found);
+    assert_eq!(found, Vec::<String>::new());
+
+    // No path leads to the decrypted image: no mount of the decryptor's is left, and squashfuse's own descriptor opens for nobody else.
+    let stage = family.find("stage-process");
+    let mounts = std::fs::read_to_string(stage.file("mountinfo")).unwrap();
+    assert!(!mounts.lines().any(|line| line.contains(" - fuse countersign ")), "{mounts}");
+    assert!(mounts.contains("squashfuse"), "{mounts}");
+    let squashfuse = family.find("squashfuse");
+    let mut tried = 0;
+    for entry in std::fs::read_dir(squashfuse.file("fd")).unwrap().flatten() {
+        if std::fs::read_link(entry.path()).is_ok_and(|target| target.ends_with("rootfs.sqfs")) {
+            tried += 1;
+            assert_eq!(File::open(entry.path()).unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
+        }
+    }
+    assert_eq!(tried, 1);
+    // The policy's audience too: the workload's view of itself.
+    assert!(!stdout(&scene.shell("cat /proc/1/environ /proc/self/environ /proc/*/cmdline")).contains("countersign"));
+}
+
+/// A command as a user that does not exist.
+fn as_nobody(program: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "54321", "--regid", "54321", "--clear-groups", "--"]).arg(program);
+    command
+}
+
+#[test]
+fn an_ordinary_user_runs_it_and_cannot_look_into_the_decryptor() {
+    if !is_root() {
+        return;
+    }
+    let Some(scene) = Scene::new() else { return };
+    // The program where that user can get at it, and everything else his own.
+    let program = scene.path("supervisor");
+    std::fs::copy(SUPERVISOR, &program).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    assert!(Command::new("chown").args(["-R", "54321:54321"]).arg(scene.dir.path()).status().unwrap().success());
+    let socket = scene.sim.socket();
+    for path in socket.ancestors().take(2) {
+        assert!(Command::new("chown").args(["54321:54321"]).arg(path).status().unwrap().success());
+    }
+    let mut command = as_nobody(program.to_str().unwrap());
+    let script = "id -u; cat /secret.txt; echo ready; exec sleep 1000";
+    let given = scene.command("exec", &["--status-fd", "2"], &scene.owner.path("app.sif"), &["sh", "-c", script]);
+    let mut child = command
+        .args(given.get_args())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut text = String::new();
+    while !text.ends_with("ready\n") {
+        if out.read_line(&mut text).unwrap() == 0 {
+            let mut err = String::new();
+            child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+            panic!("{text}{err}");
+        }
+    }
+    assert_eq!(text, format!("54321\n{SECRET}ready\n"));
+    let family = Family::of(i32::try_from(child.id()).unwrap());
+    let decryptor = family.find("decryptor-process");
+    for file in ["mem", "maps", "environ", "fd/0", "root", "cwd", "exe"] {
+        let path = decryptor.file(file).display().to_string();
+        let out = as_nobody("cat").arg(&path).env("LC_ALL", "C").output().unwrap();
+        assert!(!out.status.success() && stderr(&out).contains("Permission denied"), "{path}: {}", stderr(&out));
+    }
+    // The attempt itself works: the same user's supervisor lets itself be read.
+    let own = family.0[0].file("environ").display().to_string();
+    assert!(as_nobody("cat").arg(own).output().unwrap().status.success());
+    // It is where the user is, not in the container's user namespace, where the user would be root.
+    let namespace = |process: &Process| std::fs::read_link(process.file("ns/user")).unwrap();
+    assert_eq!(namespace(decryptor), std::fs::read_link("/proc/self/ns/user").unwrap());
+    assert_ne!(namespace(family.find("stage-process")), namespace(decryptor));
+    let mounts = family.find("stage-process").mount_namespace();
+    support::processes::signal(i32::try_from(child.id()).unwrap(), rustix::process::Signal::TERM);
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    family.all_gone(&mounts);
+    let mut err = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+    assert!(err.contains("\"locked\":\"the heap\"") || err.contains("\"locked\":\"all memory\""), "{err}");
+}

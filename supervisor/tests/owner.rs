@@ -1,0 +1,232 @@
+//! What an owner does: protect, register, inspect.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::arithmetic_side_effects,
+    reason = "tests"
+)]
+
+mod support;
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use rustix::process::Signal;
+use serde_json::Value;
+use support::processes::{Family, signal};
+use support::{Owner, SUPERVISOR, Scene, failed, stderr, stdout};
+use tempfile::TempDir;
+
+/// What is in a folder, hidden files too.
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// An owner, where cryptsetup and mksquashfs are installed.
+fn owner() -> Option<(TempDir, Owner)> {
+    for name in ["/usr/sbin/cryptsetup", "/usr/bin/mksquashfs", "/bin/busybox"] {
+        if !Path::new(name).exists() {
+            println!("skipped: {name} is missing");
+            return None;
+        }
+    }
+    let dir = TempDir::new().unwrap();
+    let owner = Owner::with_image(dir.path().join("owner"));
+    Some((dir, owner))
+}
+
+#[test]
+fn an_image_is_not_replaced_by_accident() {
+    let Some((_dir, owner)) = owner() else { return };
+    let before = std::fs::read(owner.path("app.sif")).unwrap();
+    let list = names(&owner.dir);
+    let rootfs = owner.path("rootfs");
+    failed(&owner.protect(&rootfs, "app.sif", &[]), 216, &["app.sif exists already", "--force"]);
+    assert!(std::fs::read(owner.path("app.sif")).unwrap() == before);
+    let out = owner.protect(&rootfs, "app.sif", &["--force"]);
+    assert!(out.status.success(), "{}", stderr(&out));
+    assert!(std::fs::read(owner.path("app.sif")).unwrap() != before, "another key");
+    assert_eq!(names(&owner.dir), list, "nothing else was made");
+    // Inputs that are no file system, or an image that is protected already.
+    failed(&owner.protect(&owner.path("owner.pem"), "x.sif", &[]), 202, &["shorter than a SIF header"]);
+    failed(&owner.protect(&owner.path("app.sif"), "x.sif", &[]), 202, &["encrypted already"]);
+    failed(&owner.protect(&owner.path("nothing"), "x.sif", &[]), 216, &["nothing", "No such file"]);
+    failed(&owner.protect(&rootfs, "no/such/folder/x.sif", &[]), 216, &["No such file"]);
+    failed(&owner.protect(&rootfs, "x.sif", &["--policy", "/proc/self/fd"]), 216, &[]);
+    assert_eq!(names(&owner.dir), list);
+}
+
+#[test]
+fn an_interrupted_protect_leaves_nothing() {
+    let Some((_dir, owner)) = owner() else { return };
+    std::fs::write(owner.path("passphrase"), "a long enough passphrase\n").unwrap();
+    let list = names(&owner.dir);
+    for (number, name) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
+        let mut command = Command::new(SUPERVISOR);
+        command.arg("protect").arg(owner.path("rootfs")).arg("--sign").arg(owner.path("owner.pem"));
+        // argon2id takes cryptsetup seconds.
+        command.arg("--escrow-passphrase-file").arg(owner.path("passphrase")).arg("-o").arg(owner.path("late.sif"));
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let family = loop {
+            let family = Family::of(pid);
+            if let Some(cryptsetup) = family.0.iter().find(|process| process.command.contains("luksFormat")) {
+                // Its secrets come through pipes.
+                for file in ["cmdline", "environ"] {
+                    let bytes = std::fs::read(cryptsetup.file(file)).unwrap_or_default();
+                    assert!(!String::from_utf8_lossy(&bytes).contains("long enough"), "{file}");
+                }
+                break family;
+            }
+            assert_eq!(child.try_wait().unwrap(), None, "it ended before cryptsetup was seen");
+        };
+        assert_eq!(names(&owner.dir).len(), list.len() + 1, "its folder");
+        signal(pid, number);
+        let out = child.wait().unwrap();
+        assert_eq!(out.code(), Some(name));
+        family.ended();
+        assert_eq!(names(&owner.dir), list);
+    }
+}
+
+#[test]
+fn a_full_disk_leaves_nothing() {
+    let Some((_dir, owner)) = owner() else { return };
+    let small = owner.path("small");
+    std::fs::create_dir(&small).unwrap();
+    let list = names(&owner.dir);
+    // A file system of 12 MiB, which the header alone overfills, and one of 20, which the payload does.
+    for size in ["12m", "20m"] {
+        let script = format!(
+            "mount -t tmpfs -o size={size} none {0} && {SUPERVISOR} protect {1} --sign {2} --escrow {3} -o {0}/app.sif; echo \"code $?\"; ls -A {0}",
+            small.display(),
+            owner.path("rootfs").display(),
+            owner.path("owner.pem").display(),
+            owner.path("escrow.pub.pem").display()
+        );
+        let out = Command::new("unshare").args(["-Urm", "sh", "-c", &script]).output().unwrap();
+        if !out.status.success() && stdout(&out).is_empty() {
+            println!("skipped: no user namespaces");
+            return;
+        }
+        assert!(
+            ["code 216\n", "code 211\n"].contains(&stdout(&out).as_str()),
+            "{size}: {}{}",
+            stdout(&out),
+            stderr(&out)
+        );
+        assert!(stderr(&out).contains("error: "), "{}", stderr(&out));
+    }
+    assert_eq!(names(&owner.dir), list);
+}
+
+#[test]
+fn inspect_says_what_is_verified() {
+    let Some((_dir, owner)) = owner() else { return };
+    let (image, signer) = (owner.path("app.sif"), owner.path("owner.pub.pem"));
+    let inspect = |more: &[&str]| {
+        let mut command = Command::new(SUPERVISOR);
+        command.arg("inspect").arg(&image).args(more).output().unwrap()
+    };
+    let signer = signer.to_str().unwrap();
+    let seen: Value = serde_json::from_slice(&inspect(&["--json"]).stdout).unwrap();
+    let checked: Value = serde_json::from_slice(&inspect(&["--json", "--signer", signer]).stdout).unwrap();
+    assert_eq!((&seen["verified"], &checked["verified"]), (&Value::Bool(false), &Value::Bool(true)));
+    for field in ["workload", "payload_root", "policy", "uuid", "objects"] {
+        assert_eq!(seen[field], checked[field], "{field}");
+        assert!(!seen[field].is_null());
+    }
+    assert!(stdout(&inspect(&[])).contains("nothing: give the owner's public key with --signer"));
+    let full: Value = serde_json::from_slice(&inspect(&["--json", "--full", "--signer", signer]).stdout).unwrap();
+    assert_eq!(full["checked"], "every object");
+    failed(&inspect(&["--full"]), 200, &["--signer"]);
+
+    // One bit in the middle of the payload: only --full sees it.
+    let mut bytes = std::fs::read(&image).unwrap();
+    let payload = owner.payload("app.sif");
+    let middle = usize::try_from(payload.start + (payload.end - payload.start) / 2).unwrap();
+    bytes[middle] ^= 0x10;
+    std::fs::write(&image, bytes).unwrap();
+    assert!(inspect(&["--signer", signer]).status.success());
+    let out = inspect(&["--full", "--signer", signer]);
+    assert!([203, 214].contains(&out.status.code().unwrap()), "{}", stderr(&out));
+    failed(&Command::new(SUPERVISOR).args(["inspect", "/dev/null"]).output().unwrap(), 202, &["SIF"]);
+}
+
+#[test]
+fn register_says_who_refuses() {
+    let Some(scene) = Scene::new() else { return };
+    let again = scene.owner.register_command(&scene.verifier, "app.sif").output().unwrap();
+    assert!(again.status.success() || again.status.code() == Some(217), "{}", stderr(&again));
+    // Another escrow key.
+    let stranger = Owner::with_image(scene.path("stranger"));
+    std::fs::copy(stranger.path("escrow.pem"), scene.owner.path("escrow.pem")).unwrap();
+    let out = scene.owner.register_command(&scene.verifier, "app.sif").output().unwrap();
+    failed(&out, 215, &["escrow key does not open the image", "hint: "]);
+    // Another's token, another CA, nobody there.
+    let mut command = stranger.register_command(&scene.verifier, "app.sif");
+    std::fs::write(scene.verifier.dir.join("operator.token"), "wrong\n").unwrap();
+    failed(&command.output().unwrap(), 217, &["error: "]);
+    std::fs::write(scene.verifier.dir.join("operator.token"), "operator\n").unwrap();
+    std::fs::copy(scene.sim.ca_pem().unwrap(), scene.verifier.dir.join("ca.pem")).unwrap();
+    failed(&command.output().unwrap(), 207, &["127.0.0.1"]);
+}
+
+#[test]
+fn the_owner_gets_it_back_and_rekeys_it() {
+    let Some(scene) = Scene::new() else { return };
+    let owner = &scene.owner;
+    let run = |verb: &str, output: &str, more: &[&str]| {
+        let mut command = Command::new(SUPERVISOR);
+        command.args(["--json", verb]).arg(owner.path("app.sif")).arg("--signer").arg(owner.path("owner.pub.pem"));
+        command.arg("--escrow-key").arg(owner.path("escrow.pem")).arg("-o").arg(owner.path(output)).args(more);
+        command.output().unwrap()
+    };
+    let list = names(&owner.dir);
+    let out = run("unprotect", "plain.sif", &[]);
+    assert!(out.status.success(), "{}", stderr(&out));
+    failed(&run("unprotect", "plain.sif", &[]), 216, &["exists already", "--force"]);
+    // What went in comes out: unsquashfs reads the plain SIF's partition.
+    let sif = countersign_sif::format::Sif::read(&std::fs::File::open(owner.path("plain.sif")).unwrap()).unwrap();
+    let offset = sif.primary().unwrap().offset.to_string();
+    let out = Command::new("unsquashfs")
+        .args(["-o", &offset, "-cat"])
+        .arg(owner.path("plain.sif"))
+        .arg("secret.txt")
+        .output()
+        .unwrap();
+    assert_eq!(stdout(&out), support::SECRET, "{}", stderr(&out));
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(owner.path("plain.sif")).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+
+    let (sign, escrow) =
+        (owner.path("owner.pem").display().to_string(), owner.path("escrow.pub.pem").display().to_string());
+    let out = run("rekey", "again.sif", &["--sign", &sign, "--escrow", &escrow]);
+    assert!(out.status.success(), "{}", stderr(&out));
+    let made: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_ne!(made["workload"], made["was"]);
+    assert_ne!(owner.volume_key("again.sif").as_slice(), owner.volume_key("app.sif").as_slice());
+    let mut all = list;
+    all.extend(["plain.sif".to_owned(), "again.sif".to_owned()]);
+    all.sort();
+    assert_eq!(names(&owner.dir), all);
+    owner.register(&scene.verifier, "again.sif");
+    let out = scene.command("exec", &[], &owner.path("again.sif"), &["cat", "/secret.txt"]).output().unwrap();
+    assert_eq!(stdout(&out), support::SECRET, "{}", stderr(&out));
+
+    // A block that was changed is not written anywhere.
+    let mut bytes = std::fs::read(owner.path("app.sif")).unwrap();
+    let middle = usize::try_from(owner.payload("app.sif").start).unwrap() + 70_000;
+    bytes[middle] ^= 1;
+    std::fs::write(owner.path("app.sif"), bytes).unwrap();
+    failed(&run("unprotect", "late.sif", &[]), 214, &["was changed"]);
+    failed(&run("rekey", "late.sif", &["--sign", &sign, "--escrow", &escrow]), 214, &["was changed"]);
+    assert_eq!(names(&owner.dir), all);
+}

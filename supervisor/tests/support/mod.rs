@@ -1,0 +1,372 @@
+//! What the tests share: a host with a recorded boot, a real verifier that knows it, an owner's keys and image, and the program.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+pub(crate) mod processes;
+
+use std::ffi::OsStr;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use countersign_attest::{Config, Host, Overrides, token};
+use countersign_sif::escrow::EscrowKey;
+use countersign_sif::xts::VolumeKey;
+use countersign_sif::{Image, dsse::SignerKey};
+use countersign_tpm_sim::{Error, Options, Sim};
+use countersign_verifier::admin::{self, Request};
+use countersign_verifier::service::Service;
+use countersign_verifier::store::Store;
+use countersign_verifier::{config, keys, server};
+use countersign_wire::runlog::{Event, RunLog};
+use openssl::pkey::PKey;
+use openssl::rsa::Rsa;
+use serde_json::Value;
+use tempfile::TempDir;
+
+const BOOT: &[u8] = include_bytes!("../../../fixtures/sb-ms-shim-grub212/binary_bios_measurements");
+const IMA: &[u8] = include_bytes!("../../../fixtures/sb-ms-shim-grub212/ima_binary");
+pub(crate) const SECRET: &str = "the seventh secret\n";
+pub(crate) const SUPERVISOR: &str = env!("CARGO_BIN_EXE_supervisor");
+
+/// Whether containers can be started here; says aloud why not.
+pub(crate) fn can_run() -> bool {
+    let missing = ["swtpm", "squashfuse", "bwrap", "mksquashfs", "busybox"].into_iter().find(|name| !installed(name));
+    if let Some(name) = missing {
+        println!("skipped: {name} is not installed");
+        return false;
+    }
+    if let Err(e) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse") {
+        println!("skipped: /dev/fuse: {e}");
+        return false;
+    }
+    if !Command::new("unshare").args(["-Urm", "true"]).status().is_ok_and(|status| status.success()) {
+        println!("skipped: no user namespaces");
+        return false;
+    }
+    true
+}
+
+pub(crate) fn is_root() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        println!("skipped: not root");
+    }
+    root
+}
+
+fn installed(name: &str) -> bool {
+    ["/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin"].iter().any(|dir| Path::new(dir).join(name).exists())
+}
+
+/// A verifier in a thread of this process.
+pub(crate) struct Verifier {
+    pub(crate) dir: PathBuf,
+    pub(crate) url: String,
+    service: Service,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Verifier {
+    fn start(dir: &Path) -> Self {
+        std::fs::create_dir_all(dir).unwrap();
+        keys::create(dir).unwrap();
+        let text = config::EXAMPLE
+            .replace("https://127.0.0.1:7448", "https://127.0.0.1:0")
+            .replace("dangerous_allow_simulated_hosts = false", "dangerous_allow_simulated_hosts = true");
+        std::fs::write(dir.join("verifier.toml"), text).unwrap();
+        keys::write_secret(&dir.join("operator.token"), b"operator\n").unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(Store::open(dir, true)).unwrap();
+        let service = runtime.block_on(Service::open(dir)).unwrap();
+        let (ready, announced) = mpsc::channel();
+        let served = service.clone();
+        runtime.spawn(async move {
+            server::serve(served, |url| ready.send(url.to_owned()).unwrap()).await.unwrap();
+        });
+        let url = announced.recv_timeout(Duration::from_secs(120)).unwrap();
+        Self { dir: dir.to_owned(), url, service, runtime }
+    }
+
+    pub(crate) fn ask(&self, request: Request) -> Value {
+        self.runtime.block_on(admin::perform(&self.service, request, "test")).unwrap()
+    }
+
+    /// Ends it.
+    pub(crate) fn stop(self) {
+        self.runtime.shutdown_background();
+    }
+}
+
+/// An owner's keys and image, in a folder.
+pub(crate) struct Owner {
+    pub(crate) dir: PathBuf,
+}
+
+impl Owner {
+    fn new(dir: PathBuf) -> Self {
+        std::fs::create_dir_all(&dir).unwrap();
+        let signing = PKey::generate_ed25519().unwrap();
+        let escrow = Rsa::generate(2048).unwrap();
+        let owner = Self { dir };
+        std::fs::write(owner.path("owner.pem"), signing.private_key_to_pem_pkcs8().unwrap()).unwrap();
+        std::fs::write(owner.path("owner.pub.pem"), signing.public_key_to_pem().unwrap()).unwrap();
+        std::fs::write(owner.path("escrow.pem"), escrow.private_key_to_pem().unwrap()).unwrap();
+        std::fs::write(owner.path("escrow.pub.pem"), escrow.public_key_to_pem_pkcs1().unwrap()).unwrap();
+        owner.make_rootfs();
+        owner
+    }
+
+    /// Keys, a small root file system, and `app.sif` of it.
+    pub(crate) fn with_image(dir: PathBuf) -> Self {
+        let owner = Self::new(dir);
+        let out = owner.protect(&owner.path("rootfs"), "app.sif", &[]);
+        assert!(out.status.success(), "{}", stderr(&out));
+        owner
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    fn make_rootfs(&self) {
+        let root = self.path("rootfs");
+        for sub in ["bin", "dev", "proc", "tmp", "etc"] {
+            std::fs::create_dir_all(root.join(sub)).unwrap();
+        }
+        let busybox = ["/bin/busybox", "/usr/bin/busybox"].iter().map(Path::new).find(|path| path.exists()).unwrap();
+        std::fs::copy(busybox, root.join("bin/busybox")).unwrap();
+        std::fs::set_permissions(root.join("bin/busybox"), std::fs::Permissions::from_mode(0o755)).unwrap();
+        for name in ["sh", "cat", "ls", "sleep", "echo", "id", "touch", "grep", "mount", "ps", "readlink", "setsid"] {
+            std::os::unix::fs::symlink("busybox", root.join("bin").join(name)).unwrap();
+        }
+        std::fs::write(root.join("secret.txt"), SECRET).unwrap();
+        // Much that does not compress, read by nobody at the start.
+        let mut big = vec![0; 4 << 20];
+        openssl::rand::rand_bytes(&mut big).unwrap();
+        std::fs::write(root.join("big"), big).unwrap();
+    }
+
+    pub(crate) fn protect(&self, input: &Path, output: &str, more: &[&str]) -> Output {
+        let mut command = Command::new(SUPERVISOR);
+        command.arg("protect").arg(input).arg("--sign").arg(self.path("owner.pem"));
+        command.arg("--escrow").arg(self.path("escrow.pub.pem")).arg("-o").arg(self.path(output)).args(more);
+        command.stdin(Stdio::null()).output().unwrap()
+    }
+
+    pub(crate) fn register_command(&self, verifier: &Verifier, image: &str) -> Command {
+        let mut command = Command::new(SUPERVISOR);
+        command.arg("register").arg(self.path(image)).arg("--signer").arg(self.path("owner.pub.pem"));
+        command.arg("--escrow-key").arg(self.path("escrow.pem")).args(["--url", &verifier.url]);
+        command
+            .arg("--token-file")
+            .arg(verifier.dir.join("operator.token"))
+            .arg("--ca")
+            .arg(verifier.dir.join("ca.pem"));
+        command.stdin(Stdio::null());
+        command
+    }
+
+    pub(crate) fn register(&self, verifier: &Verifier, image: &str) {
+        let out = self.register_command(verifier, image).output().unwrap();
+        assert!(out.status.success(), "{}", stderr(&out));
+    }
+
+    fn image(&self, name: &str) -> Image {
+        let signer = SignerKey::from_pem(&std::fs::read(self.path("owner.pub.pem")).unwrap()).unwrap();
+        Image::open(&self.path(name), &[signer]).unwrap()
+    }
+
+    /// The volume key behind the escrow.
+    pub(crate) fn volume_key(&self, name: &str) -> VolumeKey {
+        let key = EscrowKey::from_pem(&std::fs::read(self.path("escrow.pem")).unwrap()).unwrap();
+        self.image(name).open_escrow(&key).unwrap()
+    }
+
+    /// Where the encrypted file system is in an image, bytes.
+    pub(crate) fn payload(&self, name: &str) -> std::ops::Range<u64> {
+        let image = self.image(name);
+        let payload = &image.binding().payload;
+        image.partition_offset() + payload.payload_offset..image.partition_offset() + payload.partition_length
+    }
+}
+
+/// A host with a TPM, a verifier that admitted it, an owner's registered image.
+pub(crate) struct Scene {
+    pub(crate) sim: Sim,
+    pub(crate) verifier: Verifier,
+    pub(crate) owner: Owner,
+    pub(crate) dir: TempDir,
+}
+
+impl Scene {
+    /// `None`, said aloud, where something that is needed is missing.
+    pub(crate) fn new() -> Option<Self> {
+        if !can_run() {
+            return None;
+        }
+        let dir = TempDir::new().unwrap();
+        let mut sim = match Sim::create(dir.path().join("tpm"), &Options::named("node-1")) {
+            Err(Error::MissingTool(tool)) => {
+                println!("skipped: {tool} is not installed");
+                return None;
+            }
+            other => other.unwrap(),
+        };
+        sim.start().unwrap();
+        sim.replay(BOOT, IMA).unwrap();
+        std::fs::write(dir.path().join("boot"), BOOT).unwrap();
+        std::fs::write(dir.path().join("ima"), IMA).unwrap();
+        let verifier = Verifier::start(&dir.path().join("verifier"));
+        let root = std::fs::read_to_string(sim.ca_pem().unwrap()).unwrap();
+        let certificates: Vec<String> = root
+            .split("-----BEGIN CERTIFICATE-----")
+            .skip(1)
+            .map(|pem| pem.split("-----END").next().unwrap().split_whitespace().collect())
+            .collect();
+        verifier.ask(Request::EkRootAdd { certificates, development: true });
+        let eventlog = STANDARD.encode(BOOT);
+        verifier.ask(Request::ReferenceAdd { name: "recorded".into(), eventlog, pcrs: Vec::new() });
+        let owner = Owner::with_image(dir.path().join("owner"));
+        owner.register(&verifier, "app.sif");
+        let scene = Self { sim, verifier, owner, dir };
+        scene.write_config("");
+        let token = scene.verifier.ask(Request::TokenNew { uses: 1, ttl_s: 600, host: None });
+        let token = token::parse(token["token"].as_str().unwrap()).unwrap();
+        let config = Config::load(Some(&scene.path("attest.toml")), Overrides::default()).unwrap();
+        Host::open(config).unwrap().enroll(&token, "node-1").unwrap();
+        Some(scene)
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The host's configuration, with more lines.
+    pub(crate) fn write_config(&self, more: &str) {
+        let text = format!(
+            "tpm = {:?}\nstate_dir = {:?}\nevent_log = {:?}\nima_log = {:?}\nsystemd_log = \"\"\n",
+            self.sim.tpm_arg(),
+            self.path("host"),
+            self.path("boot"),
+            self.path("ima")
+        );
+        // A machine that runs all tests at once is slow.
+        let deadline = if more.contains("deadline_s") { "" } else { "deadline_s = 120\n" };
+        std::fs::write(self.path("attest.toml"), format!("{text}{deadline}{more}")).unwrap();
+    }
+
+    /// Another boot: the TPM was reset, nothing was measured.
+    pub(crate) fn reset(&mut self) {
+        self.sim.reset().unwrap();
+    }
+
+    /// A verb of the supervisor on an image, not started yet.
+    pub(crate) fn command<S: AsRef<OsStr>>(
+        &self,
+        verb: &str,
+        options: &[&str],
+        image: &Path,
+        arguments: &[S],
+    ) -> Command {
+        let mut command = Command::new(SUPERVISOR);
+        command.arg(verb).arg("--config").arg(self.path("attest.toml"));
+        command.arg("--signer").arg(self.owner.path("owner.pub.pem")).args(options).arg(image).args(arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs a command line in the image to its end.
+    pub(crate) fn exec(&self, arguments: &[&str]) -> Output {
+        self.command("exec", &[], &self.owner.path("app.sif"), arguments).stdin(Stdio::null()).output().unwrap()
+    }
+
+    pub(crate) fn shell(&self, script: &str) -> Output {
+        self.exec(&["sh", "-c", script])
+    }
+
+    /// Starts a shell script that says `ready`, and waits until it has.
+    pub(crate) fn started(&self, script: &str) -> Started {
+        let command = self.command("exec", &[], &self.owner.path("app.sif"), &["sh", "-c", script]);
+        Started::new(command)
+    }
+
+    /// What the host's run log says of runs, without their ids.
+    pub(crate) fn runs(&self) -> Vec<String> {
+        let log = RunLog::parse(&std::fs::read(self.path("host/run.log")).unwrap_or_default()).unwrap();
+        let say = |event: &Event| match event {
+            Event::Start { .. } => Some("start".to_owned()),
+            Event::End { status, .. } => Some(status.clone()),
+            Event::Receipt { .. } | Event::Resume {} => None,
+        };
+        log.entries.iter().filter_map(|entry| say(&entry.event)).collect()
+    }
+}
+
+/// A supervisor whose workload runs.
+pub(crate) struct Started {
+    pub(crate) child: Child,
+    pub(crate) stdout: BufReader<std::process::ChildStdout>,
+}
+
+impl Started {
+    fn new(mut command: Command) -> Self {
+        let mut child = command.spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        if line != "ready\n" {
+            let mut words = String::new();
+            child.stderr.take().unwrap().read_to_string(&mut words).unwrap();
+            panic!("the workload did not start: {line}{words}");
+        }
+        Self { child, stdout }
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).unwrap()
+    }
+
+    /// A line for the workload's standard input, which stays open.
+    pub(crate) fn say(&mut self, line: &str) {
+        self.child.stdin.as_mut().unwrap().write_all(format!("{line}\n").as_bytes()).unwrap();
+    }
+
+    /// Waits for its end: exit code, further output, standard error.
+    pub(crate) fn end(mut self) -> (Option<i32>, String, String) {
+        let (mut out, mut err) = (String::new(), String::new());
+        self.stdout.read_to_string(&mut out).unwrap();
+        self.child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+        (self.child.wait().unwrap().code(), out, err)
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub(crate) fn stdout(out: &Output) -> String {
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+pub(crate) fn stderr(out: &Output) -> String {
+    String::from_utf8_lossy(&out.stderr).into_owned()
+}
+
+/// Exit code and words of a failure.
+#[track_caller]
+pub(crate) fn failed(out: &Output, code: i32, words: &[&str]) {
+    let text = stderr(out);
+    assert_eq!(out.status.code(), Some(code), "{text}");
+    assert!(text.starts_with("error: ") || text.contains("\nerror: "), "{text}");
+    for word in words {
+        assert!(text.contains(word), "{word:?} is not in\n{text}");
+    }
+}

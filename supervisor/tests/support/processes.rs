@@ -1,0 +1,100 @@
+//! The processes of a run, as /proc shows them.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+
+/// A process.
+pub(crate) struct Process {
+    pub(crate) pid: i32,
+    pub(crate) command: String,
+    handle: OwnedFd,
+}
+
+impl Process {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/{name}", self.pid))
+    }
+
+    pub(crate) fn kill(&self) {
+        signal(self.pid, Signal::KILL);
+    }
+
+    pub(crate) fn mount_namespace(&self) -> String {
+        std::fs::read_link(self.file("ns/mnt")).unwrap().display().to_string()
+    }
+
+    /// Waits until it has ended.
+    #[track_caller]
+    fn gone(&self) {
+        let long = Timespec { tv_sec: 120, tv_nsec: 0 };
+        let mut fds = [PollFd::new(&self.handle, PollFlags::IN)];
+        assert_eq!(poll(&mut fds, Some(&long)).unwrap(), 1, "{} ({}) is still there", self.pid, self.command);
+    }
+}
+
+pub(crate) fn signal(pid: i32, signal: Signal) {
+    kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
+fn all() -> Vec<(i32, i32)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
+        let Ok(status) = std::fs::read_to_string(entry.path().join("status")) else { continue };
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap();
+        found.push((pid, parent.trim().parse().unwrap()));
+    }
+    found
+}
+
+/// A process and all that descend from it.
+pub(crate) struct Family(pub(crate) Vec<Process>);
+
+impl Family {
+    pub(crate) fn of(pid: i32) -> Self {
+        let all = all();
+        let mut members = vec![pid];
+        let mut next = 0;
+        while let Some(&parent) = members.get(next) {
+            members.extend(all.iter().filter(|(_, of)| *of == parent).map(|(pid, _)| *pid));
+            next += 1;
+        }
+        let process = |pid: i32| {
+            let handle = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+            let command = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+            Some(Process { pid, command: String::from_utf8_lossy(&command).replace('\0', " "), handle })
+        };
+        Self(members.into_iter().filter_map(process).collect())
+    }
+
+    /// The one whose command line has this word.
+    #[track_caller]
+    pub(crate) fn find(&self, word: &str) -> &Process {
+        let found = self.0.iter().find(|process| process.command.contains(word));
+        let all: Vec<&str> = self.0.iter().map(|process| process.command.as_str()).collect();
+        found.unwrap_or_else(|| panic!("no {word} among {all:?}"))
+    }
+
+    /// Waits until all of them but the first, whose parent is the test, have ended.
+    #[track_caller]
+    pub(crate) fn ended(&self) {
+        for process in self.0.iter().skip(1) {
+            process.gone();
+        }
+    }
+
+    /// Waits until they have ended; then no process may be in the mount namespace of the run, and nothing of it is mounted here.
+    #[track_caller]
+    pub(crate) fn all_gone(&self, namespace: &str) {
+        self.ended();
+        for (pid, _) in all() {
+            let link = std::fs::read_link(format!("/proc/{pid}/ns/mnt"));
+            assert_ne!(link.map(|link| link.display().to_string()).unwrap_or_default(), namespace, "process {pid}");
+        }
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains("countersign") && !mounts.contains("squashfuse"), "{mounts}");
+    }
+}
