@@ -38,9 +38,8 @@ demo-as-user: ## the demo again, as an ordinary user made for it
 	$(CARGO) build --locked --bins
 	@scripts/demo-as-user.sh target/debug
 
-bench: setup ## measure against floors and peers of the same run; writes target/bench/summary.json
-	$(CARGO) build --release --locked --bins
-	$(CARGO) run --release --locked -p countersign-tests --bin bench -- --bin-dir target/release --out target/bench
+bench: build ## measure against floors and peers of the same run; writes target/bench/summary.json
+	@target/release/bench --bin-dir target/release --out target/bench
 
 clean: ## remove what was built
 	$(CARGO) clean
