@@ -4,6 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 export PATH := $(PATH):/usr/sbin:/sbin
 CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 .PHONY: help setup build demo test fmt lint unit deny demo-as-user bench clean
 
@@ -39,7 +40,7 @@ demo-as-user: ## the demo again, as an ordinary user made for it
 	@scripts/demo-as-user.sh target/debug
 
 bench: build ## measure against floors and peers of the same run; writes target/bench/summary.json
-	@target/release/bench --bin-dir target/release --out target/bench
+	@$(TARGET)/release/bench --bin-dir $(TARGET)/release --out $(TARGET)/bench
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -14,7 +14,7 @@ use crate::site::GOOD_LOG;
 
 pub(super) const TOPIC: Topic = Topic { rows: &["log-replay"], measure };
 
-const ROUNDS: usize = 301;
+const ROUNDS: usize = 501;
 
 fn measure(_bench: &mut Bench) -> anyhow::Result<Vec<Row>> {
     let log = EventLog::parse(GOOD_LOG)?;

@@ -4,8 +4,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 
-/// How long one batch of short calls is to take: shorter than a scheduler's turn, so that most batches run undisturbed.
-const BATCH: Duration = Duration::from_millis(2);
+/// How long one batch of short calls is to take: much shorter than a scheduler's turn, so that most batches run undisturbed.
+const BATCH: Duration = Duration::from_micros(400);
+/// Batches of one size that are tried before it is called too small.
+const TRIES: u32 = 3;
 /// Most calls in a batch.
 const MOST: u32 = 1 << 20;
 
@@ -14,16 +16,15 @@ pub(super) type Call<'a> = &'a mut dyn FnMut() -> anyhow::Result<()>;
 
 /// Medians, in seconds for one call each: every round runs a batch of each call, in turn, and every other round in the opposite order.
 pub(super) fn in_turn(rounds: usize, calls: &mut [Call<'_>]) -> anyhow::Result<Vec<f64>> {
-    let mut sizes = Vec::new();
+    let mut sized = Vec::new();
     for call in calls.iter_mut() {
-        sizes.push(batch_size(call)?);
+        let size = batch_size(call)?;
+        sized.push((call, size));
     }
-    let mut runs: Vec<Box<dyn FnMut() -> anyhow::Result<f64> + '_>> = Vec::new();
-    for (call, size) in calls.iter_mut().zip(sizes) {
-        runs.push(Box::new(move || Ok(batch(call, size)?.as_secs_f64() / f64::from(size))));
-    }
-    let mut runs: Vec<Timed<'_>> = runs.iter_mut().map(|run| &mut **run as Timed<'_>).collect();
-    timed_in_turn(rounds, &mut runs)
+    medians(rounds, sized.len(), |n| {
+        let (call, size) = sized.get_mut(n).context("no such call")?;
+        Ok(batch(call, *size)?.as_secs_f64() / f64::from(*size))
+    })
 }
 
 /// Something that measures itself, in whatever unit.
@@ -31,18 +32,25 @@ pub(super) type Timed<'a> = &'a mut dyn FnMut() -> anyhow::Result<f64>;
 
 /// As [`in_turn`], for things that are long and measure themselves; one call each is warm-up.
 pub(super) fn timed_in_turn(rounds: usize, calls: &mut [Timed<'_>]) -> anyhow::Result<Vec<f64>> {
-    let mut samples: Vec<Vec<f64>> = Vec::new();
-    for call in calls.iter_mut() {
-        call()?;
-        samples.push(Vec::with_capacity(rounds));
+    medians(rounds, calls.len(), |n| calls.get_mut(n).context("no such call")?())
+}
+
+fn medians(
+    rounds: usize,
+    things: usize,
+    mut measure: impl FnMut(usize) -> anyhow::Result<f64>,
+) -> anyhow::Result<Vec<f64>> {
+    let mut samples = vec![Vec::with_capacity(rounds); things];
+    for n in 0..things {
+        measure(n)?;
     }
     for round in 0..rounds {
-        let mut order: Vec<_> = calls.iter_mut().zip(samples.iter_mut()).collect();
+        let mut order: Vec<_> = samples.iter_mut().enumerate().collect();
         if round % 2 == 1 {
             order.reverse();
         }
-        for (call, samples) in order {
-            samples.push(call()?);
+        for (n, samples) in order {
+            samples.push(measure(n)?);
         }
     }
     samples.into_iter().map(median).collect()
@@ -56,10 +64,17 @@ fn batch(call: &mut Call<'_>, size: u32) -> anyhow::Result<Duration> {
     Ok(started.elapsed())
 }
 
-/// How many calls take about [`BATCH`]; warms up on the way.
+/// How many calls take about [`BATCH`] when nothing disturbs them; warms up on the way.
 fn batch_size(call: &mut Call<'_>) -> anyhow::Result<u32> {
     let mut size: u32 = 1;
-    while size < MOST && batch(call, size)? < BATCH {
+    while size < MOST {
+        let mut fastest = Duration::MAX;
+        for _ in 0..TRIES {
+            fastest = fastest.min(batch(call, size)?);
+        }
+        if fastest >= BATCH {
+            break;
+        }
         size = size.saturating_mul(2);
     }
     Ok(size)

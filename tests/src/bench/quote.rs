@@ -17,7 +17,7 @@ use super::{Bench, Topic};
 
 pub(super) const TOPIC: Topic = Topic { rows: &["quote-p256", "quote-rsa2048"], measure };
 
-const ROUNDS: usize = 301;
+const ROUNDS: usize = 501;
 const PCRS: &[u8] = include_bytes!("../../../fixtures/sb-ms-shim-grub212/PCRS.json");
 
 /// A recorded quote: AK, TPMS_ATTEST, TPMT_SIGNATURE, PCR values.

@@ -166,7 +166,7 @@ fn number(value: f64) -> String {
     }
 }
 
-/// Cores, processor and kernel.
+/// Cores, processor and kernel, and what is wrong with the figures.
 fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -175,7 +175,8 @@ fn machine() -> String {
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load = load.split_whitespace().next().unwrap_or_default();
     let system = rustix::system::uname();
-    format!("{cores} cores ({model}), Linux {}, load {load}", system.release().to_string_lossy())
+    let build = if cfg!(debug_assertions) { "; NOT OPTIMISED: these figures mean nothing" } else { "" };
+    format!("{cores} cores ({model}), Linux {}, load {load}{build}", system.release().to_string_lossy())
 }
 
 #[cfg(test)]
