@@ -39,9 +39,8 @@ demo-as-user: ## the demo again, as an ordinary user made for it
 	$(CARGO) build --workspace --locked --all-targets # as `unit` builds them: nothing is left to do after it
 	@scripts/demo-as-user.sh $(TARGET)/debug $(TARGET)/demo-user
 
-bench: setup ## measure against floors and peers of the same run; writes target/bench/summary.json
-	$(CARGO) build --release --locked --bins
-	$(CARGO) run --release --locked -p countersign-tests --bin bench -- --bin-dir $(TARGET)/release --out $(TARGET)/bench
+bench: build ## measure against floors and peers of the same run; writes target/bench/summary.json
+	@$(TARGET)/release/bench --bin-dir $(TARGET)/release --out $(TARGET)/bench
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -1,9 +1,6 @@
 //! Exit codes: ours are 200 to 219, one per failing stage; all others are the workload's own.
 
-use std::collections::BTreeSet;
-
 use countersign_attest::HostError;
-use countersign_attest::verdict::Denial;
 use countersign_sif::SifError;
 
 /// The table in `--help`.
@@ -14,9 +11,6 @@ Exit codes (all others are the workload's own; a signal that ends a run gives 12
   208 verifier refused    209 denied              210 not unsealed        211 program missing
   212 namespaces or FUSE  213 start failed        214 image was changed   215 escrow key
   216 protecting          217 registering         218 decryptor died      219 other";
-
-/// Most reasons of a denial that are printed.
-const REASONS: usize = 8;
 
 /// A stage that can fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -165,20 +159,6 @@ impl From<SifError> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_long_denial_shows_each_kind_of_reason() {
-        let reason = |id: &str, subject: u32| serde_json::json!({"source": "policy", "id": id, "message": "m", "subject": subject.to_string()});
-        let mut reasons: Vec<_> = (0..20).map(|n| reason("boot-chain", n)).collect();
-        reasons.push(reason("secure-boot", 20));
-        let document = serde_json::json!({"id": "abc", "purpose": "release", "reasons": reasons});
-        let denial = Denial::read(document.to_string().as_bytes());
-        let words = brief(&denial);
-        assert!(words.contains("secure-boot") && words.contains("and 13 more: verifier verdict show abc"), "{words}");
-        assert_eq!(words.matches("boot-chain").count(), 7);
-        let short = Denial { reasons: denial.reasons[..8].to_vec(), ..denial };
-        assert_eq!(brief(&short), short.words());
-    }
 
     #[test]
     fn one_code_a_stage() {

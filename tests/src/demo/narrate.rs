@@ -1,7 +1,7 @@
 //! What the demo prints: steps with their times, commands, and what they answered.
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anstyle::{AnsiColor, Style};
@@ -70,10 +70,7 @@ impl Narrator {
     /// # Errors
     /// Standard output is closed.
     pub(super) fn command(&self, ended: &Ended) -> anyhow::Result<()> {
-        let root = format!("{}/", self.root.display());
-        let line = ended.line.replace(&root, "");
-        writeln!(anstream::stdout().lock(), "    {DIM}$ {line}  [{} ms]{DIM:#}", ended.took.as_millis())?;
-        Ok(())
+        command(&self.root, ended)
     }
 
     /// Shows what a denied command said, and checks that it names what it must.
@@ -113,4 +110,14 @@ impl Narrator {
         }
         Ok(())
     }
+}
+
+/// Shows a command and the time that it took; `root` is cut from it, to keep it short.
+///
+/// # Errors
+/// Standard output is closed.
+pub(super) fn command(root: &Path, ended: &Ended) -> anyhow::Result<()> {
+    let line = ended.line.replace(&format!("{}/", root.display()), "");
+    writeln!(anstream::stdout().lock(), "    {DIM}$ {line}  [{} ms]{DIM:#}", ended.took.as_millis())?;
+    Ok(())
 }

@@ -1,14 +1,11 @@
 //! A thief: root on a host that was accepted once. He listens between the host and its TPM during one honest run, keeps what passes by, and
 //! plays it back later.
 
-use std::io::{Read, Write as _};
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, bail};
 use countersign_attest::endorsement::{Ek, EndorsementAuth};
-use countersign_attest::tpm::{Tpm, TpmAddress, TpmError};
+use countersign_attest::tpm::{Tpm, TpmError};
 use countersign_attest::unseal::{UnsealError, Waiting};
 use countersign_attest::{Config, Host, Overrides};
 use countersign_tpm::codec::{Malformed, Reader};
@@ -20,66 +17,10 @@ use countersign_tpm::public::Public;
 use countersign_wire::answer::Release;
 use countersign_wire::challenge::Bank;
 
-/// Longest command or response that a TPM has, and more.
-const MAX: usize = 64 * 1024;
+use crate::tap::MAX;
 
-/// A tap between the host's programs and its TPM. It ends with this process.
-#[derive(Debug)]
-pub(super) struct Tap {
-    /// What to give to `--tpm`.
-    pub(super) address: String,
-    seen: Arc<Mutex<Vec<Vec<u8>>>>,
-}
-
-impl Tap {
-    /// Listens on a socket in `dir` in front of the TPM that the host's configuration names.
-    pub(super) fn new(dir: &Path, config: &Path) -> anyhow::Result<Self> {
-        let TpmAddress::Unix(tpm) = load(config)?.tpm else { bail!("the demo's TPM is on a Unix socket") };
-        let path = dir.join("tap.sock");
-        let listener = UnixListener::bind(&path).with_context(|| path.display().to_string())?;
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let kept = Arc::clone(&seen);
-        std::thread::spawn(move || {
-            for client in listener.incoming().map_while(Result::ok) {
-                // A client that goes away ends its own connection only.
-                let _ = relay(client, &tpm, &kept);
-            }
-        });
-        Ok(Self { address: format!("swtpm:unix={}", path.display()), seen })
-    }
-
-    /// What an honest run leaves with the thief.
-    pub(super) fn loot(&self) -> anyhow::Result<Loot> {
-        Loot::of(&self.seen.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-fn load(config: &Path) -> anyhow::Result<Config> {
+pub(super) fn load(config: &Path) -> anyhow::Result<Config> {
     Ok(Config::load(Some(config), Overrides::default())?)
-}
-
-fn relay(mut client: UnixStream, tpm: &Path, seen: &Mutex<Vec<Vec<u8>>>) -> std::io::Result<()> {
-    let mut tpm = UnixStream::connect(tpm)?;
-    loop {
-        let command = message(&mut client)?;
-        tpm.write_all(&command)?;
-        seen.lock().unwrap_or_else(PoisonError::into_inner).push(command);
-        client.write_all(&message(&mut tpm)?)?;
-    }
-}
-
-/// A whole command or response: tag, size, code (TPM 2.0 Part 1, 18.1).
-fn message(stream: &mut impl Read) -> std::io::Result<Vec<u8>> {
-    let mut bytes = vec![0; 10];
-    stream.read_exact(&mut bytes)?;
-    let size = bytes.get(2..6).and_then(|size| size.try_into().ok()).map_or(0, u32::from_be_bytes);
-    let size = usize::try_from(size).unwrap_or(usize::MAX);
-    if !(10..=MAX).contains(&size) {
-        return Err(std::io::ErrorKind::InvalidData.into());
-    }
-    bytes.resize(size, 0);
-    stream.read_exact(bytes.get_mut(10..).unwrap_or_default())?;
-    Ok(bytes)
 }
 
 /// A stolen import blob, and an old approval and verdict.
@@ -90,7 +31,8 @@ pub(super) struct Loot {
 }
 
 impl Loot {
-    fn of(seen: &[Vec<u8>]) -> anyhow::Result<Self> {
+    /// What an honest run leaves with a thief who saw its commands.
+    pub(super) fn of(seen: &[Vec<u8>]) -> anyhow::Result<Self> {
         let commands: Vec<(u32, &[u8])> = seen.iter().filter_map(|command| parameters(command).ok()).collect();
         let all = |code: u32| commands.iter().filter(move |(seen, _)| *seen == code).map(|(_, bytes)| *bytes);
         let last = |code: u32, name: &str| all(code).next_back().with_context(|| format!("no {name} passed by"));

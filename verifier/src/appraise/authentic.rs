@@ -12,7 +12,7 @@ use countersign_wire::statement::{Purpose, Statement, qualifying_data};
 
 use super::checks::{Checks, Failure, Stop};
 use super::clock::{self, Continuity, Reading};
-use super::quote::{QuoteError, QuoteKey, digest_of};
+use super::quote::{QuoteError, QuoteKey, digest_of, value_of};
 use super::snapshot::Context;
 
 /// Evidence whose quote, PCR values and statement are authentic. Its logs are not, yet.
@@ -35,19 +35,13 @@ impl Authentic {
     /// A quoted PCR value.
     #[must_use]
     pub fn pcr(&self, alg: HashAlg, index: u8) -> Option<Digest> {
-        value(&self.evidence, alg, index)
+        value_of(&self.evidence.pcrs, alg, index)
     }
 
     /// The quoted banks.
     pub(super) fn banks(&self) -> Vec<HashAlg> {
         self.selection.0.iter().filter_map(|bank| HashAlg::from_id(bank.alg)).collect()
     }
-}
-
-fn value(evidence: &Evidence, alg: HashAlg, index: u8) -> Option<Digest> {
-    let bank = evidence.pcrs.iter().find(|bank| bank.alg == alg.id())?;
-    let pcr = bank.pcrs.iter().find(|pcr| pcr.index == index)?;
-    Digest::new(alg, &pcr.value)
 }
 
 /// The first half of the appraisal; each check is a line here, in DESIGN.md's order.
@@ -198,7 +192,7 @@ fn selection(quote: &Quote<'_>, evidence: &Evidence, context: &Context) -> Resul
 }
 
 fn pcrs(key: &QuoteKey, quote: &Quote<'_>, evidence: &Evidence) -> Result<(), Failure> {
-    let got = digest_of(key.hash(), &quote.selection, |alg, pcr| value(evidence, alg, pcr))
+    let got = digest_of(key.hash(), &quote.selection, |alg, pcr| value_of(&evidence.pcrs, alg, pcr))
         .map_err(|missing| Failure::new(format!("no value of {missing}"), "every quoted PCR").about("PCR values"))?;
     if got.as_bytes() == quote.pcr_digest {
         return Ok(());

@@ -5,6 +5,7 @@ use countersign_tpm::attest::Quote;
 use countersign_tpm::pcr::{PcrSelection, pcr_digest};
 use countersign_tpm::public::{Curve, Key, Public, Scheme};
 use countersign_tpm::signature::Signature;
+use countersign_wire::evidence::BankValues;
 use ring::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_2048_8192_SHA384,
     RSA_PSS_2048_8192_SHA256, RSA_PSS_2048_8192_SHA384, RsaParameters, RsaPublicKeyComponents, UnparsedPublicKey,
@@ -136,4 +137,12 @@ pub fn digest_of(
         }
     }
     Ok(pcr_digest(hash, &values))
+}
+
+/// A PCR value as evidence gives it; `None` when it is not given, or not as long as the bank's digests.
+#[must_use]
+pub fn value_of(banks: &[BankValues], alg: HashAlg, index: u8) -> Option<Digest> {
+    let bank = banks.iter().find(|bank| bank.alg == alg.id())?;
+    let pcr = bank.pcrs.iter().find(|pcr| pcr.index == index)?;
+    Digest::new(alg, &pcr.value)
 }

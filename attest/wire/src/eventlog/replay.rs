@@ -68,7 +68,7 @@ impl PcrBank {
     /// Extends a PCR; an index that no TPM has changes nothing.
     pub fn extend(&mut self, pcr: u8, digest: &[u8]) {
         if let Some(value) = self.values.get_mut(usize::from(pcr)) {
-            *value = value.extend(digest);
+            value.extend_by(digest);
         }
         self.touch(pcr);
     }
