@@ -137,11 +137,16 @@ fn denied_other_boot(stage: &mut Stage) -> anyhow::Result<()> {
 
 fn denied_by_policy(stage: &mut Stage) -> anyhow::Result<()> {
     stage.tell.step("Denied: the policy no longer accepts this boot")?;
+    // Another set stays: the denial then names what was measured and what would be accepted.
+    let other = stage.site.arg("other.eventlog");
+    fs::write(&other, OTHER_LOG)?;
+    stage.site.verifier(&["reference", "add", "other", "--eventlog", &other])?;
     stage.site.verifier(&["reference", "revoke", "golden"])?;
     let ended = stage.site.supervisor_run("app.sif", &[])?;
-    stage.tell.denial(&ended, Exit::Denied, &["reference", "error:", "hint:"])?;
+    stage.tell.denial(&ended, Exit::Denied, &["boot-chain", "where", "got", "want", "error:", "hint:"])?;
     let log = stage.site.arg("host/binary_bios_measurements");
     stage.site.verifier(&["reference", "add", "golden", "--eventlog", &log])?;
+    stage.site.verifier(&["reference", "revoke", "other"])?;
     stage.tell.done("refused")
 }
 
