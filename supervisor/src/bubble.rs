@@ -98,7 +98,8 @@ pub(crate) fn workload(
     }
     command.arg("--json-status-fd").arg(writer.as_raw_fd().to_string());
     command.arg("--").args(&command_line);
-    command.stdin(Stdio::from(stdin));
+    // bubblewrap stays as the workload's process 1, whose environment the workload can read: it gets nothing of the user's.
+    command.env_clear().env("PATH", "/usr/bin:/bin").stdin(Stdio::from(stdin));
     rustix::io::fcntl_setfd(&writer, rustix::io::FdFlags::empty()).map_err(start)?;
     let mut bubblewrap = command.spawn().map_err(|e| missing(&program, &e))?;
     drop((writer, command));

@@ -288,7 +288,8 @@ fn the_key_is_in_the_decryptor_and_nowhere_else() {
     }
     assert_eq!(tried, 1);
     // The policy's audience too: the workload's view of itself.
-    assert!(!stdout(&scene.shell("cat /proc/1/environ /proc/self/environ /proc/*/cmdline")).contains("countersign"));
+    let seen = stdout(&scene.shell("cat /proc/1/environ /proc/self/environ /proc/*/cmdline"));
+    assert!(!seen.contains("countersign"), "{seen:?}");
 }
 
 /// A command as a user that does not exist.
