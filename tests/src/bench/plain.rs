@@ -55,11 +55,11 @@ impl Plain {
         ]);
         bwrap.arg("--").args(command);
         let took = first_byte(bwrap, started, want);
-        mounted.end(&self.tools, &self.root)?;
+        mounted.end()?;
         took
     }
 
-    fn mount(&self) -> anyhow::Result<Mounted> {
+    fn mount(&self) -> anyhow::Result<Mounted<'_>> {
         let device = || anyhow::Ok(fs::metadata(&self.root)?.dev());
         let before = device()?;
         let program = if Path::new("/usr/bin/squashfuse_ll").exists() { "squashfuse_ll" } else { "squashfuse" };
@@ -67,9 +67,9 @@ impl Plain {
         command.arg("-f").args(["-o", "ro,nosuid,nodev"]).arg(&self.squashfs).arg(&self.root);
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let started = Instant::now();
-        let mut mounted = Mounted(command.spawn().context("squashfuse")?);
+        let mut mounted = Mounted { squashfuse: command.spawn().context("squashfuse")?, plain: self, ended: false };
         while device()? == before {
-            if let Some(status) = mounted.0.try_wait()? {
+            if let Some(status) = mounted.squashfuse.try_wait()? {
                 bail!("squashfuse ended: {status}");
             }
             ensure!(started.elapsed() < MOUNT, "squashfuse does not mount");
@@ -79,21 +79,34 @@ impl Plain {
     }
 }
 
-/// squashfuse; ended when dropped.
-struct Mounted(Child);
+/// A running squashfuse; unmounted and ended when dropped.
+struct Mounted<'a> {
+    squashfuse: Child,
+    plain: &'a Plain,
+    ended: bool,
+}
 
-impl Mounted {
-    fn end(mut self, tools: &Tools, root: &Path) -> anyhow::Result<()> {
-        tools.ok("fusermount3", &["-u".as_ref(), root.as_os_str()])?;
-        self.0.wait()?;
+impl Mounted<'_> {
+    fn unmount(&self, how: &str) -> anyhow::Result<()> {
+        self.plain.tools.ok("fusermount3", &[how.as_ref(), self.plain.root.as_os_str()])?;
+        Ok(())
+    }
+
+    fn end(mut self) -> anyhow::Result<()> {
+        self.unmount("-u")?;
+        self.squashfuse.wait()?;
+        self.ended = true;
         Ok(())
     }
 }
 
-impl Drop for Mounted {
+impl Drop for Mounted<'_> {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        if !self.ended {
+            let _ = self.unmount("-uz");
+            let _ = self.squashfuse.kill();
+            let _ = self.squashfuse.wait();
+        }
     }
 }
 
