@@ -1,0 +1,101 @@
+//! Replay: which prefix of a list leads to quoted values.
+
+use countersign_tpm::alg::{Digest, HashAlg};
+
+use super::PCR;
+use super::list::{BadIma, frames};
+
+/// The part of a list that a quote covers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prefix {
+    /// Entries covered.
+    pub entries: u64,
+    /// Bytes of the list that they take.
+    pub bytes: usize,
+    /// Violations among them.
+    pub violations: u64,
+    /// Entries among them that extend another PCR than 10: nothing here vouches for them.
+    pub elsewhere: u64,
+    /// Banks that hold SHA-1 hashes with zeros behind them: no stronger than SHA-1.
+    pub padded: Vec<HashAlg>,
+}
+
+/// Why a list does not lead to the quoted values.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ImaReplayError {
+    /// An entry within the list breaks the format before the quoted values were reached.
+    #[error(transparent)]
+    Malformed(#[from] BadIma),
+    /// No prefix leads to the values of all banks at once.
+    #[error("no prefix of the list's {entries} entries leads to PCR 10 in all of {banks}")]
+    NoPrefix {
+        /// Entries tried.
+        entries: u64,
+        /// The banks.
+        banks: String,
+    },
+}
+
+/// One bank on its way to the quoted value.
+struct Bank {
+    own: Digest,
+    /// The value if the kernel extends padded SHA-1; only followed when the banks' own hashes lead nowhere.
+    padded: Option<Digest>,
+    quoted: Digest,
+}
+
+impl Bank {
+    fn arrived(&self) -> bool {
+        self.own == self.quoted || self.padded.is_some_and(|padded| padded == self.quoted)
+    }
+}
+
+/// Finds the one prefix that leads from `start` to `quoted` in every bank. What lies beyond is not read.
+///
+/// A kernel extends either its own hash of each entry into a bank, or SHA-1 with zeros behind it (before 5.8 into every bank, later where it
+/// lacks the bank's hash); which one is the same for all entries. Nearly always it is the own one: padding is tried in a second pass.
+///
+/// # Errors
+/// [`ImaReplayError`].
+pub fn replay_to(bytes: &[u8], start: &[Digest], quoted: &[Digest]) -> Result<Prefix, ImaReplayError> {
+    let first = walk(bytes, start, quoted, false);
+    if first.is_ok() || start.iter().all(|value| value.alg() == HashAlg::Sha1) {
+        return first;
+    }
+    walk(bytes, start, quoted, true).or(first)
+}
+
+fn walk(bytes: &[u8], start: &[Digest], quoted: &[Digest], pad: bool) -> Result<Prefix, ImaReplayError> {
+    let bank = |(start, quoted): (&Digest, &Digest)| {
+        let padded = (pad && start.alg() != HashAlg::Sha1).then_some(*start);
+        Bank { own: *start, padded, quoted: *quoted }
+    };
+    let mut banks: Vec<Bank> = start.iter().zip(quoted).map(bank).collect();
+    let mut list = frames(bytes)?;
+    let mut prefix = Prefix { entries: 0, bytes: 0, violations: 0, elsewhere: 0, padded: Vec::new() };
+    if banks.iter().all(Bank::arrived) {
+        return Ok(prefix);
+    }
+    while let Some(frame) = list.next() {
+        let frame = frame?;
+        prefix.entries = prefix.entries.saturating_add(1);
+        prefix.violations = prefix.violations.saturating_add(frame.is_violation().into());
+        // An entry for another PCR leaves PCR 10 as it is.
+        if frame.pcr != u32::from(PCR) {
+            prefix.elsewhere = prefix.elsewhere.saturating_add(1);
+            continue;
+        }
+        for bank in &mut banks {
+            let alg = bank.own.alg();
+            bank.own = bank.own.extend(frame.extends(alg).as_bytes());
+            bank.padded = bank.padded.map(|padded| padded.extend(frame.extends_padded(alg).as_bytes()));
+        }
+        if banks.iter().all(Bank::arrived) {
+            prefix.bytes = list.offset();
+            prefix.padded = banks.iter().filter(|bank| bank.own != bank.quoted).map(|bank| bank.own.alg()).collect();
+            return Ok(prefix);
+        }
+    }
+    let names: Vec<&str> = start.iter().map(|digest| digest.alg().name()).collect();
+    Err(ImaReplayError::NoPrefix { entries: prefix.entries, banks: names.join(", ") })
+}
