@@ -2,6 +2,7 @@
 
 mod enrol;
 mod evidence;
+mod ima;
 mod step;
 mod verdict;
 

@@ -24,16 +24,18 @@ use countersign_wire::record::{Bundle, Record, signed_message};
 use countersign_wire::release::policy_ref;
 use countersign_wire::runlog::RunLog;
 use countersign_wire::statement::{Purpose, Statement};
+use minicbor::bytes::ByteVec;
 use sha2::{Digest as _, Sha256};
 
 use crate::appraise::{
-    ChallengeRecord, Context, HostSnapshot, Judged, ReceiptStatus, StoredReceipt, appraise, verdict_bytes,
+    ChallengeRecord, Context, HostSnapshot, ImaContext, Judged, ReceiptStatus, StoredReceipt, appraise, verdict_bytes,
 };
 use crate::config::Config;
 use crate::error::Error;
+use crate::ima::Reference;
 use crate::keys::{Keys, random, rng};
 use crate::release;
-use crate::store::{HostRow, Store, from_cbor, now_ms, read_host, state_number, to_cbor, to_db};
+use crate::store::{HostRow, Store, from_cbor, now_ms, read_host, read_ima, state_number, to_cbor, to_db};
 
 /// Receipts of one host that the database keeps at most; older confirmed ones of earlier lives are forgotten.
 const SHA256: u16 = 0x000B;
@@ -88,12 +90,13 @@ impl Service {
         let mut transaction = self.store.write().await?;
         let now = now_ms(&mut transaction).await?;
         let selection = vec![Bank { alg: SHA256, pcrs: (0..15).collect() }];
+        let (ima_from, ima_boot) = ima_from(&mut transaction, &request.host).await?;
         let record = ChallengeRecord {
             nonce,
             host: request.host,
             purpose: request.purpose,
             selection: selection.clone(),
-            ima_from: 0,
+            ima_from,
             workload: request.workload,
             issued_ms: now,
             expires_ms: now.saturating_add(i64::from(self.config.challenge_ttl_s).saturating_mul(1000)),
@@ -125,8 +128,9 @@ impl Service {
             purpose: request.purpose,
             ttl_s: self.config.challenge_ttl_s,
             selection,
-            ima_from: 0,
+            ima_from,
             import,
+            ima_boot,
         })
     }
 
@@ -214,6 +218,7 @@ impl Service {
         host: HostSnapshot,
         evidence: &Evidence,
     ) -> Result<Context, Error> {
+        let host_id = host.host;
         let workload = match &challenge.workload {
             Some(id) => self.store.workload(id).await?,
             None => None,
@@ -235,7 +240,24 @@ impl Service {
             host_policy: self.config.host_policy.clone(),
             allow_simulated: self.config.dangerous_allow_simulated_hosts,
             epoch: self.store.setting("epoch").await?,
+            ima: self.ima(&host_id).await?,
         })
+    }
+
+    /// What the IMA list is appraised with. The reference sets are compiled when they are not at hand: once after a start or a change.
+    async fn ima(&self, host: &HostId) -> Result<Option<ImaContext>, Error> {
+        let mut connection = self.store.pool().acquire().await?;
+        let context = read_ima(&mut connection, host).await?;
+        drop(connection);
+        if let Some(ima) = context.as_ref().filter(|ima| !ima.sets.is_empty())
+            && crate::ima::loaded(&ima.reference()).is_none()
+        {
+            let documents = self.store.ima_documents(&ima.sets).await?;
+            let compiled = tokio::task::spawn_blocking(move || Reference::compile(documents.iter().map(Vec::as_slice)));
+            let compiled = compiled.await.map_err(|e| Error::Internal(e.to_string()))?;
+            crate::ima::remember(compiled.map_err(|e| Error::Corrupt(e.to_string()))?);
+        }
+        Ok(context)
     }
 
     /// Receipts that the host shows, the database does not know, and whose MAC is ours.
@@ -323,6 +345,21 @@ impl Service {
             if swapped.rows_affected() != 1 {
                 return Err(challenge_closed());
             }
+            match &update.ima {
+                Some(state) => {
+                    sqlx::query("INSERT OR REPLACE INTO ima_states VALUES (?, ?)")
+                        .bind(id.0.as_slice())
+                        .bind(to_cbor(state))
+                        .execute(&mut *transaction)
+                        .await?;
+                }
+                None => {
+                    sqlx::query("DELETE FROM ima_states WHERE host = ?")
+                        .bind(id.0.as_slice())
+                        .execute(&mut *transaction)
+                        .await?;
+                }
+            }
             answer.receipt = Some(receipt);
             if let Some(tls_key) = &update.tls_key {
                 answer.certificate = Some(crate::tls::host_certificate(&self.keys, &id, tls_key, now)?);
@@ -389,7 +426,13 @@ impl Service {
         let record =
             record.ok_or_else(|| Error::request("not-found", format!("there is no verdict {verdict}"), None))?;
         let signature = self.keys.sign_record(&signed_message(&record))?;
-        Ok(artefact::to_file(&Bundle { version: 1, trust: self.keys.trust.clone(), record, signature }))
+        let context: Record = cbor::decode(&record).map_err(|e| Error::Corrupt(e.to_string()))?;
+        let context: Context = from_cbor(&context.context)?;
+        let sets = match context.ima.filter(|ima| !ima.sets.is_empty()) {
+            Some(ima) => Some(self.store.ima_documents(&ima.sets).await?.into_iter().map(ByteVec::from).collect()),
+            None => None,
+        };
+        Ok(artefact::to_file(&Bundle { version: 1, trust: self.keys.trust.clone(), record, signature, sets }))
     }
 
     /// Sets a host's state, with an audit entry.
@@ -445,6 +488,13 @@ pub(crate) async fn audit(
         .execute(connection)
         .await?;
     Ok(())
+}
+
+/// From which entry on the host's IMA list is wanted, and which boot the entries before it are of.
+async fn ima_from(connection: &mut sqlx::SqliteConnection, host: &HostId) -> Result<(u64, Option<(u32, u32)>), Error> {
+    let ima = read_ima(connection, host).await?;
+    let state = ima.as_ref().and_then(ImaContext::resumable);
+    Ok(state.map_or((0, None), |state| (state.entries, Some(state.boot))))
 }
 
 /// Receipts of earlier lives count only as far as the newest of them goes: a statement after a reset names that one.
