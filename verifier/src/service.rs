@@ -90,7 +90,9 @@ impl Service {
         let mut transaction = self.store.write().await?;
         let now = now_ms(&mut transaction).await?;
         let selection = vec![Bank { alg: SHA256, pcrs: (0..15).collect() }];
-        let (ima_from, ima_boot) = ima_from(&mut transaction, &request.host).await?;
+        // A fresh look within the transaction: the snapshot is what the challenge is issued on.
+        let host = read_host(&mut transaction, &request.host).await?.ok_or_else(|| unknown_host(&request.host))?;
+        let (ima_from, ima_boot) = ima_from(&mut transaction, &host.snapshot).await?;
         let record = ChallengeRecord {
             nonce,
             host: request.host,
@@ -101,8 +103,6 @@ impl Service {
             issued_ms: now,
             expires_ms: now.saturating_add(i64::from(self.config.challenge_ttl_s).saturating_mul(1000)),
         };
-        // A fresh look within the transaction: the snapshot is what the challenge is issued on.
-        let host = read_host(&mut transaction, &request.host).await?.ok_or_else(|| unknown_host(&request.host))?;
         sqlx::query("UPDATE challenges SET open = 0 WHERE host = ? AND open = 1")
             .bind(request.host.0.as_slice())
             .execute(&mut *transaction)
@@ -491,9 +491,14 @@ pub(crate) async fn audit(
 }
 
 /// From which entry on the host's IMA list is wanted, and which boot the entries before it are of.
-async fn ima_from(connection: &mut sqlx::SqliteConnection, host: &HostId) -> Result<(u64, Option<(u32, u32)>), Error> {
-    let ima = read_ima(connection, host).await?;
-    let state = ima.as_ref().and_then(ImaContext::resumable);
+async fn ima_from(
+    connection: &mut sqlx::SqliteConnection,
+    host: &HostSnapshot,
+) -> Result<(u64, Option<(u32, u32)>), Error> {
+    let ima = read_ima(connection, &host.host).await?;
+    // A new baseline knows nothing of earlier lists.
+    let life = host.baseline.as_ref().map(|baseline| baseline.life);
+    let state = ima.as_ref().and_then(ImaContext::resumable).filter(|state| Some(state.life) == life);
     Ok(state.map_or((0, None), |state| (state.entries, Some(state.boot))))
 }
 

@@ -79,6 +79,7 @@ impl Operation<'_> {
             if log_moved || !is_digest_of(quoted.pcr_digest, &digests) {
                 continue;
             }
+            let from = ima_from(challenge, &quoted);
             let evidence = Evidence {
                 version: 1,
                 host: keys.card.host,
@@ -88,7 +89,7 @@ impl Operation<'_> {
                 pcrs: bank_values(challenge, &values),
                 statement,
                 event_log: firmware,
-                ima: self.host.ima_list(ima_from(challenge, &quoted))?,
+                ima: self.host.ima_list(from)?,
                 systemd_log,
                 run_log: Some(Journal::bytes(&state)?),
             };
