@@ -50,7 +50,9 @@ fn paths(set: &ReferenceSet) -> Paths {
 fn versions(set: &ReferenceSet) -> BTreeMap<String, BTreeSet<String>> {
     let mut versions: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for Origin { kind, name, version, arch, .. } in &set.origins {
-        versions.entry(format!("{kind} {name}")).or_default().insert(format!("{version} {arch}").trim().to_owned());
+        let version = format!("{version} {arch}").trim().to_owned();
+        let version = if version.is_empty() { "present".to_owned() } else { version };
+        versions.entry(format!("{kind} {name}")).or_default().insert(version);
     }
     versions
 }
