@@ -72,3 +72,11 @@ fn about<E: ToString>(path: &Path) -> impl Fn(E) -> LearnError + '_ {
 fn name_of(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
+
+/// A program that could not be started: nearly always it is not installed.
+fn missing(error: &std::io::Error, tool: &'static str, what: &'static str) -> LearnError {
+    if error.kind() == std::io::ErrorKind::NotFound {
+        return LearnError::Tool { tool, what };
+    }
+    LearnError::Failed { tool, reason: error.to_string() }
+}

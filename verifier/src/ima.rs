@@ -16,4 +16,4 @@ pub use judge::judge;
 pub use keyring::{Key, Keyring, NoKey};
 pub use reference::{BadReference, Reference, identity};
 pub use state::{Finding, FindingKind, ImaState, SavedBank, Tally};
-pub use table::Found;
+pub use table::{Found, Probe};

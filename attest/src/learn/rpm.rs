@@ -9,7 +9,7 @@ use countersign_tpm::codec::Reader;
 use countersign_wire::ima::KernelHash;
 use countersign_wire::refset::{FileDigest, Origin};
 
-use super::{LearnError, about};
+use super::{LearnError, about, missing};
 
 /// Bytes of the lead.
 const LEAD: usize = 96;
@@ -177,10 +177,10 @@ pub fn rpm_installed(root: &Path, packages: &[String]) -> Result<Vec<Origin>, Le
     } else {
         command.arg("--").args(packages);
     }
-    let output = command.stdin(Stdio::null()).output().map_err(|e| match e.kind() {
-        io::ErrorKind::NotFound => LearnError::Tool { tool: "rpm", what: "the database of installed RPM packages" },
-        _ => LearnError::Failed { tool: "rpm", reason: e.to_string() },
-    })?;
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|e| missing(&e, "rpm", "the database of installed RPM packages"))?;
     let failed = |reason: String| LearnError::Failed { tool: "rpm", reason };
     if !output.status.success() {
         let said = [output.stderr, output.stdout].concat();

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use countersign_tpm::codec::Reader;
 use countersign_wire::refset::Origin;
 
-use super::{LearnError, about, directory, name_of};
+use super::{LearnError, about, directory, missing, name_of};
 
 /// Bytes of the global header and of a descriptor (SIF, `pkg/sif/sif.go`).
 const HEADER: usize = 128;
@@ -27,10 +27,7 @@ pub fn sif(path: &Path) -> Result<Origin, LearnError> {
     let mut command = Command::new("unsquashfs");
     command.args(["-no-progress", "-no-xattrs", "-ignore-errors", "-offset", &offset.to_string(), "-dest"]);
     command.arg(&root).arg(path).stdin(Stdio::null());
-    let output = command.output().map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => LearnError::Tool { tool: "unsquashfs", what: "a SIF's file system" },
-        _ => LearnError::Failed { tool: "unsquashfs", reason: e.to_string() },
-    })?;
+    let output = command.output().map_err(|e| missing(&e, "unsquashfs", "a SIF's file system"))?;
     // Device nodes need root and are no files; with -ignore-errors they alone do not fail. A file that cannot be written does.
     if !output.status.success() || !root.is_dir() {
         let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();

@@ -64,11 +64,11 @@ impl Xz {
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn();
-        let mut child = spawned.map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => {
-                io::Error::new(io::ErrorKind::NotFound, "xz is not installed: it is needed to read .xz")
+        let mut child = spawned.map_err(|e| {
+            if e.kind() == io::ErrorKind::NotFound {
+                return io::Error::new(io::ErrorKind::NotFound, "xz is not installed: it is needed to read .xz");
             }
-            _ => e,
+            e
         })?;
         let output = child.stdout.take().ok_or_else(|| io::Error::other("xz has no output"))?;
         Ok(Self { child, output, ended: false })

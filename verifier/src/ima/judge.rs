@@ -6,7 +6,10 @@ use minicbor::bytes::ByteVec;
 use super::keyring::{Key, Keyring};
 use super::reference::Reference;
 use super::state::{Finding, FindingKind, ImaState, KEYS};
-use super::table::Found;
+use super::table::{Found, Probe};
+
+/// Entries that are looked up at once: their memory is fetched side by side.
+const AHEAD: usize = 32;
 
 /// Appraises the first `count` entries of `list`, which were replayed, and adds them to `state`: the host's entries from `state.entries` on.
 /// Without a reference only violations and kexecs are counted.
@@ -21,15 +24,27 @@ pub fn judge(list: &[u8], count: u64, reference: Option<&Reference>, state: &mut
     for der in &state.keys {
         learned.keys_from(der);
     }
-    let mut list = entries(list)?;
+    let mut list = entries(list)?.take(usize::try_from(count).unwrap_or(usize::MAX));
     let mut judge = Judge { reference, learned, state };
-    let mut left = count;
-    while left > 0 {
-        let Some(entry) = list.next() else { break };
-        judge.entry(&entry?);
-        left = left.saturating_sub(1);
+    let mut ahead: Vec<(Entry<'_>, Option<Probe>)> = Vec::with_capacity(AHEAD);
+    loop {
+        let mut ended = Ok(());
+        for entry in list.by_ref().take(AHEAD) {
+            match entry {
+                Ok(entry) => {
+                    let probe = reference.and_then(|reference| reference.probe(&entry));
+                    ahead.push((entry, probe));
+                }
+                Err(e) => ended = Err(e),
+            }
+        }
+        ahead.iter().for_each(|(entry, probe)| judge.entry(entry, *probe));
+        ended?;
+        if ahead.len() < AHEAD {
+            return Ok(());
+        }
+        ahead.clear();
     }
-    Ok(())
 }
 
 impl Keyring {
@@ -47,7 +62,7 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    fn entry(&mut self, entry: &Entry<'_>) {
+    fn entry(&mut self, entry: &Entry<'_>, probe: Option<Probe>) {
         let index = self.state.entries;
         self.state.entries = index.saturating_add(1);
         if entry.is_violation() {
@@ -71,7 +86,7 @@ impl Judge<'_> {
             self.note(FindingKind::Denied, index, entry, || reason);
             return;
         }
-        let found = reference.find(entry);
+        let found = reference.find(entry, probe);
         if found == Found::Yes {
             bump(&mut self.state.tally.accepted);
         } else if reference.excludes(entry.path) {

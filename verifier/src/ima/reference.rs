@@ -6,7 +6,7 @@ use regex::bytes::{RegexSet, RegexSetBuilder};
 use sha2::{Digest as _, Sha256};
 
 use super::keyring::{Key, Keyring, NoKey};
-use super::table::{Builder, Found, Table};
+use super::table::{Builder, Found, Probe, Table};
 
 /// Bytes of a compiled set of regular expressions.
 const PATTERNS: usize = 4 * 1024 * 1024;
@@ -145,20 +145,23 @@ impl Reference {
             return None;
         }
         let alg = KernelHash::from_name(entry.digest_alg)?;
-        if self.deny.find(alg, entry.digest, b"") == Found::No {
+        if self.deny.find(self.deny.probe(alg, entry.digest, b""), entry.digest) == Found::No {
             return None;
         }
         let at = self.reasons.partition_point(|(digest, _)| digest.as_slice() < entry.digest);
         Some(self.reasons.get(at).map_or("", |(_, reason)| reason))
     }
 
+    /// Where to look for a file; none for an algorithm that the kernel does not have.
+    #[must_use]
+    pub fn probe(&self, entry: &Entry<'_>) -> Option<Probe> {
+        KernelHash::from_name(entry.digest_alg).map(|alg| self.allow.probe(alg, entry.digest, entry.path))
+    }
+
     /// Whether the file's digest is good at its path.
     #[must_use]
-    pub fn find(&self, entry: &Entry<'_>) -> Found<'_> {
-        match KernelHash::from_name(entry.digest_alg) {
-            Some(alg) => self.allow.find(alg, entry.digest, entry.path),
-            None => Found::No,
-        }
+    pub fn find(&self, entry: &Entry<'_>, probe: Option<Probe>) -> Found<'_> {
+        probe.map_or(Found::No, |probe| self.allow.find(probe, entry.digest))
     }
 
     /// Whether the path is excluded.

@@ -70,11 +70,8 @@ impl<'a> Entry<'a> {
     pub fn field(&self, wanted: Field) -> Option<&'a [u8]> {
         let layout = Layout::of(self.frame.template).ok()?;
         if self.frame.template == OLD {
-            return match wanted {
-                Field::D => Some(self.digest),
-                Field::N => Some(self.path),
-                _ => None,
-            };
+            let fields = [(Field::D, self.digest), (Field::N, self.path)];
+            return fields.into_iter().find(|(field, _)| *field == wanted).map(|(_, value)| value);
         }
         let mut reader = self.frame.data.clone();
         for field in layout.fields() {

@@ -2,6 +2,7 @@
 
 use countersign_tpm::alg::{Digest, HashAlg};
 
+use super::sha256;
 use super::template::{MAX_NAME, OLD};
 use crate::codec::{Malformed, Reader, Reason};
 use crate::limits;
@@ -68,6 +69,17 @@ impl<'a> Frame<'a> {
     #[must_use]
     pub fn extends(&self, alg: HashAlg) -> Digest {
         if self.is_violation() { Digest::filled(alg, 0xff) } else { self.hash(alg) }
+    }
+
+    /// As [`Frame::extends`] for SHA-256.
+    pub(super) fn extends_sha256(&self) -> [u8; 32] {
+        if self.is_violation() {
+            return [0xff; 32];
+        }
+        if self.template == OLD {
+            return self.hash(HashAlg::Sha256).as_bytes().try_into().unwrap_or([0xff; 32]);
+        }
+        sha256::digest(self.data())
     }
 
     /// What older kernels extend into a bank whose hash they do not compute: the SHA-1 hash with zeros behind it. The hash is computed, not

@@ -3,7 +3,8 @@
 use countersign_tpm::alg::{Digest, HashAlg};
 
 use super::PCR;
-use super::list::{BadIma, frames};
+use super::list::{BadIma, Frame, frames};
+use super::sha256;
 
 /// The part of a list that a quote covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,15 +39,46 @@ pub enum ImaReplayError {
 
 /// One bank on its way to the quoted value.
 struct Bank {
-    own: Digest,
+    own: Value,
     /// The value if the kernel extends padded SHA-1; only followed when the banks' own hashes lead nowhere.
     padded: Option<Digest>,
     quoted: Digest,
 }
 
+/// The value of PCR 10.
+enum Value {
+    /// Of the bank that nearly every quote is over.
+    Sha256([u8; 32]),
+    /// Of any other.
+    Other(Digest),
+}
+
+impl Value {
+    fn new(digest: &Digest) -> Self {
+        match (digest.alg(), digest.as_bytes().try_into()) {
+            (HashAlg::Sha256, Ok(value)) => Self::Sha256(value),
+            _ => Self::Other(*digest),
+        }
+    }
+
+    fn extend(&mut self, frame: &Frame<'_>) {
+        match self {
+            Self::Sha256(value) => *value = sha256::extend(value, &frame.extends_sha256()),
+            Self::Other(value) => *value = value.extend(frame.extends(value.alg()).as_bytes()),
+        }
+    }
+
+    fn is(&self, quoted: &Digest) -> bool {
+        match self {
+            Self::Sha256(value) => quoted.as_bytes() == value,
+            Self::Other(value) => value == quoted,
+        }
+    }
+}
+
 impl Bank {
     fn arrived(&self) -> bool {
-        self.own == self.quoted || self.padded.is_some_and(|padded| padded == self.quoted)
+        self.own.is(&self.quoted) || self.padded.is_some_and(|padded| padded == self.quoted)
     }
 }
 
@@ -68,7 +100,7 @@ pub fn replay_to(bytes: &[u8], start: &[Digest], quoted: &[Digest]) -> Result<Pr
 fn walk(bytes: &[u8], start: &[Digest], quoted: &[Digest], pad: bool) -> Result<Prefix, ImaReplayError> {
     let bank = |(start, quoted): (&Digest, &Digest)| {
         let padded = (pad && start.alg() != HashAlg::Sha1).then_some(*start);
-        Bank { own: *start, padded, quoted: *quoted }
+        Bank { own: Value::new(start), padded, quoted: *quoted }
     };
     let mut banks: Vec<Bank> = start.iter().zip(quoted).map(bank).collect();
     let mut list = frames(bytes)?;
@@ -86,13 +118,14 @@ fn walk(bytes: &[u8], start: &[Digest], quoted: &[Digest], pad: bool) -> Result<
             continue;
         }
         for bank in &mut banks {
-            let alg = bank.own.alg();
-            bank.own = bank.own.extend(frame.extends(alg).as_bytes());
+            bank.own.extend(&frame);
+            let alg = bank.quoted.alg();
             bank.padded = bank.padded.map(|padded| padded.extend(frame.extends_padded(alg).as_bytes()));
         }
         if banks.iter().all(Bank::arrived) {
             prefix.bytes = list.offset();
-            prefix.padded = banks.iter().filter(|bank| bank.own != bank.quoted).map(|bank| bank.own.alg()).collect();
+            let padded = banks.iter().filter(|bank| !bank.own.is(&bank.quoted));
+            prefix.padded = padded.map(|bank| bank.quoted.alg()).collect();
             return Ok(prefix);
         }
     }
