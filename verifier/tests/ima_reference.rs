@@ -13,8 +13,10 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use countersign_tpm::alg::HashAlg;
-use countersign_verifier::ima::{FindingKind, ImaState, Key, Reference, Tally, identity, judge, loaded, remember};
+use countersign_tpm::alg::{Digest, HashAlg};
+use countersign_verifier::ima::{
+    FindingKind, ImaState, Key, Reference, Tally, appraise, identity, judge, loaded, remember,
+};
 use countersign_verifier::keys::rng;
 use countersign_wire::ima::synthetic::{self, Synthetic, d_ng, n_ng};
 use countersign_wire::ima::{KernelHash, frames};
@@ -320,8 +322,16 @@ fn a_hundred_thousand_files_in_little_memory_and_loaded_once() {
     // The list, and everything that is shared between hosts.
     assert!(reference.bytes() + list.bytes.len() < 64 << 20, "{} + {}", reference.bytes(), list.bytes.len());
     assert!(reference.bytes() < 24 << 20, "{}", reference.bytes());
-    let state = judged(&list, Some(&reference));
+    let zero = Digest::filled(HashAlg::Sha256, 0);
+    let mut state = ImaState::default();
+    let prefix = appraise(&list.bytes, &[zero], &[list.pcr(zero)], Some(&reference), &mut state).unwrap();
+    assert_eq!((prefix.entries, state.entries), (100_001, 100_001));
     assert_eq!(state.tally, Tally { accepted: 100_000, ..Tally::default() });
+    assert_eq!(state, judged(&list, Some(&reference)));
+    // A list that does not lead to the quoted value leaves nothing.
+    let before = state.clone();
+    assert!(appraise(&list.bytes, &[zero], &[zero.extend(&[1])], Some(&reference), &mut state).is_err());
+    assert_eq!(state, before);
     // Whoever asks for these sets gets the same tables.
     let digest = sha2::Sha256::digest(&json).into();
     assert_eq!(reference.identity(), &identity(&[digest]));

@@ -23,7 +23,7 @@ pub use ascii::{looks_ascii, to_binary};
 pub use entry::{DigestKind, Entries, Entry, entries};
 pub use hash::KernelHash;
 pub use list::{BadIma, Extent, Frame, Frames, extent, frames};
-pub use replay::{ImaReplayError, Prefix, replay_to};
+pub use replay::{ImaReplayError, Prefix, replay_each, replay_to};
 pub use signature::{BadSignature, FileSignature, SignatureKind};
 pub use template::{Field, Layout};
 

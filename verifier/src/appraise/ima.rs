@@ -15,7 +15,7 @@ use super::checks::Failure;
 use super::clock::{Continuity, Reading};
 use super::replayed::REBOOT;
 use super::snapshot::Context;
-use crate::ima::{Finding, FindingKind, ImaState, Reference, SavedBank, identity, judge, loaded};
+use crate::ima::{Finding, FindingKind, ImaState, Reference, SavedBank, appraise, identity, loaded};
 
 /// What an IMA list is appraised with: the reference sets by digest, and the state after the host's earlier entries. The sets themselves are
 /// loaded once ([`crate::ima::remember`]) and travel beside the record in a bundle.
@@ -88,7 +88,8 @@ pub(super) fn list(
     if start.len() != quoted.len() {
         return Err(Failure::new("a bank that was not quoted before", "the whole list").about("ima"));
     }
-    let prefix = ima::replay_to(&part.bytes, &start, &quoted).map_err(|e| {
+    let mut state = saved.cloned().unwrap_or_default();
+    let prefix = appraise(&part.bytes, &start, &quoted, reference.as_deref(), &mut state).map_err(|e| {
         Failure::new(e.to_string(), "a list that leads to the quoted PCR 10").about("ima_log").hint(REBOOT)
     })?;
     if prefix.elsewhere > 0 {
@@ -98,7 +99,6 @@ pub(super) fn list(
         )
         .about("ima_log"));
     }
-    let mut state = saved.cloned().unwrap_or_default();
     if part.from == 0 {
         state.boot_aggregate = boot_aggregate(authentic, part, &prefix);
     }
@@ -107,8 +107,6 @@ pub(super) fn list(
             bank.set(ima::PCR, value);
         }
     }
-    judge(&part.bytes, prefix.entries, reference.as_deref(), &mut state)
-        .map_err(|e| Failure::new(e.to_string(), "an IMA list").about("ima_log"))?;
     state.reference = context.ima.as_ref().map_or([0; 32], ImaContext::reference);
     state.banks = saved_banks(&state, &quoted, &prefix);
     Ok(Some(Measured { from: part.from, state }))

@@ -1,6 +1,9 @@
 //! Entries against a reference, one at a time.
 
-use countersign_wire::ima::{BOOT_AGGREGATE, BadIma, Entry, entries};
+use countersign_tpm::alg::Digest;
+use countersign_wire::ima::{
+    BOOT_AGGREGATE, BadIma, Entry, Frame, ImaReplayError, KernelHash, Prefix, entries, frames, replay_each,
+};
 use minicbor::bytes::ByteVec;
 
 use super::keyring::{Key, Keyring};
@@ -8,8 +11,23 @@ use super::reference::Reference;
 use super::state::{Finding, FindingKind, ImaState, KEYS};
 use super::table::{Found, Probe};
 
-/// Entries that are looked up at once: their memory is fetched side by side.
-const AHEAD: usize = 32;
+/// Replays `list` from `start` to `quoted` and appraises what the quote covers: `state` goes on from `state.entries`. In one pass, in which each file is
+/// looked up while the next one is hashed; what that found counts only once the list leads to the quoted values.
+///
+/// # Errors
+/// The list leads nowhere, or a field of an entry breaks the format, which no kernel writes. `state` is then as it was.
+pub fn appraise(
+    list: &[u8],
+    start: &[Digest],
+    quoted: &[Digest],
+    reference: Option<&Reference>,
+    state: &mut ImaState,
+) -> Result<Prefix, ImaReplayError> {
+    let mut lookup = Lookup::new(reference);
+    let prefix = replay_each(list, start, quoted, |frame| lookup.see(frame))?;
+    lookup.judge(list, prefix.entries, state)?;
+    Ok(prefix)
+}
 
 /// Appraises the first `count` entries of `list`, which were replayed, and adds them to `state`: the host's entries from `state.entries` on.
 /// Without a reference only violations and kexecs are counted.
@@ -18,32 +36,82 @@ const AHEAD: usize = 32;
 /// signature by an accepted key; else unknown.
 ///
 /// # Errors
-/// A field of an entry breaks the format, which no kernel writes.
+/// A field of an entry breaks the format, which no kernel writes. `state` is then as it was.
 pub fn judge(list: &[u8], count: u64, reference: Option<&Reference>, state: &mut ImaState) -> Result<(), BadIma> {
-    let mut learned = Keyring::default();
-    for der in &state.keys {
-        learned.keys_from(der);
+    let mut lookup = Lookup::new(reference);
+    let mut seen: u64 = 0;
+    for frame in frames(list)?.take(usize::try_from(count).unwrap_or(usize::MAX)) {
+        lookup.see(&frame?);
+        seen = seen.saturating_add(1);
     }
-    let mut list = entries(list)?.take(usize::try_from(count).unwrap_or(usize::MAX));
-    let mut judge = Judge { reference, learned, state };
-    let mut ahead: Vec<(Entry<'_>, Option<Probe>)> = Vec::with_capacity(AHEAD);
-    loop {
-        let mut ended = Ok(());
-        for entry in list.by_ref().take(AHEAD) {
-            match entry {
-                Ok(entry) => {
-                    let probe = reference.and_then(|reference| reference.probe(&entry));
-                    ahead.push((entry, probe));
-                }
-                Err(e) => ended = Err(e),
+    lookup.judge(list, seen, state)
+}
+
+/// Tells the files that a set accepts from the rest, which needs a closer look.
+struct Lookup<'r, 'a> {
+    reference: Option<&'r Reference>,
+    /// The last file, whose memory is on its way.
+    pending: Option<(Probe, &'a [u8; 32], Place)>,
+    accepted: u64,
+    rest: Vec<Place>,
+}
+
+/// Index and offset of an entry in the part at hand.
+type Place = (u64, usize);
+
+impl<'r, 'a> Lookup<'r, 'a> {
+    const fn new(reference: Option<&'r Reference>) -> Self {
+        Self { reference, pending: None, accepted: 0, rest: Vec::new() }
+    }
+
+    fn see(&mut self, frame: &Frame<'a>) {
+        let place = (frame.index, frame.offset);
+        if frame.index == 0 {
+            *self = Self::new(self.reference);
+        }
+        self.resolve();
+        match (frame.plain().filter(|(_, path)| *path != BOOT_AGGREGATE), self.reference) {
+            (Some((digest, path)), Some(reference)) if !reference.denies(digest) => {
+                self.pending = Some((reference.probe(KernelHash::SHA256, digest, path), digest, place));
+            }
+            // Without sets nothing is accepted, and nothing has to be.
+            (Some(_), None) => {}
+            _ => self.rest.push(place),
+        }
+    }
+
+    fn resolve(&mut self) {
+        let (Some((probe, digest, place)), Some(reference)) = (self.pending.take(), self.reference) else { return };
+        if reference.find(probe, digest) == Found::Yes {
+            bump(&mut self.accepted);
+        } else {
+            self.rest.push(place);
+        }
+    }
+
+    /// Adds what was seen to the state.
+    fn judge(mut self, list: &[u8], count: u64, state: &mut ImaState) -> Result<(), BadIma> {
+        self.resolve();
+        let mut learned = Keyring::default();
+        for der in &state.keys {
+            learned.keys_from(der);
+        }
+        let mut next = state.clone();
+        let mut judge = Judge { reference: self.reference, learned, state: &mut next };
+        for (index, offset) in self.rest {
+            let elsewhere = |mut bad: BadIma| {
+                bad.malformed.offset = bad.malformed.offset.saturating_add(offset);
+                BadIma { index, ..bad }
+            };
+            let entry = entries(list.get(offset..).unwrap_or_default()).map_err(elsewhere)?.next();
+            if let Some(entry) = entry {
+                judge.entry(&entry.map_err(elsewhere)?, state.entries.saturating_add(index));
             }
         }
-        ahead.iter().for_each(|(entry, probe)| judge.entry(entry, *probe));
-        ended?;
-        if ahead.len() < AHEAD {
-            return Ok(());
-        }
-        ahead.clear();
+        next.tally.accepted = next.tally.accepted.saturating_add(self.accepted);
+        next.entries = next.entries.saturating_add(count);
+        *state = next;
+        Ok(())
     }
 }
 
@@ -62,9 +130,7 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    fn entry(&mut self, entry: &Entry<'_>, probe: Option<Probe>) {
-        let index = self.state.entries;
-        self.state.entries = index.saturating_add(1);
+    fn entry(&mut self, entry: &Entry<'_>, index: u64) {
         if entry.is_violation() {
             bump(&mut self.state.tally.violations);
             self.note(FindingKind::Violation, index, entry, || {
@@ -86,7 +152,7 @@ impl Judge<'_> {
             self.note(FindingKind::Denied, index, entry, || reason);
             return;
         }
-        let found = reference.find(entry, probe);
+        let found = reference.find_entry(entry);
         if found == Found::Yes {
             bump(&mut self.state.tally.accepted);
         } else if reference.excludes(entry.path) {

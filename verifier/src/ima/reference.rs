@@ -152,16 +152,27 @@ impl Reference {
         Some(self.reasons.get(at).map_or("", |(_, reason)| reason))
     }
 
-    /// Where to look for a file; none for an algorithm that the kernel does not have.
-    #[must_use]
-    pub fn probe(&self, entry: &Entry<'_>) -> Option<Probe> {
-        KernelHash::from_name(entry.digest_alg).map(|alg| self.allow.probe(alg, entry.digest, entry.path))
+    /// Whether a SHA-256 digest is denied.
+    pub(super) fn denies(&self, digest: &[u8; 32]) -> bool {
+        let alg = KernelHash::SHA256;
+        self.deny.len() > 0 && self.deny.find(self.deny.probe(alg, digest, b""), digest) != Found::No
+    }
+
+    /// Where to look for a file.
+    pub(super) fn probe(&self, alg: KernelHash, digest: &[u8], path: &[u8]) -> Probe {
+        self.allow.probe(alg, digest, path)
+    }
+
+    /// Whether the file's digest is good at the probe's path.
+    pub(super) fn find(&self, probe: Probe, digest: &[u8]) -> Found<'_> {
+        self.allow.find(probe, digest)
     }
 
     /// Whether the file's digest is good at its path.
     #[must_use]
-    pub fn find(&self, entry: &Entry<'_>, probe: Option<Probe>) -> Found<'_> {
-        probe.map_or(Found::No, |probe| self.allow.find(probe, entry.digest))
+    pub fn find_entry(&self, entry: &Entry<'_>) -> Found<'_> {
+        let alg = KernelHash::from_name(entry.digest_alg);
+        alg.map_or(Found::No, |alg| self.find(self.probe(alg, entry.digest, entry.path), entry.digest))
     }
 
     /// Whether the path is excluded.

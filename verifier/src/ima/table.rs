@@ -26,7 +26,7 @@ pub enum Found<'a> {
 
 /// Where a table looks first for a file. Made ahead for several files, so that their memory is fetched at once and not one after the other.
 #[derive(Debug, Clone, Copy)]
-pub struct Probe {
+pub(super) struct Probe {
     alg: KernelHash,
     tag: u64,
 }

@@ -29,6 +29,8 @@ pub struct BadIma {
 pub struct Frame<'a> {
     /// Index in this part of the list.
     pub index: u64,
+    /// Offset of its first byte in this part of the list.
+    pub offset: usize,
     /// PCR that the list says it extended.
     pub pcr: u32,
     /// Name of the template, or its format string.
@@ -50,6 +52,26 @@ impl<'a> Frame<'a> {
     #[must_use]
     pub fn data(&self) -> &'a [u8] {
         self.data.clone().rest()
+    }
+
+    /// Digest and path of what nearly all entries are: a file with a SHA-256 digest, template ima-ng or ima-sig, and no violation. `None` for any
+    /// other, and for one that is not formed as it should be: [`super::entries`] tells.
+    #[must_use]
+    pub fn plain(&self) -> Option<(&'a [u8; 32], &'a [u8])> {
+        let rest = self.data().strip_prefix(b"\x28\0\0\0sha256:\0")?;
+        let (digest, rest) = rest.split_first_chunk::<32>()?;
+        let (length, rest) = rest.split_first_chunk()?;
+        let (path, rest) = rest.split_at_checked(usize::try_from(u32::from_le_bytes(*length)).ok()?)?;
+        let ends = match self.template {
+            b"ima-ng" => rest.is_empty(),
+            b"ima-sig" => {
+                let (length, signature) = rest.split_first_chunk()?;
+                usize::try_from(u32::from_le_bytes(*length)) == Ok(signature.len())
+            }
+            _ => false,
+        };
+        let path = path.strip_suffix(&[0])?;
+        (ends && !self.is_violation()).then_some((digest, path))
     }
 
     /// The template's hash, as the kernel computes it.
@@ -166,7 +188,8 @@ fn frame<'a>(reader: &mut Reader<'a>, index: u64) -> Result<Frame<'a>, Malformed
         usize::try_from(reader.u32_le("template data length")?).unwrap_or(usize::MAX)
     };
     let data = reader.sub(length, "template data")?;
-    Ok(Frame { index, pcr, template, template_hash, data })
+    let offset = at.offset();
+    Ok(Frame { index, offset, pcr, template, template_hash, data })
 }
 
 /// A length, at most `max`, and that many bytes.

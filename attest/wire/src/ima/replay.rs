@@ -90,14 +90,34 @@ impl Bank {
 /// # Errors
 /// [`ImaReplayError`].
 pub fn replay_to(bytes: &[u8], start: &[Digest], quoted: &[Digest]) -> Result<Prefix, ImaReplayError> {
-    let first = walk(bytes, start, quoted, false);
+    replay_each(bytes, start, quoted, |_| {})
+}
+
+/// As [`replay_to`], and shows each entry to `visit` on the way: from the first one on, and from the first one again in a second pass. None of
+/// them is authentic before this function says so; what lies beyond the prefix is not shown.
+///
+/// # Errors
+/// [`ImaReplayError`]: then everything that `visit` saw is to be forgotten.
+pub fn replay_each<'a>(
+    bytes: &'a [u8],
+    start: &[Digest],
+    quoted: &[Digest],
+    mut visit: impl FnMut(&Frame<'a>),
+) -> Result<Prefix, ImaReplayError> {
+    let first = walk(bytes, start, quoted, false, &mut visit);
     if first.is_ok() || start.iter().all(|value| value.alg() == HashAlg::Sha1) {
         return first;
     }
-    walk(bytes, start, quoted, true).or(first)
+    walk(bytes, start, quoted, true, &mut visit).or(first)
 }
 
-fn walk(bytes: &[u8], start: &[Digest], quoted: &[Digest], pad: bool) -> Result<Prefix, ImaReplayError> {
+fn walk<'a>(
+    bytes: &'a [u8],
+    start: &[Digest],
+    quoted: &[Digest],
+    pad: bool,
+    visit: &mut impl FnMut(&Frame<'a>),
+) -> Result<Prefix, ImaReplayError> {
     let bank = |(start, quoted): (&Digest, &Digest)| {
         let padded = (pad && start.alg() != HashAlg::Sha1).then_some(*start);
         Bank { own: Value::new(start), padded, quoted: *quoted }
@@ -110,6 +130,7 @@ fn walk(bytes: &[u8], start: &[Digest], quoted: &[Digest], pad: bool) -> Result<
     }
     while let Some(frame) = list.next() {
         let frame = frame?;
+        visit(&frame);
         prefix.entries = prefix.entries.saturating_add(1);
         prefix.violations = prefix.violations.saturating_add(frame.is_violation().into());
         // An entry for another PCR leaves PCR 10 as it is.

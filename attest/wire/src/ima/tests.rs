@@ -135,6 +135,36 @@ fn every_template_of_the_kernel() {
 }
 
 #[test]
+fn plain_entries_say_what_all_their_fields_say() {
+    let mut list = every_template();
+    list.push("ima-sig", &[&d_ng("sha256", &[1; 32]), &n_ng("/a"), b""]);
+    let mut plain = 0;
+    for bytes in [&list.bytes[..], LONG] {
+        for entry in entries(bytes).unwrap().map(Result::unwrap) {
+            let Some((digest, path)) = entry.frame().plain() else { continue };
+            assert_eq!((&digest[..], path, entry.digest_alg), (entry.digest, entry.path, &b"sha256"[..]));
+            assert!(!entry.is_violation());
+            plain += 1;
+        }
+    }
+    assert!(plain > 600, "{plain}");
+    // Whatever is not formed as it should be is not plain.
+    let mut one = Synthetic::default();
+    one.push("ima-sig", &[&d_ng("sha256", &[1; 32]), &n_ng("/a"), b"sig"]);
+    for at in 37..one.bytes.len() {
+        for wrong in [0, 0xff, one.bytes[at].wrapping_add(1), one.bytes[at].wrapping_sub(1)] {
+            let mut changed = one.bytes.clone();
+            changed[at] = wrong;
+            let Some(Ok(frame)) = frames(&changed).unwrap().next() else { continue };
+            // A NUL within the name is the one thing that is not looked for.
+            let formed = entries(&changed).unwrap().next().unwrap();
+            let nul = formed.as_ref().is_err_and(|e| e.to_string().contains("NUL within"));
+            assert!(frame.plain().is_none() || formed.is_ok() || nul, "{at} {wrong}");
+        }
+    }
+}
+
+#[test]
 fn the_old_template_hashes_256_bytes_of_name() {
     let mut list = Synthetic::default();
     list.push_old(&[2; 20], "/sbin/init");
@@ -231,8 +261,11 @@ fn boot_aggregate_of_both_kinds() {
 fn what_lies_beyond_the_prefix_is_not_read() {
     let quoted = quoted(LONG_PCRS);
     let beyond = [LONG, b"no entry at all, and it is never looked at"].concat();
-    let prefix = replay_to(&beyond, &start(&quoted), &quoted).unwrap();
+    let mut seen = Vec::new();
+    let prefix = replay_each(&beyond, &start(&quoted), &quoted, |frame| seen.push(frame.index)).unwrap();
     assert_eq!(prefix.bytes, LONG.len());
+    let count = prefix.entries;
+    assert_eq!(seen, (0..count).collect::<Vec<_>>());
 }
 
 #[test]
