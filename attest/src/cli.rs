@@ -1,5 +1,7 @@
 //! The `attest` command line.
 
+mod learn;
+
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
@@ -23,6 +25,8 @@ Examples:
   attest now                                   attest once; exit code 0 when the verdict allows
   attest show -o host.card                     this host's card, for owners and operators
   attest inspect /sys/kernel/security/tpm0/binary_bios_measurements
+  attest learn host -o golden.json             reference values from what this host measured
+  attest reference sign golden.json --key owner.pem -o golden.dsse
 
 Exit codes:";
 
@@ -74,6 +78,11 @@ enum Command {
         /// The file
         file: PathBuf,
     },
+    /// Learn reference values: which files hosts may run
+    Learn(learn::Learn),
+    /// Merge, compare, sign and check reference sets
+    #[command(subcommand)]
+    Reference(learn::Reference),
     /// Print the configuration's keys with their defaults
     Config,
     /// Print shell completions
@@ -163,6 +172,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
             let described = inspect::describe(&bytes).map_err(|reason| unknown(file, &reason))?;
             out::print(cli.json, &described, || described.words())
         }
+        Command::Learn(learn) => learn.run(cli.json, || {
+            let overrides = Overrides { tpm: cli.tpm.clone(), state_dir: cli.state_dir.clone() };
+            Ok(Config::load(cli.config.as_deref(), overrides)?.ima_log)
+        }),
+        Command::Reference(reference) => reference.run(cli.json),
         Command::Config => out::print(cli.json, &EXAMPLE, || EXAMPLE.trim_end().to_owned()),
         Command::Completions { shell } => {
             let mut command = Cli::command();

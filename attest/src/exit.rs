@@ -29,6 +29,8 @@ pub enum Exit {
     NoCertificate,
     /// A log could not be read.
     Log,
+    /// Reference values could not be learned, or a set is not one.
+    Learn,
     /// The verifier cannot be reached in time.
     Unreachable,
     /// Somebody else answers for the verifier.
@@ -43,7 +45,7 @@ pub enum Exit {
 
 impl Exit {
     /// All of them, by code.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Done,
         Self::Other,
         Self::Usage,
@@ -57,6 +59,7 @@ impl Exit {
         Self::Unseal,
         Self::NoCertificate,
         Self::Log,
+        Self::Learn,
         Self::Unreachable,
         Self::Trust,
         Self::Refused,
@@ -81,6 +84,7 @@ impl Exit {
             Self::Unseal => 11,
             Self::NoCertificate => 12,
             Self::Log => 13,
+            Self::Learn => 14,
             Self::Unreachable => 20,
             Self::Trust => 21,
             Self::Refused => 22,
@@ -106,6 +110,7 @@ impl Exit {
             Self::Unseal => "the TPM refused to unseal",
             Self::NoCertificate => "the TPM has no EK certificate of a known kind",
             Self::Log => "a log could not be read",
+            Self::Learn => "reference values could not be learned, or a set is none or not signed",
             Self::Unreachable => "the verifier cannot be reached in time",
             Self::Trust => "another verifier answers than the one pinned",
             Self::Refused => "the verifier refused the request",

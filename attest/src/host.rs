@@ -2,6 +2,7 @@
 
 mod enrol;
 mod evidence;
+mod ima;
 mod runs;
 mod step;
 mod verdict;

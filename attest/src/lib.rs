@@ -9,6 +9,7 @@ pub mod exit;
 pub mod host;
 pub mod inspect;
 pub mod journal;
+pub mod learn;
 pub mod out;
 pub mod random;
 pub mod state;

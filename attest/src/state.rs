@@ -164,7 +164,7 @@ impl StateDir {
 ///
 /// # Errors
 /// Those of reading, and FileTooLarge.
-pub fn read_bounded(file: File, max: usize) -> std::io::Result<Vec<u8>> {
+pub fn read_bounded(file: impl std::io::Read, max: usize) -> std::io::Result<Vec<u8>> {
     let mut contents = Vec::new();
     let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
     file.take(limit).read_to_end(&mut contents)?;

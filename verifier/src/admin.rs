@@ -1,5 +1,7 @@
 //! What operators ask: one request type, whether it comes over HTTPS with a token or from the command line on the state folder itself.
 
+mod reference;
+
 use countersign_policy::input::ReferenceValue;
 use countersign_policy::{Compiled, PolicyBundle, Role};
 use countersign_tpm::alg::HashAlg;
@@ -71,6 +73,15 @@ pub enum Request {
         eventlog: String,
         /// PCRs; empty takes the default.
         pcrs: Vec<u8>,
+    },
+    /// Adds an IMA reference set (`countersign.reference/v1`).
+    ReferenceAddSet {
+        /// Name of the set.
+        name: String,
+        /// The JSON document, compressed with zstd (base64).
+        set: String,
+        /// Key id of whoever signed it, as the command that sends it has checked; empty for an unsigned one.
+        signer: String,
     },
     /// Removes a set.
     ReferenceRevoke {
@@ -197,11 +208,16 @@ pub async fn perform(service: &Service, request: Request, actor: &str) -> Result
         Request::ReferenceAdd { name, eventlog, pcrs } => {
             reference_add(service, &name, &bytes("eventlog", &eventlog)?, &pcrs, actor).await
         }
+        Request::ReferenceAddSet { name, set, signer } => {
+            reference::add(service, &name, &bytes("set", &set)?, &signer, actor).await
+        }
         Request::ReferenceRevoke { name } => {
             let mut transaction = service.store.write().await?;
             let removed =
                 sqlx::query("DELETE FROM reference_sets WHERE name = ?").bind(&name).execute(&mut *transaction).await?;
-            if removed.rows_affected() == 0 {
+            let sets =
+                sqlx::query("DELETE FROM ima_sets WHERE name = ?").bind(&name).execute(&mut *transaction).await?;
+            if removed.rows_affected() == 0 && sets.rows_affected() == 0 {
                 return Err(Error::request(
                     "not-found",
                     format!("there is no set {name:?}"),
@@ -222,7 +238,8 @@ pub async fn perform(service: &Service, request: Request, actor: &str) -> Result
             let sets = sets
                 .into_iter()
                 .map(|(name, values, added_ms)| json!({"name": name, "values": values, "added_ms": added_ms}));
-            Ok(json!({"revision": revision, "sets": sets.collect::<Vec<_>>()}))
+            let files = reference::list(service).await?;
+            Ok(json!({"revision": revision, "sets": sets.chain(files).collect::<Vec<_>>()}))
         }
         Request::VerdictList { host, limit } => {
             let host = match host {
@@ -310,7 +327,7 @@ pub async fn perform(service: &Service, request: Request, actor: &str) -> Result
     }
 }
 
-async fn raise(connection: &mut sqlx::SqliteConnection, key: &str) -> Result<i64, Error> {
+pub(super) async fn raise(connection: &mut sqlx::SqliteConnection, key: &str) -> Result<i64, Error> {
     Ok(sqlx::query_scalar("UPDATE settings SET value = value + 1 WHERE key = ? RETURNING value")
         .bind(key)
         .fetch_one(connection)

@@ -11,6 +11,7 @@ mod authentic;
 mod checks;
 mod clock;
 mod decide;
+mod ima;
 mod policies;
 pub mod quote;
 mod receipts;
@@ -19,6 +20,7 @@ mod snapshot;
 
 pub use authentic::Authentic;
 pub use decide::{HostUpdate, Judged, ReleaseBasis};
+pub use ima::{ImaContext, NamedSet};
 pub use receipts::ReceiptUpdate;
 pub use replayed::Replayed;
 pub use snapshot::{Baseline, ChallengeRecord, Context, HostSnapshot, ReceiptStatus, StoredReceipt, WorkloadRecord};

@@ -1,5 +1,6 @@
 //! The `verifier` command line.
 
+mod reference;
 mod words;
 
 use std::path::{Path, PathBuf};
@@ -170,16 +171,22 @@ struct Change {
 
 #[derive(Debug, Subcommand)]
 enum Reference {
-    /// Accept what a boot log measured
+    /// Accept what a boot log measured, or the files of a reference set
     Add {
         /// Name of the set
         name: String,
         /// The firmware's event log
-        #[arg(long, value_name = "FILE")]
-        eventlog: PathBuf,
+        #[arg(long, value_name = "FILE", required_unless_present = "file")]
+        eventlog: Option<PathBuf>,
         /// PCRs to take (default: 0, 2, 3, 4, 7, 8, 9, 14)
-        #[arg(long)]
+        #[arg(long, conflicts_with = "file")]
         pcr: Vec<u8>,
+        /// A reference set, as `attest learn` writes it or `attest reference sign` signs it
+        #[arg(long, value_name = "FILE", conflicts_with = "eventlog")]
+        file: Option<PathBuf>,
+        /// Key (PEM) that must have signed the set
+        #[arg(long, value_name = "FILE", requires = "file")]
+        key: Vec<PathBuf>,
     },
     /// No longer accept a set
     Revoke {
@@ -308,8 +315,12 @@ fn state_dir(cli: &Cli) -> Result<PathBuf, Failure> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    read_at_most(path, countersign_wire::limits::RECORD)
+}
+
+fn read_at_most(path: &Path, max: usize) -> Result<Vec<u8>, Failure> {
     let bad = |e: String| CheckError::new(code::INPUT, "file", e, "a readable file").about(path.display().to_string());
-    let max = u64::try_from(countersign_wire::limits::RECORD).unwrap_or(u64::MAX);
+    let max = u64::try_from(max).unwrap_or(u64::MAX);
     let size = std::fs::metadata(path).map_err(|e| bad(e.to_string()))?.len();
     if size > max {
         return Err(bad(format!("{size} bytes, at most {max}")).into());
@@ -376,9 +387,13 @@ fn request(command: &Command) -> Result<Option<Request>, Failure> {
         Command::Host(Host::Admit(host)) => change(host, HostState::Active),
         Command::Host(Host::Suspend(host)) => change(host, HostState::Suspended),
         Command::Host(Host::Revoke(host)) => change(host, HostState::Revoked),
-        Command::Reference(Reference::Add { name, eventlog, pcr }) => {
-            Request::ReferenceAdd { name: name.clone(), eventlog: STANDARD.encode(read(eventlog)?), pcrs: pcr.clone() }
-        }
+        Command::Reference(Reference::Add { name, eventlog, pcr, file, key }) => match (eventlog, file) {
+            (Some(log), _) => {
+                Request::ReferenceAdd { name: name.clone(), eventlog: STANDARD.encode(read(log)?), pcrs: pcr.clone() }
+            }
+            (None, Some(file)) => reference::add(name, file, key)?,
+            (None, None) => return Ok(None),
+        },
         Command::Reference(Reference::Revoke { name }) => Request::ReferenceRevoke { name: name.clone() },
         Command::Reference(Reference::List) => Request::ReferenceList {},
         Command::Verdict(Verdict::List { host, limit }) => Request::VerdictList { host: host.clone(), limit: *limit },

@@ -3,6 +3,7 @@
 //! | module | what it owns |
 //! |---|---|
 //! | [`appraise`] | the pure appraisal: evidence and context in, verdict out |
+//! | [`ima`] | IMA lists against reference sets |
 //! | [`check`] | the same checks for auditors, offline: logs, quotes, bundles |
 //! | [`release`] | the two signatures of a release, in their strict forms |
 //! | [`service`] | enrolment, challenges, answers: the database transactions around the appraisal |
@@ -16,6 +17,7 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod error;
+pub mod ima;
 pub mod keys;
 pub mod out;
 pub mod release;

@@ -89,7 +89,7 @@ fn router(shared: Shared) -> Router {
     Router::new()
         .route("/v1/attest", post(attest).layer(large))
         .route("/v1/release", post(release).layer(large))
-        .route("/v1/admin", post(operate).layer(DefaultBodyLimit::max(limits::EVENT_LOG.saturating_mul(2))))
+        .route("/v1/admin", post(operate).layer(DefaultBodyLimit::max(limits::REFERENCE_SET / 2)))
         .route("/v1/trust", get(trust))
         .route("/v1/enrol", post(enrol).layer(small))
         .route("/v1/enrol/proof", post(enrol_proof).layer(small))

@@ -25,13 +25,15 @@ use countersign_wire::record::{Bundle, signed_message};
 use countersign_wire::release::policy_ref;
 use countersign_wire::runlog::RunLog;
 use countersign_wire::statement::{Purpose, Statement};
+use minicbor::bytes::ByteVec;
 use sha2::{Digest as _, Sha256};
 
-use crate::appraise::{ChallengeRecord, Context, HostSnapshot, appraise};
+use crate::appraise::{ChallengeRecord, Context, HostSnapshot, ImaContext, appraise};
 use crate::config::Config;
 use crate::error::Error;
+use crate::ima::Reference;
 use crate::keys::{Keys, random, rng};
-use crate::store::{HostRow, Store, from_cbor, now_ms, read_host, state_number, to_cbor};
+use crate::store::{HostRow, Store, from_cbor, now_ms, read_host, read_ima, state_number, to_cbor};
 
 /// Bank that challenges ask for, TPM_ALG_SHA256.
 const SHA256: u16 = 0x000B;
@@ -87,18 +89,19 @@ impl Service {
         let now = now_ms(&mut transaction).await?;
         let run_pcr = host.snapshot.run_pcr;
         let selection = vec![Bank { alg: SHA256, pcrs: (0..15).chain((run_pcr == 15).then_some(15)).collect() }];
+        // A fresh look within the transaction: the snapshot is what the challenge is issued on.
+        let host = read_host(&mut transaction, &request.host).await?.ok_or_else(|| unknown_host(&request.host))?;
+        let (ima_from, ima_boot) = ima_from(&mut transaction, &host.snapshot).await?;
         let record = ChallengeRecord {
             nonce,
             host: request.host,
             purpose: request.purpose,
             selection: selection.clone(),
-            ima_from: 0,
+            ima_from,
             workload: request.workload,
             issued_ms: now,
             expires_ms: now.saturating_add(i64::from(self.config.challenge_ttl_s).saturating_mul(1000)),
         };
-        // A fresh look within the transaction: the snapshot is what the challenge is issued on.
-        let host = read_host(&mut transaction, &request.host).await?.ok_or_else(|| unknown_host(&request.host))?;
         sqlx::query("UPDATE challenges SET open = 0 WHERE host = ? AND open = 1")
             .bind(request.host.0.as_slice())
             .execute(&mut *transaction)
@@ -124,8 +127,9 @@ impl Service {
             purpose: request.purpose,
             ttl_s: self.config.challenge_ttl_s,
             selection,
-            ima_from: 0,
+            ima_from,
             import,
+            ima_boot,
         })
     }
 
@@ -217,6 +221,7 @@ impl Service {
         host: HostSnapshot,
         evidence: &Evidence,
     ) -> Result<Context, Error> {
+        let host_id = host.host;
         let workload = match &challenge.workload {
             Some(id) => self.store.workload(id).await?,
             None => None,
@@ -238,7 +243,24 @@ impl Service {
             host_policy: self.config.host_policy.clone(),
             allow_simulated: self.config.dangerous_allow_simulated_hosts,
             epoch: self.store.setting("epoch").await?,
+            ima: self.ima(&host_id).await?,
         })
+    }
+
+    /// What the IMA list is appraised with. The reference sets are compiled when they are not at hand: once after a start or a change.
+    async fn ima(&self, host: &HostId) -> Result<Option<ImaContext>, Error> {
+        let mut connection = self.store.pool().acquire().await?;
+        let context = read_ima(&mut connection, host).await?;
+        drop(connection);
+        if let Some(ima) = context.as_ref().filter(|ima| !ima.sets.is_empty())
+            && crate::ima::loaded(&ima.reference()).is_none()
+        {
+            let documents = self.store.ima_documents(&ima.sets).await?;
+            let compiled = tokio::task::spawn_blocking(move || Reference::compile(documents.iter().map(Vec::as_slice)));
+            let compiled = compiled.await.map_err(|e| Error::Internal(e.to_string()))?;
+            crate::ima::remember(compiled.map_err(|e| Error::Corrupt(e.to_string()))?);
+        }
+        Ok(context)
     }
 
     /// Receipts that the host shows, the database does not know, and whose MAC is ours.
@@ -273,7 +295,13 @@ impl Service {
             return Err(Error::request("not-found", title, None));
         }
         let signature = self.keys.sign_record(&signed_message(&record))?;
-        Ok(artefact::to_file(&Bundle { version: 1, trust: self.keys.trust.clone(), record, signature }))
+        let context: Record = cbor::decode(&record).map_err(|e| Error::Corrupt(e.to_string()))?;
+        let context: Context = from_cbor(&context.context)?;
+        let sets = match context.ima.filter(|ima| !ima.sets.is_empty()) {
+            Some(ima) => Some(self.store.ima_documents(&ima.sets).await?.into_iter().map(ByteVec::from).collect()),
+            None => None,
+        };
+        Ok(artefact::to_file(&Bundle { version: 1, trust: self.keys.trust.clone(), record, signature, sets }))
     }
 
     /// Sets a host's state, with an audit entry.
@@ -329,6 +357,18 @@ pub(crate) async fn audit(
         .execute(connection)
         .await?;
     Ok(())
+}
+
+/// From which entry on the host's IMA list is wanted, and which boot the entries before it are of.
+async fn ima_from(
+    connection: &mut sqlx::SqliteConnection,
+    host: &HostSnapshot,
+) -> Result<(u64, Option<(u32, u32)>), Error> {
+    let ima = read_ima(connection, &host.host).await?;
+    // A new baseline knows nothing of earlier lists.
+    let life = host.baseline.as_ref().map(|baseline| baseline.life);
+    let state = ima.as_ref().and_then(ImaContext::resumable).filter(|state| Some(state.life) == life);
+    Ok(state.map_or((0, None), |state| (state.entries, Some(state.boot))))
 }
 
 fn challenge_closed() -> Error {

@@ -10,7 +10,7 @@ use countersign_wire::statement::Label;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
 use sqlx::{Row as _, SqliteConnection, SqlitePool};
 
-use crate::appraise::{HostSnapshot, StoredReceipt, WorkloadRecord};
+use crate::appraise::{HostSnapshot, ImaContext, NamedSet, StoredReceipt, WorkloadRecord};
 use crate::error::Error;
 
 /// An open database.
@@ -160,6 +160,31 @@ impl Store {
         serde_json::to_vec(&reference).map_err(|e| Error::Internal(e.to_string()))
     }
 
+    /// The IMA reference sets: name and SHA-256 of each.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn ima_sets(&self) -> Result<Vec<NamedSet>, Error> {
+        let mut connection = self.pool.acquire().await?;
+        read_ima_sets(&mut connection).await
+    }
+
+    /// The documents of sets, also of ones that were removed since.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when one is missing.
+    pub(crate) async fn ima_documents(&self, sets: &[NamedSet]) -> Result<Vec<Vec<u8>>, Error> {
+        let mut documents = Vec::new();
+        for set in sets {
+            let data: Option<Vec<u8>> = sqlx::query_scalar("SELECT data FROM ima_documents WHERE digest = ?")
+                .bind(set.digest.as_slice())
+                .fetch_optional(&self.pool)
+                .await?;
+            documents.push(data.ok_or_else(|| Error::Corrupt(format!("reference set {:?} is missing", set.name)))?);
+        }
+        Ok(documents)
+    }
+
     /// Curated EK roots: DER, and whether it is a development CA.
     ///
     /// # Errors
@@ -167,6 +192,24 @@ impl Store {
     pub async fn ek_roots(&self) -> Result<Vec<(Vec<u8>, bool)>, Error> {
         Ok(sqlx::query_as("SELECT der, development FROM ek_roots ORDER BY fingerprint").fetch_all(&self.pool).await?)
     }
+}
+
+/// The IMA reference sets within a transaction.
+pub(crate) async fn read_ima_sets(connection: &mut SqliteConnection) -> Result<Vec<NamedSet>, Error> {
+    let rows: Vec<(String, Vec<u8>)> =
+        sqlx::query_as("SELECT name, digest FROM ima_sets ORDER BY name").fetch_all(connection).await?;
+    rows.into_iter().map(|(name, digest)| Ok(NamedSet { name, digest: array(digest)? })).collect()
+}
+
+/// What the appraisal of a host's IMA list starts from, within a transaction.
+pub(crate) async fn read_ima(connection: &mut SqliteConnection, host: &HostId) -> Result<Option<ImaContext>, Error> {
+    let sets = read_ima_sets(connection).await?;
+    let state: Option<Vec<u8>> = sqlx::query_scalar("SELECT state_cbor FROM ima_states WHERE host = ?")
+        .bind(host.0.as_slice())
+        .fetch_optional(connection)
+        .await?;
+    let state = state.map(|bytes| from_cbor(&bytes)).transpose()?;
+    Ok((!sets.is_empty() || state.is_some()).then_some(ImaContext { sets, state }))
 }
 
 /// The database's clock within a transaction.

@@ -5,7 +5,6 @@ use std::path::Path;
 
 use countersign_tpm::alg::{Digest, HashAlg};
 use countersign_tpm::attest::Quote;
-use countersign_tpm::codec::{Malformed, Reader};
 use countersign_tpm::pcr::{BankSelection, PcrSelection};
 use countersign_wire::cbor;
 use countersign_wire::challenge::Challenge;
@@ -15,6 +14,7 @@ use countersign_wire::receipt::Receipt;
 use countersign_wire::statement::{Label, ReleaseRequest, Statement, qualifying_data};
 
 use super::enrol::tls_key;
+use super::ima;
 use super::{Host, Keys, Operation};
 use crate::endorsement::Ak;
 use crate::error::HostError;
@@ -46,31 +46,11 @@ impl Host {
         read_log(self.config.systemd_log.as_deref(), limits::SYSTEMD_LOG)
     }
 
-    /// The IMA list from an entry on. Read after the quote: what it has beyond the quote, the verifier discards.
+    /// The IMA list from an entry on, or all of it when it is shorter. Read after the quote: what it has beyond the quote, the verifier discards.
     fn ima_list(&self, from: u64) -> Result<Option<ImaPart>, HostError> {
-        let path = self.config.ima_log.as_deref();
-        let Some(mut bytes) = read_log(path, limits::IMA_LIST)? else { return Ok(None) };
-        let bad = |reason: String| HostError::Log { path: path.map(Path::to_owned).unwrap_or_default(), reason };
-        if from > 0 {
-            let start = ima_offset(&bytes, from)
-                .map_err(|e| bad(format!("has no entry {from}, where the verifier wants to go on: {e}")))?;
-            bytes.drain(..start);
-        }
-        Ok(Some(ImaPart { from, bytes }))
+        let Some(path) = self.config.ima_log.as_deref() else { return Ok(None) };
+        ima::read(path, from).map_err(|e| HostError::Log { path: path.to_owned(), reason: e.to_string() })
     }
-}
-
-/// Offset of an entry in a binary IMA list: PCR, SHA-1, then template name and template data, each with its length (Linux, ima_fs.c).
-fn ima_offset(list: &[u8], entry: u64) -> Result<usize, Malformed> {
-    let mut reader = Reader::new(list);
-    for _ in 0..entry {
-        reader.take(24, "pcr and template hash")?;
-        for field in ["template name", "template data"] {
-            let length = reader.u32_le(field)?;
-            reader.take(usize::try_from(length).unwrap_or(usize::MAX), field)?;
-        }
-    }
-    Ok(reader.offset())
 }
 
 impl Operation<'_> {
@@ -99,6 +79,7 @@ impl Operation<'_> {
             if log_moved || !is_digest_of(quoted.pcr_digest, &digests) {
                 continue;
             }
+            let from = ima_from(challenge, &quoted);
             let evidence = Evidence {
                 version: 1,
                 host: keys.card.host,
@@ -108,7 +89,7 @@ impl Operation<'_> {
                 pcrs: bank_values(challenge, &values),
                 statement,
                 event_log: firmware,
-                ima: self.host.ima_list(challenge.ima_from)?,
+                ima: self.host.ima_list(from)?,
                 systemd_log,
                 run_log: Some(Journal::bytes(&state)?),
             };
@@ -168,24 +149,8 @@ fn bank_values(challenge: &Challenge, values: &[(HashAlg, u8, Digest)]) -> Vec<B
     banks.collect()
 }
 
-#[cfg(test)]
-mod tests {
-    use countersign_wire::ima;
-
-    use super::*;
-
-    const LIST: &[u8] = include_bytes!("../../../fixtures/sb-ms-shim-grub212/ima_binary");
-
-    #[test]
-    fn a_list_from_an_entry_on() {
-        let all: Vec<_> = ima::entries(LIST).unwrap().map(Result::unwrap).collect();
-        assert_eq!(ima_offset(LIST, 0).unwrap(), 0);
-        assert_eq!(ima_offset(LIST, all.len().try_into().unwrap()).unwrap(), LIST.len());
-        for (n, entry) in (0..).zip(&all).skip(1) {
-            let rest = &LIST[ima_offset(LIST, n).unwrap()..];
-            assert_eq!(ima::entries(rest).unwrap().next().unwrap().unwrap().path, entry.path);
-        }
-        assert!(ima_offset(LIST, 1_000_000).is_err());
-        assert!(ima_offset(&LIST[..LIST.len() - 1], all.len().try_into().unwrap()).is_err());
-    }
+/// The first IMA entry to send: the one asked for if the entries before it are of this boot, as the TPM's own counters tell.
+fn ima_from(challenge: &Challenge, quoted: &Quote<'_>) -> u64 {
+    let boot = (quoted.clock.reset_count, quoted.clock.restart_count);
+    if challenge.ima_boot == Some(boot) { challenge.ima_from } else { 0 }
 }

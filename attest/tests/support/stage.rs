@@ -31,12 +31,23 @@ pub(crate) struct Verifier {
 
 impl Verifier {
     pub(crate) fn start(dir: &Path) -> Self {
+        Self::with_policy(dir, None)
+    }
+
+    /// With a host policy of its own (Rego).
+    pub(crate) fn with_policy(dir: &Path, policy: Option<&str>) -> Self {
         std::fs::create_dir_all(dir).unwrap();
         keys::create(dir).unwrap();
         let text = config::EXAMPLE
             .replace("https://127.0.0.1:7448", "https://127.0.0.1:0")
             .replace("dangerous_allow_simulated_hosts = false", "dangerous_allow_simulated_hosts = true");
-        std::fs::write(dir.join("verifier.toml"), text).unwrap();
+        let host_policy = policy.map_or("", |policy| {
+            let package = dir.join("policy/countersign/host");
+            std::fs::create_dir_all(&package).unwrap();
+            std::fs::write(package.join("host.rego"), policy).unwrap();
+            "host_policy = \"policy\"\n"
+        });
+        std::fs::write(dir.join("verifier.toml"), format!("{host_policy}{text}")).unwrap();
         keys::write_secret(&dir.join("operator.token"), b"operator\n").unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(Store::open(dir, true)).unwrap();
@@ -53,6 +64,11 @@ impl Verifier {
     /// What an operator asks.
     pub(crate) fn ask(&self, request: Request) -> Value {
         self.runtime.block_on(admin::perform(&self.service, request, "test")).unwrap()
+    }
+
+    /// What an operator asks and may not get.
+    pub(crate) fn try_ask(&self, request: Request) -> Result<Value, countersign_verifier::error::Error> {
+        self.runtime.block_on(admin::perform(&self.service, request, "test"))
     }
 
     pub(crate) fn token(&self, host: Option<String>) -> JoinToken {
@@ -76,12 +92,17 @@ pub(crate) struct Stage {
 impl Stage {
     /// `None`, said aloud, where swtpm is not installed.
     pub(crate) fn new() -> Option<Self> {
+        Self::with_policy(None)
+    }
+
+    /// As [`Stage::new`], with a host policy of its own (Rego).
+    pub(crate) fn with_policy(policy: Option<&str>) -> Option<Self> {
         let dir = TempDir::new().unwrap();
         let mut sim = super::sim_in(&dir.path().join("tpm"))?;
         sim.replay(BOOT, IMA).unwrap();
         std::fs::write(dir.path().join("boot"), BOOT).unwrap();
         std::fs::write(dir.path().join("ima"), IMA).unwrap();
-        let verifier = Verifier::start(&dir.path().join("verifier"));
+        let verifier = Verifier::with_policy(&dir.path().join("verifier"), policy);
         let root = std::fs::read_to_string(sim.ca_pem().unwrap()).unwrap();
         let certificates: Vec<String> = root
             .split("-----BEGIN CERTIFICATE-----")

@@ -57,12 +57,16 @@ pub struct Challenge {
     /// The PCR selection wanted, one entry a bank.
     #[n(4)]
     pub selection: Vec<Bank>,
-    /// Index of the first IMA entry wanted.
+    /// Index of the first IMA entry wanted; those before it were appraised.
     #[n(5)]
     pub ima_from: u64,
     /// For a release: the sealed object wrapped to this host's EK.
     #[n(6)]
     pub import: Option<ImportBlob>,
+    /// resetCount and restartCount of the attestation that saw the entries before `ima_from`. A host whose TPM says otherwise, or whose list is
+    /// shorter, sends the whole list: it always may.
+    #[n(7)]
+    pub ima_boot: Option<(u32, u32)>,
 }
 message!(Challenge, "challenge", limits::MESSAGE);
 

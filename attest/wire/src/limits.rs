@@ -18,3 +18,7 @@ pub const EVIDENCE: usize = EVENT_LOG + IMA_LIST + SYSTEMD_LOG + RUN_LOG + MESSA
 pub const RECORD: usize = EVIDENCE + 8 * 1024 * 1024;
 /// Bytes of a policy bundle (compressed).
 pub const POLICY: usize = 1024 * 1024;
+/// Bytes of a reference set, as JSON: some 500,000 files.
+pub const REFERENCE_SET: usize = 64 * 1024 * 1024;
+/// Bytes of all IMA reference sets of one verifier together.
+pub const REFERENCE_SETS: usize = 2 * REFERENCE_SET;

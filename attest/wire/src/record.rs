@@ -66,8 +66,11 @@ pub struct Bundle {
     /// ECDSA P-256 (ASN.1 DER) by the trust bundle's log key over [`signed_message`].
     #[cbor(n(3), with = "minicbor::bytes")]
     pub signature: Vec<u8>,
+    /// The IMA reference sets that the record's context names by digest; none when it names none.
+    #[n(4)]
+    pub sets: Option<Vec<ByteVec>>,
 }
-message!(Bundle, "bundle", limits::RECORD + 2 * limits::MESSAGE);
+message!(Bundle, "bundle", limits::RECORD + 2 * limits::MESSAGE + limits::REFERENCE_SETS);
 
 /// What the log key signs: "countersign/record/v1" || SHA-256(record).
 #[must_use]

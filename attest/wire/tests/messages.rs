@@ -105,6 +105,7 @@ fn challenge() {
         ttl_s: 60,
         selection: vec![Bank { alg: 0x000b, pcrs: (0..15).collect() }],
         ima_from: 0,
+        ima_boot: None,
         import: Some(ImportBlob { public: vec![1], duplicate: vec![2], seed: vec![3] }),
     });
 }

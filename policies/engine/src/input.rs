@@ -106,29 +106,68 @@ pub struct Event {
     pub text: Option<String>,
 }
 
-/// Facts from the IMA list.
+/// Facts from the IMA list, over all its entries of this life of the PCRs: counts, and the first files of each kind, never the list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ima {
     /// Entries that the quote covers, from the first one of this boot.
     pub entries: u64,
-    /// Violations among them.
+    /// Index of the first entry that came with this evidence; those before it were appraised earlier.
+    pub from: u64,
+    /// Violations: the kernel does not vouch for the file.
     pub violations: u64,
-    /// Whether boot_aggregate (entry 0) is the hash of the quoted PCRs 0-9; absent when entry 0 is not in this part.
+    /// The first 32 violations. What the list says about them is not authenticated.
+    pub violating_files: Vec<ImaFile>,
+    /// Whether entry 0 is the hash of the PCRs that the boot log leads to; absent when they were not quoted in its bank.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub boot_aggregate: Option<bool>,
-    /// The entries of this part.
-    pub files: Vec<ImaFile>,
+    /// Later boot_aggregate entries: kernels that were started by kexec.
+    pub kexecs: u64,
+    /// At least one quoted bank holds hashes of its own, SHA-256 or longer. False when all of them are SHA-1 or SHA-1 with zeros behind it.
+    pub strong: bool,
+    /// The files against the reference sets; absent when there are no sets.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub appraisal: Option<ImaAppraisal>,
 }
 
-/// One measured file.
+/// Entries against the reference sets. Violations and boot_aggregate are not among them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImaAppraisal {
+    /// Identity of the sets, hex.
+    pub reference: String,
+    /// Their names.
+    pub sets: Vec<String>,
+    /// The digest is in a set, for this path or for any.
+    pub accepted: u64,
+    /// The path is excluded.
+    pub excluded: u64,
+    /// An accepted key signed the file.
+    pub signed: u64,
+    /// Keys that were learned from the list.
+    pub keys: u64,
+    /// None of these.
+    pub unknown: u64,
+    /// The digest is on a deny-list.
+    pub denied: u64,
+    /// The first 32 unknown files.
+    pub unknown_files: Vec<ImaFile>,
+    /// The first 32 denied files.
+    pub denied_files: Vec<ImaFile>,
+}
+
+/// One measured file that is not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImaFile {
+    /// Index in the list.
+    pub entry: u64,
     /// Path as the kernel logged it (lossy for other than UTF-8).
     pub path: String,
     /// `alg:hex`.
     pub digest: String,
+    /// Why it is not accepted, in words.
+    pub reason: String,
 }
 
 /// The workload of a release.

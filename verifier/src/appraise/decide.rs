@@ -18,6 +18,7 @@ use super::quote::digest_of;
 use super::receipts::ReceiptUpdate;
 use super::replayed::{Replayed, pcrs_for_policy};
 use super::snapshot::{Baseline, Context};
+use crate::ima::ImaState;
 
 /// What the transaction that accepts stores.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub struct HostUpdate {
     pub baseline: Baseline,
     /// New standing of the receipts.
     pub receipts: ReceiptUpdate,
+    /// The IMA list so far, for the next increment; none without a list.
+    pub ima: Option<ImaState>,
     /// SubjectPublicKeyInfo of the TLS key to certify.
     pub tls_key: Option<Vec<u8>>,
 }
@@ -252,7 +255,7 @@ fn input(replayed: &Replayed, context: &Context) -> Input {
         },
         pcrs: pcrs_for_policy(authentic),
         boot: replayed.boot.clone(),
-        ima: replayed.ima.clone(),
+        ima: replayed.ima.as_ref().map(|measured| measured.facts(context.ima.as_ref())),
         workload: context.workload.as_ref().map(|workload| input::Workload {
             id: workload.id.to_string(),
             payload_root: workload.payload_root.to_string(),
@@ -274,6 +277,7 @@ pub(super) fn update(replayed: &Replayed) -> HostUpdate {
             life: replayed.receipts.life,
         },
         receipts: replayed.receipts.clone(),
+        ima: replayed.ima.as_ref().map(|measured| measured.state(replayed.receipts.life, reading)),
         tls_key: replayed.authentic.statement.tls_key.clone(),
     }
 }

@@ -2,19 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use countersign_policy::input::{Boot, Event, Ima, ImaFile};
+use countersign_policy::input::{Boot, Event};
 use countersign_tpm::alg::{Digest, HashAlg};
 use countersign_wire::eventlog::{EventLog, PcrBank};
 use countersign_wire::receipt::Receipt;
 use countersign_wire::runlog::RunLog;
-use countersign_wire::{ima, systemd_log};
+use countersign_wire::systemd_log;
 
 use super::authentic::Authentic;
 use super::checks::{Checks, Failure, Stop};
+use super::ima::{self, Measured};
 use super::receipts::{self, ReceiptFault, ReceiptUpdate};
 use super::snapshot::Context;
 
-const REBOOT: &str = "reboot the host: a log that was cut, or a kexec or hibernation, replays to nothing until then";
+pub(super) const REBOOT: &str =
+    "reboot the host: a log that was cut, or a kexec or hibernation, replays to nothing until then";
 
 /// Evidence whose logs replay to the quoted PCRs.
 ///
@@ -26,7 +28,7 @@ const REBOOT: &str = "reboot the host: a log that was cut, or a kexec or hiberna
 pub struct Replayed {
     pub(super) authentic: Authentic,
     pub(super) boot: Option<Boot>,
-    pub(super) ima: Option<Ima>,
+    pub(super) ima: Option<Measured>,
     pub(super) receipts: ReceiptUpdate,
 }
 
@@ -39,7 +41,7 @@ pub(super) fn replay(authentic: Authentic, context: &Context, checks: &mut Check
         (authentic.banks().into_iter().map(PcrBank::initial).collect(), None)
     };
     let ima = if authentic.evidence.ima.is_some() {
-        checks.run("ima-list", ima_list(&authentic, &mut banks))?
+        checks.run("ima-list", ima::list(&authentic, context, &mut banks))?
     } else {
         checks.nothing("ima-list", "the host sent none");
         None
@@ -96,42 +98,6 @@ fn boot_log(authentic: &Authentic) -> Result<(Vec<PcrBank>, Option<Boot>), Failu
         events: events.collect(),
     };
     Ok((banks, Some(boot)))
-}
-
-/// The one prefix of the IMA list that leads to PCR 10 in every quoted bank; what lies beyond is not read.
-fn ima_list(authentic: &Authentic, banks: &mut [PcrBank]) -> Result<Option<Ima>, Failure> {
-    let Some(part) = &authentic.evidence.ima else { return Ok(None) };
-    let quoted: Vec<Digest> = banks.iter().filter_map(|bank| authentic.pcr(bank.alg(), ima::PCR)).collect();
-    let start: Vec<Digest> = banks.iter().filter_map(|bank| bank.value(ima::PCR)).collect();
-    if quoted.is_empty() || quoted.len() != start.len() {
-        return Ok(None);
-    }
-    if part.from != 0 {
-        return Err(Failure::new(format!("entries from {}", part.from), "entries from 0").about("ima"));
-    }
-    let prefix = ima::replay_to(&part.bytes, &start, &quoted).map_err(|e| {
-        Failure::new(e.to_string(), "a list that leads to the quoted PCR 10").about("ima_log").hint(REBOOT)
-    })?;
-    for bank in banks.iter_mut() {
-        if let Some(value) = authentic.pcr(bank.alg(), ima::PCR) {
-            bank.set(ima::PCR, value);
-        }
-    }
-    let mut files = Vec::new();
-    let list = ima::entries(&part.bytes).map_err(|e| Failure::new(e.to_string(), "an IMA list").about("ima_log"))?;
-    let limit = usize::try_from(prefix.entries).unwrap_or(usize::MAX);
-    for entry in list.take(limit) {
-        let entry = entry.map_err(|e| Failure::new(e.to_string(), "an IMA list").about("ima_log"))?;
-        // An entry for another PCR is in no value that was replayed, and a violation extends ones whatever its data says.
-        if entry.pcr != u32::from(ima::PCR) || entry.is_violation() {
-            continue;
-        }
-        files.push(ImaFile {
-            path: String::from_utf8_lossy(entry.path).into_owned(),
-            digest: format!("{}:{}", String::from_utf8_lossy(entry.digest_alg), hex::encode(entry.digest)),
-        });
-    }
-    Ok(Some(Ima { entries: prefix.entries, violations: prefix.violations, boot_aggregate: None, files }))
 }
 
 /// The run log on top of what the boot log leaves in its PCR; its receipts.

@@ -9,6 +9,8 @@ use countersign_wire::receipt::Receipt;
 use countersign_wire::statement::{Label, Purpose};
 use minicbor::{Decode, Encode};
 
+use super::ima::ImaContext;
+
 /// A host as the verifier knew it when it issued the challenge.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
@@ -197,4 +199,7 @@ pub struct Context {
     /// is needed to tell, so an auditor takes the verifier's word for it.
     #[n(11)]
     pub vouched: Vec<Receipt>,
+    /// What the IMA list is appraised against, and from where on; none when there are neither sets nor an earlier list.
+    #[n(12)]
+    pub ima: Option<ImaContext>,
 }

@@ -69,6 +69,7 @@ pub fn check_bundle(file: &[u8], trust: Option<[u8; 32]>) -> Result<CheckedBundl
     let record: Record = cbor::decode(&bundle.record).map_err(|e| input(e.to_string(), "a record"))?;
     let context: Context = from_cbor(&record.context).map_err(|e| input(e.to_string(), "a context"))?;
     check_enrolment(&record, &context)?;
+    load_sets(&bundle, &context)?;
     let judged = appraise(&record.evidence, &context);
     let recomputed = verdict_bytes(&judged.verdict);
     if recomputed != record.verdict {
@@ -98,6 +99,27 @@ pub fn check_bundle(file: &[u8], trust: Option<[u8; 32]>) -> Result<CheckedBundl
         simulated: verdict.simulated,
         rests_on_the_verifier: rests,
     })
+}
+
+/// The IMA reference sets that the signed context names are those that came beside the record.
+fn load_sets(bundle: &Bundle, context: &Context) -> Result<(), CheckError> {
+    let Some(ima) = context.ima.as_ref().filter(|ima| !ima.sets.is_empty()) else { return Ok(()) };
+    let given = bundle.sets.as_deref().unwrap_or_default();
+    let bad = |got: String, want: String| CheckError::new(code::INPUT, "ima-reference", got, want).about("bundle");
+    if given.len() != ima.sets.len() {
+        return Err(bad(format!("{} reference sets", given.len()), format!("{}", ima.sets.len())));
+    }
+    for (set, given) in ima.sets.iter().zip(given) {
+        let digest: [u8; 32] = Sha256::digest(given.as_slice()).into();
+        if digest != set.digest {
+            return Err(bad(hex::encode(digest), format!("{} (set {:?})", hex::encode(set.digest), set.name)));
+        }
+    }
+    if crate::ima::loaded(&ima.reference()).is_none() {
+        let compiled = crate::ima::Reference::compile(given.iter().map(|set| set.as_slice()));
+        crate::ima::remember(compiled.map_err(|e| bad(e.to_string(), "reference sets".into()))?);
+    }
+    Ok(())
 }
 
 /// The EK in the context is the one that the certificate certifies, under the root that is named.

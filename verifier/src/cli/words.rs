@@ -36,7 +36,7 @@ pub(super) fn answer(request: &Request, answer: &Value) -> String {
         Request::HostList {} => rows(answer, "hosts", &["host", "name", "state", "simulated", "state_reason"]),
         Request::EkRootList {} => rows(answer, "roots", &["fingerprint", "subject", "development"]),
         Request::EkRootAdd { .. } => rows(answer, "added", &["fingerprint", "subject", "development"]),
-        Request::ReferenceList {} => rows(answer, "sets", &["name", "values"]),
+        Request::ReferenceList {} => rows(answer, "sets", &["name", "values", "files", "signer"]),
         Request::VerdictList { .. } => rows(answer, "verdicts", &["id", "host", "purpose", "allow", "time_ms"]),
         Request::WorkloadList {} => rows(answer, "workloads", &["workload", "name", "withdrawn"]),
         Request::VerdictShow { .. } => verdict(answer),
@@ -44,6 +44,7 @@ pub(super) fn answer(request: &Request, answer: &Value) -> String {
         | Request::HostState { .. }
         | Request::EkRootRemove { .. }
         | Request::ReferenceAdd { .. }
+        | Request::ReferenceAddSet { .. }
         | Request::ReferenceRevoke { .. }
         | Request::VerdictBundle { .. }
         | Request::WorkloadRegister { .. }

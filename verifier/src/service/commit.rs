@@ -89,6 +89,13 @@ impl Service {
             if swapped.rows_affected() != 1 {
                 return Err(challenge_closed());
             }
+            let ima = match &update.ima {
+                Some(state) => sqlx::query("INSERT OR REPLACE INTO ima_states (host, state_cbor) VALUES (?, ?)")
+                    .bind(id.0.as_slice())
+                    .bind(to_cbor(state)),
+                None => sqlx::query("DELETE FROM ima_states WHERE host = ?").bind(id.0.as_slice()),
+            };
+            ima.execute(&mut *transaction).await?;
             if update.receipts.state_lost {
                 let detail = format!("{id} epoch {}", context.epoch);
                 audit(&mut transaction, "appraisal", "verifier-state-lost", &detail).await?;

@@ -1,0 +1,79 @@
+//! IMA reference sets: what operators add and list.
+
+use countersign_wire::limits;
+use countersign_wire::refset::ReferenceSet;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use super::raise;
+use crate::error::Error;
+use crate::ima::Reference;
+use crate::service::{Service, audit};
+use crate::store::{now_ms, read_ima_sets, to_db};
+
+/// Decompresses a document, up to its limit.
+fn decompress(set: &[u8]) -> Result<Vec<u8>, String> {
+    use std::io::Read as _;
+    let limit = u64::try_from(limits::REFERENCE_SET).unwrap_or(u64::MAX);
+    let mut json = Vec::new();
+    let decoder = zstd::Decoder::new(set).map_err(|e| e.to_string())?;
+    decoder.take(limit.saturating_add(1)).read_to_end(&mut json).map_err(|e| e.to_string())?;
+    Ok(json)
+}
+
+/// Adds a set, or puts another in the place of the one with this name. It must compile, alone and beside the others.
+pub(super) async fn add(service: &Service, name: &str, set: &[u8], signer: &str, actor: &str) -> Result<Value, Error> {
+    if name.is_empty() || name.len() > 128 {
+        return Err(Error::request("malformed", "a set's name has 1 to 128 characters", None));
+    }
+    let refuse = |e: String| Error::request("reference-set", e, Some("attest reference verify FILE"));
+    let set = set.to_vec();
+    let compiled = tokio::task::spawn_blocking(move || {
+        let json = decompress(&set)?;
+        let files = ReferenceSet::parse(&json).map_err(|e| e.to_string())?.files();
+        Reference::compile([json.as_slice()]).map_err(|e| e.to_string())?;
+        Ok::<_, String>((json, files))
+    });
+    let (json, files) = compiled.await.map_err(|e| Error::Internal(e.to_string()))?.map_err(refuse)?;
+    let digest: [u8; 32] = Sha256::digest(&json).into();
+    let mut transaction = service.store.write().await?;
+    let now = now_ms(&mut transaction).await?;
+    sqlx::query("INSERT OR IGNORE INTO ima_documents VALUES (?, ?)")
+        .bind(digest.as_slice())
+        .bind(&json)
+        .execute(&mut *transaction)
+        .await?;
+    sqlx::query("INSERT OR REPLACE INTO ima_sets VALUES (?, ?, ?, ?, ?)")
+        .bind(name)
+        .bind(digest.as_slice())
+        .bind(to_db(u64::try_from(files).unwrap_or(u64::MAX)))
+        .bind(signer)
+        .bind(now)
+        .execute(&mut *transaction)
+        .await?;
+    let total: i64 = sqlx::query_scalar(
+        "SELECT COALESCE(SUM(length(data)), 0) FROM ima_sets JOIN ima_documents ON ima_sets.digest = ima_documents.digest",
+    )
+    .fetch_one(&mut *transaction)
+    .await?;
+    if usize::try_from(total).unwrap_or(usize::MAX) > limits::REFERENCE_SETS {
+        return Err(refuse(format!("all sets together have {total} bytes, at most {}", limits::REFERENCE_SETS)));
+    }
+    let sets = read_ima_sets(&mut transaction).await?.len();
+    let revision = raise(&mut transaction, "reference_revision").await?;
+    audit(&mut transaction, actor, "reference-add", &format!("{name} {} {signer}", hex::encode(digest))).await?;
+    transaction.commit().await?;
+    Ok(
+        json!({"name": name, "files": files, "sha256": hex::encode(digest), "signer": signer, "sets": sets, "revision": revision}),
+    )
+}
+
+/// The sets, as `reference list` shows them.
+pub(super) async fn list(service: &Service) -> Result<Vec<Value>, Error> {
+    let sets: Vec<(String, Vec<u8>, i64, String, i64)> =
+        sqlx::query_as("SELECT name, digest, files, signer, added_ms FROM ima_sets ORDER BY name")
+            .fetch_all(service.store.pool())
+            .await?;
+    let json = |(name, digest, files, signer, added_ms): (String, Vec<u8>, i64, String, i64)| json!({"name": name, "files": files, "sha256": hex::encode(digest), "signer": signer, "added_ms": added_ms});
+    Ok(sets.into_iter().map(json).collect())
+}
