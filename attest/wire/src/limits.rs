@@ -10,6 +10,8 @@ pub const LOG_BANKS: u32 = 8;
 pub const IMA_LIST: usize = 64 * 1024 * 1024;
 /// Bytes of systemd's userspace log.
 pub const SYSTEMD_LOG: usize = 4 * 1024 * 1024;
+/// Bytes of a canonical event log in JSON (hex doubles every byte of a firmware log, names and white space add some).
+pub const CEL: usize = 16 * 1024 * 1024;
 /// Bytes of our run log.
 pub const RUN_LOG: usize = 16 * 1024 * 1024;
 /// Bytes of evidence after decompression: the logs together and room for the rest.

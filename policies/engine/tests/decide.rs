@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use countersign_policy::input::{Boot, Event, Host, Input, Quote, Reference, ReferenceValue, Workload};
+use countersign_wire::facts::Facts;
 use countersign_policy::{
     Compiled, PolicyBundle, PolicyError, Role, reason, reference_document, shipped_host_policy, shipped_workload_policy,
 };
@@ -38,7 +39,7 @@ fn input() -> Input {
             first: true,
         },
         pcrs: BTreeMap::new(),
-        boot: Some(Boot { secure_boot: Some(true), exit_boot_services: true, events }),
+        boot: Some(Boot { secure_boot: Some(true), exit_boot_services: true, facts: Facts::default(), events }),
         ima: None,
         workload: Some(Workload {
             id: "11".into(),

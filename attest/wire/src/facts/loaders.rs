@@ -1,0 +1,80 @@
+//! Which boot loaders ran, and which of the files they read are kernels and initial RAM disks.
+
+use super::{Fact, Facts, Loader, Log, Measured, Strength};
+
+/// Names the boot loaders from what was found, and sorts kernels and RAM disks out of GRUB's files and a unified image's sections.
+pub(super) fn name(facts: &mut Facts) {
+    let mut found = std::mem::take(&mut facts.loaders);
+    let mut add = |loader: Loader, strength, events: Vec<u32>| {
+        if !found.iter().any(|fact| fact.value == loader) {
+            found.push(Fact { value: loader, strength, log: Log::Firmware, events });
+        }
+    };
+    if let Some(shim) = &facts.shim {
+        match &shim.sbat_level {
+            Some(level) => add(Loader::Shim, Strength::Authenticated, level.events.clone()),
+            None => {
+                let events = shim.lists.first().map(|list| list.events.clone()).unwrap_or_default();
+                add(Loader::Shim, Strength::Named, events);
+            }
+        }
+    }
+    for application in &facts.applications {
+        let path = application.value.path.as_deref().unwrap_or_default().to_ascii_lowercase();
+        if path.ends_with("bootmgfw.efi") {
+            add(Loader::Windows, Strength::Named, application.events.clone());
+        } else if path.contains("systemd-boot") {
+            add(Loader::SystemdBoot, Strength::Named, application.events.clone());
+        }
+    }
+    if let Some(section) = facts.sections.first() {
+        add(Loader::SystemdStub, section.strength, section.events.clone());
+    }
+    if found.is_empty()
+        && let Some(initrd) = facts.initrds.first()
+    {
+        found.push(Fact { value: Loader::DirectKernel, ..initrd_as(initrd) });
+    }
+    // In the order in which they ran: by their first events.
+    found.sort_by_key(|fact| fact.events.first().copied());
+    facts.loaders = found;
+    grub_files(facts);
+    sections(facts);
+}
+
+fn initrd_as(initrd: &Fact<Measured>) -> Fact<Loader> {
+    Fact { value: Loader::DirectKernel, strength: Strength::Named, log: initrd.log, events: initrd.events.clone() }
+}
+
+/// GRUB names a file as its command does: the first word of a command line is the kernel, the words behind `initrd` are RAM disks.
+fn grub_files(facts: &mut Facts) {
+    let kernels: Vec<String> = facts
+        .command_lines
+        .iter()
+        .filter(|line| line.value.by == Loader::Grub)
+        .filter_map(|line| line.value.text.split(' ').next().map(str::to_owned))
+        .collect();
+    let (read, other): (Vec<_>, Vec<_>) = std::mem::take(&mut facts.files).into_iter().partition(|file| {
+        let name = file.value.name.as_str();
+        kernels.iter().any(|kernel| kernel == name) || is_initrd(name)
+    });
+    facts.files = other;
+    for file in read {
+        if is_initrd(&file.value.name) { facts.initrds.push(file) } else { facts.kernels.push(file) }
+    }
+}
+
+fn is_initrd(path: &str) -> bool {
+    let file = path.rsplit('/').next().unwrap_or_default();
+    file.starts_with("initrd") || file.starts_with("initramfs")
+}
+
+fn sections(facts: &mut Facts) {
+    for section in &facts.sections {
+        match section.value.name.as_str() {
+            ".linux" => facts.kernels.push(section.clone()),
+            ".initrd" => facts.initrds.push(section.clone()),
+            _ => {}
+        }
+    }
+}
