@@ -177,8 +177,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
             out::print(cli.json, &described, || described.words())
         }
         Command::Diff { was, now } => {
-            let changes = inspect::compare(&read_artefact(was)?, &read_artefact(now)?)
-                .map_err(|reason| unknown(now, &reason))?;
+            let changes =
+                inspect::compare(&read_artefact(was)?, &read_artefact(now)?).map_err(|reason| unknown(now, &reason))?;
             out::print(cli.json, &changes, || {
                 let facts = changes.facts.iter().map(|change| change.words());
                 let lines: Vec<String> = facts.chain(changes.events.iter().map(|event| event.words())).collect();

@@ -127,13 +127,13 @@ pub(super) fn words(facts: &Facts) -> Vec<String> {
         }
     }
     for fact in &facts.databases {
-        let certificates: Vec<&str> =
-            fact.value.certificates.iter().map(|certificate| certificate.subject.as_str()).collect();
+        let certificates: Vec<String> =
+            fact.value.certificates.iter().map(|certificate| certificate.subject()).collect();
         let value = format!("{} hashes, certificates: {}", fact.value.hashes, certificates.join("; "));
         add(&fact.value.name, fact.strength, source(fact), value);
     }
     for fact in &facts.authorities {
-        let certificate = fact.value.certificate.as_ref().map(|certificate| certificate.subject.clone());
+        let certificate = fact.value.certificate.as_ref().map(|certificate| certificate.subject());
         let value = certificate.or_else(|| fact.value.hash.clone()).unwrap_or_default();
         add(&format!("authority ({})", fact.value.source), fact.strength, source(fact), value);
     }
@@ -152,17 +152,19 @@ pub(super) fn words(facts: &Facts) -> Vec<String> {
     for fact in &facts.command_lines {
         add("command line", fact.strength, source(fact), fact.value.text.clone());
     }
-    let lists: [(&str, &[Fact<Measured>]); 5] = [
+    let lists: [(&str, &[Fact<Measured>]); 4] = [
         ("kernel", &facts.kernels),
         ("initrd", &facts.initrds),
         ("section", &facts.sections),
         ("addon", &facts.addons),
-        ("boot option", &facts.boot_options),
     ];
     for (name, list) in lists {
         for fact in list {
             add(name, fact.strength, source(fact), format!("{} {}", fact.value.name, fact.value.digest));
         }
+    }
+    for fact in &facts.boot_options {
+        add("boot option", fact.strength, source(fact), format!("{} {}", fact.value.name, fact.value.description));
     }
     if let Some(fact) = &facts.machine_id {
         add("machine id", fact.strength, source(fact), fact.value.clone());
@@ -177,7 +179,7 @@ pub(super) fn words(facts: &Facts) -> Vec<String> {
 
 /// The events behind a fact.
 fn source<T>(fact: &Fact<T>) -> String {
-    let events: Vec<String> = fact.events.iter().map(u32::to_string).collect();
+    let events: Vec<String> = fact.events.as_slice().iter().map(u32::to_string).collect();
     match fact.log {
         Log::Firmware => format!("event {}", events.join(", ")),
         Log::Systemd => format!("systemd record {}", events.join(", ")),

@@ -73,7 +73,8 @@ const PCCLIENT: &str = "pcclient_std";
 #[must_use]
 pub fn looks_like(bytes: &[u8]) -> bool {
     let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace() && **byte != systemd_log::RECORD_SEPARATOR);
-    matches!(first, Some(b'[' | b'{')) && bytes.windows(PCCLIENT.len()).take(4096).any(|word| word == PCCLIENT.as_bytes())
+    matches!(first, Some(b'[' | b'{'))
+        && bytes.windows(PCCLIENT.len()).take(4096).any(|word| word == PCCLIENT.as_bytes())
 }
 
 /// Reads a canonical event log.
@@ -109,8 +110,7 @@ pub fn parse(bytes: &[u8]) -> Result<Logs, BadCel> {
         } else if !digests.is_empty() {
             let pcr = u8::try_from(raw.pcr).ok().filter(|pcr| *pcr < 24);
             let pcr = pcr.ok_or_else(|| bad(index, "PCR index is not below 24".into()))?;
-            let field =
-                |name| raw.content.get(name).and_then(|text| text.as_str()).unwrap_or_default().to_owned();
+            let field = |name| raw.content.get(name).and_then(|text| text.as_str()).unwrap_or_default().to_owned();
             let index = u32::try_from(userspace.len()).unwrap_or(u32::MAX);
             userspace.push(Record { index, pcr, digests, text: field("string"), event_type: field("eventType") });
         }
@@ -138,14 +138,15 @@ fn records(bytes: &[u8]) -> Result<Vec<Raw>, BadCel> {
 fn content(content: &serde_json::Value) -> Result<(EventType, Vec<u8>), &'static str> {
     let kind = match content.get("event_type") {
         Some(serde_json::Value::Number(number)) => number.as_u64().and_then(|n| u32::try_from(n).ok()).map(EventType),
-        Some(serde_json::Value::String(name)) => EventType::from_name(name).or_else(|| {
-            u32::from_str_radix(name.strip_prefix("0x")?, 16).ok().map(EventType)
-        }),
+        Some(serde_json::Value::String(name)) => {
+            EventType::from_name(name).or_else(|| u32::from_str_radix(name.strip_prefix("0x")?, 16).ok().map(EventType))
+        }
         _ => None,
     };
     let kind = kind.ok_or("no event_type that is a name or a number of 32 bits")?;
     let data = content.get("event_data").and_then(|data| data.as_str()).unwrap_or_default();
-    let data = hex::decode(data).or_else(|_| STANDARD.decode(data)).map_err(|_| "event_data is neither hex nor base64")?;
+    let data =
+        hex::decode(data).or_else(|_| STANDARD.decode(data)).map_err(|_| "event_data is neither hex nor base64")?;
     Ok((kind, data))
 }
 
@@ -219,7 +220,8 @@ pub fn write(log: &EventLog<'_>, userspace: &[Record]) -> String {
 mod tests {
     use super::*;
 
-    const LOG: &[u8] = include_bytes!("../../../fixtures/sb-snakeoil-uki-systemd-pcrphase-ima/binary_bios_measurements");
+    const LOG: &[u8] =
+        include_bytes!("../../../fixtures/sb-snakeoil-uki-systemd-pcrphase-ima/binary_bios_measurements");
     const SYSTEMD: &[u8] = include_bytes!("../../../fixtures/sb-snakeoil-uki-systemd-pcrphase-ima/tpm2-measure.log");
 
     #[test]
@@ -254,7 +256,9 @@ mod tests {
     fn what_is_refused() {
         let digest = "00".repeat(32);
         let record = |pcr: u32, kind: &str, digests: &str| {
-            format!(r#"{{"pcr":{pcr},"digests":[{digests}],"content_type":"{kind}","content":{{"event_type":4,"event_data":""}}}}"#)
+            format!(
+                r#"{{"pcr":{pcr},"digests":[{digests}],"content_type":"{kind}","content":{{"event_type":4,"event_data":""}}}}"#
+            )
         };
         let one = format!(r#"{{"hashAlg":"sha256","digest":"{digest}"}}"#);
         let cases = [

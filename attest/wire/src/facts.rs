@@ -9,13 +9,17 @@ mod diff;
 mod image;
 mod loaders;
 mod userspace;
+mod values;
 mod x509;
+
+pub use values::{Certificate, Events, Tagged};
 
 pub use diff::{Change, Changes, EventChange, diff};
 
+use countersign_tpm::alg::HashAlg;
 use serde::{Deserialize, Serialize};
 
-use crate::eventlog::Examined;
+use crate::eventlog::{EventLog, Examined, PcrBank, PcrSet, Registers};
 use crate::systemd_log;
 
 /// How far a fact can be believed.
@@ -40,7 +44,7 @@ pub enum Log {
     Pcr,
 }
 
-/// A fact.
+/// A fact. In JSON `events` is a list of indices, and a digest `alg:hex`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fact<T> {
@@ -51,27 +55,17 @@ pub struct Fact<T> {
     /// Which log the events are in.
     pub log: Log,
     /// Indices of the events behind it.
-    pub events: Vec<u32>,
+    pub events: Events,
 }
 
 impl<T> Fact<T> {
     pub(crate) fn authenticated(value: T, event: u32) -> Self {
-        Self { value, strength: Strength::Authenticated, log: Log::Firmware, events: vec![event] }
+        Self { value, strength: Strength::Authenticated, log: Log::Firmware, events: Events::one(event) }
     }
 
     pub(crate) fn named(value: T, event: u32) -> Self {
-        Self { value, strength: Strength::Named, log: Log::Firmware, events: vec![event] }
+        Self { value, strength: Strength::Named, log: Log::Firmware, events: Events::one(event) }
     }
-}
-
-/// A certificate.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Certificate {
-    /// Subject, most specific part first: `CN=..., O=...`.
-    pub subject: String,
-    /// SHA-256 of the DER encoding, hex.
-    pub sha256: String,
 }
 
 /// A variable with EFI_SIGNATURE_LISTs: PK, KEK, db, dbx, dbt or dbr (UEFI 2.10, 32.4.1).
@@ -86,8 +80,8 @@ pub struct KeyDatabase {
     pub hashes: u32,
     /// Number of entries of other kinds.
     pub other: u32,
-    /// SHA-256 of the variable's contents, hex: two databases with the same one are the same.
-    pub sha256: String,
+    /// What was extended: two databases with the same digest are the same.
+    pub digest: Tagged,
 }
 
 /// What let an executable start (EV_EFI_VARIABLE_AUTHORITY).
@@ -133,28 +127,48 @@ pub enum Loader {
     DirectKernel,
 }
 
+/// What kind of executable the log says that it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImageKind {
+    /// EV_EFI_BOOT_SERVICES_APPLICATION.
+    Application,
+    /// EV_EFI_BOOT_SERVICES_DRIVER or EV_EFI_RUNTIME_SERVICES_DRIVER.
+    Driver,
+}
+
 /// An executable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Image {
     /// Event type: application or driver.
     #[serde(rename = "type")]
-    pub kind: String,
-    /// Authenticode digest, `alg:hex`: what was extended.
-    pub digest: String,
+    pub kind: ImageKind,
+    /// Authenticode digest: what was extended.
+    pub digest: Tagged,
     /// Path on its device, where the log names one. Not measured.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub path: Option<String>,
 }
 
 /// Something that was measured under a name.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Measured {
     /// Its name in the log.
     pub name: String,
-    /// Digest, `alg:hex`: what was extended.
-    pub digest: String,
+    /// What was extended.
+    pub digest: Tagged,
+}
+
+/// A boot option.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootOption {
+    /// `Boot0001` and the like.
+    pub name: String,
+    /// Its description.
+    pub description: String,
 }
 
 /// A kernel command line.
@@ -213,7 +227,7 @@ pub struct Facts {
     /// The firmware's code and configuration as it was measured into PCR 0.
     pub firmware: Vec<Fact<Measured>>,
     /// Boot options: name and description.
-    pub boot_options: Vec<Fact<Measured>>,
+    pub boot_options: Vec<Fact<BootOption>>,
     /// A firmware debugger was on. False only where a separated Secure Boot PCR shows that nothing of the kind was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub debug_mode: Option<Fact<bool>>,
@@ -235,6 +249,19 @@ impl Facts {
         userspace::facts(examined, userspace, &mut facts);
         facts
     }
+}
+
+/// Reads a TPM's event log in one call: parsed, replayed in one bank, judged, and its facts. What [`Examined`] and [`Facts::of`] do step by
+/// step; benches call this.
+///
+/// # Errors
+/// Why the bytes are no log, or why the log is refused, in words.
+pub fn read_boot(bytes: &[u8], alg: HashAlg) -> Result<(PcrBank, Facts), String> {
+    let log = EventLog::parse(bytes).map_err(|e| e.to_string())?;
+    let examined = log.examine(&[(alg, PcrSet::ALL)], Registers::Tpm).map_err(|e| e.to_string())?;
+    let facts = Facts::of(&examined, &[]);
+    let bank = examined.banks.into_iter().next().ok_or_else(|| "no bank".to_owned())?;
+    Ok((bank, facts))
 }
 
 #[cfg(test)]

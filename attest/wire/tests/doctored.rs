@@ -568,7 +568,8 @@ fn systemd_records_are_held_against_the_same_pcrs() {
     let exchanged = [lines[1], lines[0], lines[2], lines[3]].concat();
     assert_eq!(check(&log, &held, &exchanged, Registers::Tpm), Err("pcr 15".into()));
     // Records of PCRs that are not listed do not count, and systemd's NV indices extend no PCR.
-    let nv = b"\x1e{\"nvIndexName\":\"hardware\",\"digests\":[{\"hashAlg\":\"sha256\",\"digest\":\"00\"}]}\n".as_slice();
+    let nv =
+        b"\x1e{\"nvIndexName\":\"hardware\",\"digests\":[{\"hashAlg\":\"sha256\",\"digest\":\"00\"}]}\n".as_slice();
     assert_eq!(check(&log, &held, &[&systemd, nv].concat(), Registers::Tpm), Ok(Some(true)));
     let only_sha256 = String::from_utf8(systemd).unwrap().replace("\"sha1\"", "\"md5\"");
     assert_eq!(check(&log, &held, only_sha256.as_bytes(), Registers::Tpm), Err("userspace".into()));

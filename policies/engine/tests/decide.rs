@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use countersign_policy::input::{Boot, Event, Host, Input, Quote, Reference, ReferenceValue, Workload};
-use countersign_wire::facts::Facts;
 use countersign_policy::{
     Compiled, PolicyBundle, PolicyError, Role, reason, reference_document, shipped_host_policy, shipped_workload_policy,
 };
+use countersign_wire::facts::Facts;
 
 fn event(index: u32, pcr: u8, kind: &str, digest: &str) -> Event {
     let digests = BTreeMap::from([("sha256".to_owned(), digest.to_owned())]);

@@ -65,12 +65,15 @@ fn boot_log(authentic: &Authentic) -> Result<(Vec<PcrBank>, Option<Boot>), Failu
             .map_err(|e| Failure::new(e.to_string(), "systemd's userspace log").about("systemd_log").hint(REBOOT))?,
         None => Vec::new(),
     };
-    let wanted: Vec<(HashAlg, PcrSet)> = authentic.banks().into_iter().map(|alg| (alg, quoted(authentic, alg))).collect();
+    let wanted: Vec<(HashAlg, PcrSet)> =
+        authentic.banks().into_iter().map(|alg| (alg, quoted(authentic, alg))).collect();
     let mut examined = log.examine(&wanted, Registers::Tpm).map_err(|refusal| match refusal {
         Refusal::Lie(lie) => {
             Failure::new(lie.got, lie.want).about(lie.event).hint("this log claims what no firmware measures")
         }
-        Refusal::Replay(e) => Failure::new(e.to_string(), "a digest of every event in every quoted bank").about("event_log"),
+        Refusal::Replay(e) => {
+            Failure::new(e.to_string(), "a digest of every event in every quoted bank").about("event_log")
+        }
     })?;
     for bank in &mut examined.banks {
         let alg = bank.alg();

@@ -84,7 +84,9 @@ pub fn check_eventlog(files: LogFiles<'_>) -> Result<CheckedLog, CheckError> {
         CheckError::new(code::REPLAY, "pcr", format!("{} ({what})", mismatch.got), mismatch.want.to_string())
             .about(format!("PCR {}, {}", mismatch.pcr, mismatch.alg))
     })?;
-    let hex = |values: &BTreeMap<u8, Digest>| values.iter().map(|(pcr, value)| (pcr.to_string(), value.to_string())).collect();
+    let hex = |values: &BTreeMap<u8, Digest>| {
+        values.iter().map(|(pcr, value)| (pcr.to_string(), value.to_string())).collect()
+    };
     Ok(CheckedLog {
         pcrs: pcrs.banks.iter().map(|(alg, values)| (alg.name().to_owned(), hex(values))).collect(),
         events: log.count(),
@@ -100,8 +102,12 @@ fn refused(refusal: Refusal) -> CheckError {
             let text = error.to_string();
             let (check, event, want) = match error {
                 ReplayError::NoBank(alg) => ("bank", None, format!("a log with a {alg} bank")),
-                ReplayError::NoDigest { event, alg } => ("bank", Some(event), format!("a digest of every event in {alg}")),
-                ReplayError::PcrIndex { event, .. } => ("pcr-index", Some(event), "a PCR below 24, or 0xffffffff".into()),
+                ReplayError::NoDigest { event, alg } => {
+                    ("bank", Some(event), format!("a digest of every event in {alg}"))
+                }
+                ReplayError::PcrIndex { event, .. } => {
+                    ("pcr-index", Some(event), "a PCR below 24, or 0xffffffff".into())
+                }
             };
             CheckError { event, ..CheckError::new(code::REPLAY, check, text, want) }
         }
@@ -123,9 +129,10 @@ fn registers(log: &EventLog<'_>, pcrs: &Pcrs, files: LogFiles<'_>) -> Result<Reg
         }
         return Ok(Registers::Cc);
     }
-    let fits = pcrs.banks.iter().all(|(alg, values)| {
-        *alg == HashAlg::Sha384 && values.keys().all(|index| (1..=4).contains(index))
-    });
+    let fits = pcrs
+        .banks
+        .iter()
+        .all(|(alg, values)| *alg == HashAlg::Sha384 && values.keys().all(|index| (1..=4).contains(index)));
     if pcrs.rtmrs || (fits && ccel::looks_like(log)) { Ok(Registers::Cc) } else { Ok(Registers::Tpm) }
 }
 

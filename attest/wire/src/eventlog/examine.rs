@@ -73,11 +73,7 @@ impl<'a> EventLog<'a> {
     ///
     /// # Errors
     /// [`Refusal`].
-    pub fn examine(
-        &self,
-        wanted: &[(HashAlg, PcrSet)],
-        registers: Registers,
-    ) -> Result<Examined<'_, 'a>, Refusal> {
+    pub fn examine(&self, wanted: &[(HashAlg, PcrSet)], registers: Registers) -> Result<Examined<'_, 'a>, Refusal> {
         let mut parts = vec![Part::Unseen; self.events.len()];
         let mut banks = Vec::with_capacity(wanted.len());
         for (alg, covers) in wanted {
@@ -144,7 +140,7 @@ impl<'a> Examined<'_, 'a> {
     ///
     /// # Errors
     /// [`Mismatch`]: the first PCR that holds another value.
-    pub fn compare(&mut self, vouched: impl Fn(HashAlg, u8) -> Option<Digest>) -> Result<(), Mismatch> {
+    pub fn compare(&mut self, vouched: impl Fn(HashAlg, u8) -> Option<Digest>) -> Result<(), Box<Mismatch>> {
         if self.registers == Registers::Tpm {
             let with_pcr5 = self.banks.iter().filter(|bank| bank.covers().contains(5));
             let wanted: Option<Vec<Digest>> = with_pcr5.map(|bank| vouched(bank.alg(), 5)).collect();
@@ -163,7 +159,7 @@ impl<'a> Examined<'_, 'a> {
                 if let (Some(got), Some(want)) = (got, want)
                     && got != want
                 {
-                    return Err(Mismatch { alg: bank.alg(), pcr, got, want, extended: bank.extended(pcr) });
+                    return Err(Box::new(Mismatch { alg: bank.alg(), pcr, got, want, extended: bank.extended(pcr) }));
                 }
             }
         }

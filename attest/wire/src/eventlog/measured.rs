@@ -29,8 +29,7 @@ impl<'a> Event<'a> {
         let data = self.data;
         let hashes = |part: &[u8]| alg.digest(&[part]).as_bytes() == digest;
         let whole = || hashes(data).then_some(data);
-        if self.is_image() {
-            // The digest is the executable's Authenticode hash; the data only says where it came from.
+        if self.is_opaque() {
             return None;
         }
         match self.kind {
@@ -51,6 +50,20 @@ impl<'a> Event<'a> {
             }),
             _ => whole(),
         }
+    }
+
+    /// Whether the digest is of something that is not in the log: an executable, firmware, tables, a file that GRUB read (PCR 9), a list of
+    /// shim's (PCR 14). The data only says where it lies or what it is called, and hashing it would tell nothing.
+    fn is_opaque(&self) -> bool {
+        let blob = matches!(
+            self.kind,
+            EventType::EFI_PLATFORM_FIRMWARE_BLOB
+                | EventType::EFI_PLATFORM_FIRMWARE_BLOB2
+                | EventType::EFI_HANDOFF_TABLES
+                | EventType::EFI_HANDOFF_TABLES2
+        );
+        let file = self.kind == EventType::IPL && matches!(self.pcr, 9 | 14) && grub_prefix(self.data).is_none();
+        blob || file || self.is_image()
     }
 
     /// Whether the log says that an executable was measured (UEFI_IMAGE_LOAD_EVENT).
@@ -96,11 +109,14 @@ pub(crate) fn plain_text(part: &[u8]) -> Option<String> {
 
 /// UTF-16LE with or without its NUL; firmware that cuts the last byte of the text off leaves an odd number of bytes.
 pub(crate) fn utf16(bytes: &[u8]) -> Option<String> {
-    let mut units: Vec<u16> = bytes.chunks(2).map(|pair| match pair {
-        [low, high] => u16::from_le_bytes([*low, *high]),
-        [low] => u16::from(*low),
-        _ => 0,
-    }).collect();
+    let mut units: Vec<u16> = bytes
+        .chunks(2)
+        .map(|pair| match pair {
+            [low, high] => u16::from_le_bytes([*low, *high]),
+            [low] => u16::from(*low),
+            _ => 0,
+        })
+        .collect();
     while units.last() == Some(&0) {
         units.pop();
     }
@@ -108,7 +124,7 @@ pub(crate) fn utf16(bytes: &[u8]) -> Option<String> {
 }
 
 /// EV_IPL belongs to boot loaders, and each has its own habits.
-fn ipl<'a>(data: &'a [u8], hashes: impl Fn(&[u8]) -> bool) -> Option<&'a [u8]> {
+fn ipl(data: &[u8], hashes: impl Fn(&[u8]) -> bool) -> Option<&[u8]> {
     let without_nul = data.strip_suffix(&[0]);
     let prefix = grub_prefix(data).or_else(|| data.windows(2).position(|pair| pair == b": ")?.checked_add(2));
     if let Some(prefix) = prefix {

@@ -61,15 +61,56 @@ struct Known {
     normal: Digest,
     failed: [Digest; 2],
     actions: [Digest; 7],
+    /// The first bytes of all of them: nearly every digest is none of them, and is found out by one look here.
+    starts: [u64; 10],
 }
 
-static KNOWN: LazyLock<[Known; 4]> = LazyLock::new(|| {
-    HashAlg::ALL.map(|alg| Known {
-        normal: alg.digest(&[&NORMAL]),
-        failed: [alg.digest(&[&ONES]), alg.digest(&[&ERROR])],
-        actions: ACTIONS.map(|text| alg.digest(&[text.as_bytes()])),
-    })
-});
+impl Known {
+    fn of(alg: HashAlg) -> Self {
+        let normal = alg.digest(&[&NORMAL]);
+        let failed = [alg.digest(&[&ONES]), alg.digest(&[&ERROR])];
+        let actions = ACTIONS.map(|text| alg.digest(&[text.as_bytes()]));
+        let mut starts = [0; 10];
+        let all = [&[normal][..], &failed, &actions];
+        for (slot, digest) in starts.iter_mut().zip(all.into_iter().flatten()) {
+            *slot = start(digest.as_bytes());
+        }
+        Self { normal, failed, actions, starts }
+    }
+
+    /// Which of them a digest is.
+    fn find(&self, digest: &[u8]) -> Nature {
+        if !self.starts.contains(&start(digest)) {
+            return Nature::Other;
+        }
+        let is = |known: &Digest| known.as_bytes() == digest;
+        match () {
+            () if is(&self.normal) => Nature::Separator,
+            () if self.failed.iter().any(is) => Nature::Failed,
+            () if self.actions.iter().any(is) => Nature::Action,
+            () => Nature::Other,
+        }
+    }
+}
+
+/// What a digest is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Nature {
+    /// 00000000.
+    Separator,
+    /// FFFFFFFF or 00000001.
+    Failed,
+    /// One of [`ACTIONS`].
+    Action,
+    /// Anything else.
+    Other,
+}
+
+fn start(digest: &[u8]) -> u64 {
+    digest.first_chunk().map_or(0, |start| u64::from_le_bytes(*start))
+}
+
+static KNOWN: LazyLock<[Known; 4]> = LazyLock::new(|| HashAlg::ALL.map(Known::of));
 
 fn known(alg: HashAlg) -> &'static Known {
     let [sha1, sha256, sha384, sha512] = &*KNOWN;
@@ -95,10 +136,7 @@ pub(super) struct Rules<'a> {
 impl<'a> Rules<'a> {
     pub(super) fn new(log: &EventLog<'_>, alg: HashAlg, registers: Registers) -> Self {
         let separators = |pcr: u8| {
-            log.events
-                .iter()
-                .filter(|event| event.kind == EventType::SEPARATOR && event.pcr == u32::from(pcr))
-                .count()
+            log.events.iter().filter(|event| event.kind == EventType::SEPARATOR && event.pcr == u32::from(pcr)).count()
         };
         Self {
             known: known(alg),
@@ -133,9 +171,16 @@ impl<'a> Rules<'a> {
     }
 
     /// Judges an event that extends a PCR. `part` is what its digest vouches for.
-    pub(super) fn judge(&mut self, event: &Event<'a>, pcr: u8, digest: &[u8], part: Option<&'a [u8]>) -> Result<(), Lie> {
-        self.separator(event, pcr, digest, part)?;
-        self.relabelled(event, pcr, digest, part)?;
+    pub(super) fn judge(
+        &mut self,
+        event: &Event<'a>,
+        pcr: u8,
+        digest: &[u8],
+        part: Option<&'a [u8]>,
+    ) -> Result<(), Lie> {
+        let nature = self.known.find(digest);
+        self.separator(event, pcr, (digest, nature), part)?;
+        self.relabelled(event, pcr, nature, part)?;
         if pcr == self.registers.secure_boot() {
             self.secure_boot(event, pcr, part)?;
         }
@@ -143,9 +188,14 @@ impl<'a> Rules<'a> {
     }
 
     /// A separator of PCRs 0 to 7 has data 00000000, once per PCR, and its digest stands under no other type.
-    fn separator(&mut self, event: &Event<'_>, pcr: u8, digest: &[u8], part: Option<&[u8]>) -> Result<(), Lie> {
-        let is_normal = self.known.normal.as_bytes() == digest;
-        let failed = self.known.failed.iter().any(|failed| failed.as_bytes() == digest);
+    fn separator(
+        &mut self,
+        event: &Event<'_>,
+        pcr: u8,
+        (digest, nature): (&[u8], Nature),
+        part: Option<&[u8]>,
+    ) -> Result<(), Lie> {
+        let (is_normal, failed) = (nature == Nature::Separator, nature == Nature::Failed);
         let most = self.registers.separators(pcr);
         if event.kind != EventType::SEPARATOR {
             // One real laptop measures an empty S-CRTM as four zero bytes, and separates PCR 0 later.
@@ -192,14 +242,12 @@ impl<'a> Rules<'a> {
     }
 
     /// What an event is, in spite of what its type says.
-    fn relabelled(&self, event: &Event<'_>, pcr: u8, digest: &[u8], part: Option<&[u8]>) -> Result<(), Lie> {
+    fn relabelled(&self, event: &Event<'_>, pcr: u8, nature: Nature, part: Option<&[u8]>) -> Result<(), Lie> {
         let other = |what: &str, want: &str| Err(lie(event, "relabelled", format!("{what} under another type"), want));
         if self.registers.separators(pcr) == 0 {
             return Ok(());
         }
-        if !matches!(event.kind, EventType::EFI_ACTION | EventType::ACTION)
-            && self.known.actions.iter().any(|action| action.as_bytes() == digest)
-        {
+        if nature == Nature::Action && !matches!(event.kind, EventType::EFI_ACTION | EventType::ACTION) {
             return other("an action", "EV_EFI_ACTION");
         }
         if !event.is_image() && matches!(pcr, 2 | 4) && part.is_none() && looks_like_image(event.data) {
@@ -238,9 +286,7 @@ impl<'a> Rules<'a> {
         if self.separated(pcr) && (policy || self.registers == Registers::Tpm) {
             return Err(lie(event, "secure-boot-variable", format!("{} after the separator", name()), "before it"));
         }
-        let same = |(guid, other): &(Guid, &[u8])| {
-            *other == variable.raw_name() && (*guid == variable.guid || policy)
-        };
+        let same = |(guid, other): &(Guid, &[u8])| *other == variable.raw_name() && (*guid == variable.guid || policy);
         if self.variables.iter().any(same) {
             return Err(lie(event, "secure-boot-variable", format!("{} a second time", name()), "once"));
         }
@@ -273,8 +319,7 @@ fn is_policy(name: &[u8]) -> bool {
 /// holds one entry of it: an owner and a certificate or hash, never a list.
 fn policy_variable(event: &Event<'_>, part: Option<&[u8]>) -> Result<(), Lie> {
     const LISTS: [Guid; 4] = [Guid::X509_LIST, Guid::SHA256_LIST, Guid::SHA1_LIST, Guid::RSA2048_LIST];
-    let authority =
-        matches!(event.kind, EventType::EFI_VARIABLE_AUTHORITY | EventType::EFI_SPDM_DEVICE_AUTHORITY);
+    let authority = matches!(event.kind, EventType::EFI_VARIABLE_AUTHORITY | EventType::EFI_SPDM_DEVICE_AUTHORITY);
     let Ok((variable, tail)) = Variable::parse_with_tail(event.data) else { return Ok(()) };
     let databases: [&[u8]; 3] = [b"d\0b\0", b"d\0b\0x\0", b"d\0b\0t\0"];
     let database = databases.contains(&variable.raw_name());
@@ -286,7 +331,12 @@ fn policy_variable(event: &Event<'_>, part: Option<&[u8]>) -> Result<(), Lie> {
     };
     if hidden {
         let name = variable.name().unwrap_or_default();
-        return Err(lie(event, "relabelled", format!("variable {name} under another type"), "EV_EFI_VARIABLE_DRIVER_CONFIG"));
+        return Err(lie(
+            event,
+            "relabelled",
+            format!("variable {name} under another type"),
+            "EV_EFI_VARIABLE_DRIVER_CONFIG",
+        ));
     }
     if event.kind == EventType::EFI_VARIABLE_AUTHORITY && part.is_none() {
         return Err(unmeasured(event));

@@ -1,9 +1,6 @@
 //! Signature databases and authorities.
 
-use sha2::{Digest as _, Sha256};
-
-use super::x509::certificate;
-use super::{Authority, KeyDatabase};
+use super::{Authority, Certificate, KeyDatabase, Tagged};
 use crate::codec::{Malformed, Reader};
 use crate::eventlog::{Guid, Variable};
 
@@ -15,16 +12,10 @@ enum Entry<'a> {
 }
 
 /// The database in a variable; `None` if its contents are no signature lists.
-pub(super) fn database(name: String, contents: &[u8]) -> Option<KeyDatabase> {
-    let mut found = KeyDatabase {
-        name,
-        certificates: Vec::new(),
-        hashes: 0,
-        other: 0,
-        sha256: hex::encode(Sha256::digest(contents)),
-    };
+pub(super) fn database(name: String, contents: &[u8], digest: Tagged) -> Option<KeyDatabase> {
+    let mut found = KeyDatabase { name, certificates: Vec::new(), hashes: 0, other: 0, digest };
     let mut count = |entry: Entry<'_>| match entry {
-        Entry::Certificate(der) => found.certificates.push(certificate(der)),
+        Entry::Certificate(der) => found.certificates.push(Certificate::new(der)),
         Entry::Hash => found.hashes = found.hashes.saturating_add(1),
         Entry::Other => found.other = found.other.saturating_add(1),
     };
@@ -91,10 +82,10 @@ pub(super) fn authority(variable: &Variable<'_>, source: String) -> Authority {
     let entry = data.split_at_checked(16).map(|(_, value)| value);
     let (mut found, mut hash) = (None, None);
     if is_certificate(data) {
-        found = Some(certificate(data));
+        found = Some(Certificate::new(data));
     } else if let Some(value) = entry {
         if is_certificate(value) {
-            found = Some(certificate(value));
+            found = Some(Certificate::new(value));
         } else if matches!(value.len(), 20 | 32 | 48 | 64) {
             hash = Some(hex::encode(value));
         }

@@ -1,8 +1,11 @@
 //! From the firmware's log to facts.
 
-use countersign_tpm::alg::HashAlg;
+use countersign_tpm::alg::{Digest, HashAlg};
 
-use super::{Authority, CommandLine, Fact, Facts, Image, Loader, Log, Measured, Shim, Strength, databases, image};
+use super::{
+    Authority, BootOption, CommandLine, Events, Fact, Facts, Image, ImageKind, Loader, Log, Measured, Shim, Strength,
+    Tagged, databases, image,
+};
 use crate::eventlog::{Event, EventType, Examined, Guid, Variable, grub_prefix, plain_text, utf16};
 
 /// Tags of the Linux EFI stub's and systemd's EV_EVENT_TAG events.
@@ -27,16 +30,16 @@ pub(super) fn firmware(examined: &Examined<'_, '_>, facts: &mut Facts) {
     let mut walk = Walk::default();
     facts.secure_boot = examined.secure_boot_event().map(|(event, on)| Fact::authenticated(on, event));
     for (event, pcr, part) in examined.events() {
-        let Some(digest) = event.digest(alg) else { continue };
-        let measured = |name: String| Measured { name, digest: shown(alg, digest) };
+        let Some(digest) = event.digest(alg).and_then(|digest| Digest::new(alg, digest)).map(Tagged) else { continue };
+        let measured = |name: String| Measured { name, digest };
         if event.is_image() {
-            executable(event, pcr, &measured(String::new()).digest, facts);
+            executable(event, pcr, digest, facts);
             continue;
         }
         match (event.kind, pcr) {
             (EventType::EFI_VARIABLE_DRIVER_CONFIG, _) if pcr == examined.registers.secure_boot() => {
                 if let Some(variable) = part.and_then(|part| Variable::parse(part).ok()) {
-                    policy(&variable, event.index, facts);
+                    policy(&variable, digest, event.index, facts);
                 }
             }
             (EventType::EFI_VARIABLE_AUTHORITY, _) => authority(event, part, facts),
@@ -61,34 +64,24 @@ pub(super) fn firmware(examined: &Examined<'_, '_>, facts: &mut Facts) {
     absent(&walk, examined, facts);
 }
 
-fn shown(alg: HashAlg, digest: &[u8]) -> String {
-    let mut text = String::with_capacity(digest.len().saturating_mul(2).saturating_add(8));
-    text.push_str(alg.name());
-    text.push(':');
-    text.push_str(&hex::encode(digest));
-    text
-}
-
 /// An executable: its digest is what was extended; where it came from is only named.
-fn executable(event: &Event<'_>, pcr: u8, digest: &str, facts: &mut Facts) {
-    let found = Image { kind: event.kind.to_string(), digest: digest.to_owned(), path: image::path(event.data) };
-    let list = if pcr == 2 && event.kind != EventType::EFI_BOOT_SERVICES_APPLICATION {
-        &mut facts.option_roms
-    } else {
-        &mut facts.applications
-    };
+fn executable(event: &Event<'_>, pcr: u8, digest: Tagged, facts: &mut Facts) {
+    let application = event.kind == EventType::EFI_BOOT_SERVICES_APPLICATION;
+    let kind = if application { ImageKind::Application } else { ImageKind::Driver };
+    let found = Image { kind, digest, path: image::path(event.data) };
+    let list = if pcr == 2 && !application { &mut facts.option_roms } else { &mut facts.applications };
     list.push(Fact::authenticated(found, event.index));
 }
 
 /// A variable of the Secure Boot policy.
-fn policy(variable: &Variable<'_>, event: u32, facts: &mut Facts) {
+fn policy(variable: &Variable<'_>, digest: Tagged, event: u32, facts: &mut Facts) {
     let known = (variable.guid == Guid::GLOBAL && (variable.is_named("PK") || variable.is_named("KEK")))
         || variable.guid == Guid::SECURITY_DATABASE;
     if !known {
         return;
     }
     let name = variable.name().unwrap_or_default();
-    if let Some(database) = databases::database(name, variable.data) {
+    if let Some(database) = databases::database(name, variable.data, digest) {
         facts.databases.push(Fact::authenticated(database, event));
     }
 }
@@ -120,14 +113,15 @@ fn authority(event: &Event<'_>, part: Option<&[u8]>, facts: &mut Facts) {
 fn boot_option(event: &Event<'_>, part: Option<&[u8]>, facts: &mut Facts) {
     let (Some(part), Ok(variable)) = (part, Variable::parse(event.data)) else { return };
     let name = variable.name().unwrap_or_default();
-    let digits = name.strip_prefix("Boot").filter(|rest| rest.len() == 4 && rest.bytes().all(|b| b.is_ascii_hexdigit()));
+    let digits =
+        name.strip_prefix("Boot").filter(|rest| rest.len() == 4 && rest.bytes().all(|b| b.is_ascii_hexdigit()));
     let Some(description) = digits.and(variable.data.get(6..)) else { return };
     let length = description.chunks_exact(2).take_while(|pair| *pair != [0, 0]).count().saturating_mul(2);
     let Some(text) = description.get(..length).and_then(utf16) else { return };
     let text: String = text.chars().filter(|c| !c.is_control()).collect();
     let strength = if part.len() == event.data.len() { Strength::Authenticated } else { Strength::Named };
-    let value = Measured { name, digest: text };
-    facts.boot_options.push(Fact { value, strength, log: Log::Firmware, events: vec![event.index] });
+    let value = BootOption { name, description: text };
+    facts.boot_options.push(Fact { value, strength, log: Log::Firmware, events: Events::one(event.index) });
 }
 
 fn action(part: &[u8], event: u32, facts: &mut Facts) {
@@ -196,7 +190,8 @@ fn grub(event: &Event<'_>, part: Option<&[u8]>, prefix: usize, facts: &mut Facts
     if !facts.loaders.iter().any(|loader| loader.value == Loader::Grub) {
         facts.loaders.push(Fact::named(Loader::Grub, event.index));
     }
-    let is_line = event.data.get(..prefix).is_some_and(|prefix| prefix.windows(14).any(|word| word == b"kernel_cmdline"));
+    let is_line =
+        event.data.get(..prefix).is_some_and(|prefix| prefix.windows(14).any(|word| word == b"kernel_cmdline"));
     if let (true, Some(text)) = (is_line, part.and_then(plain_text)) {
         facts.command_lines.push(Fact::named(CommandLine { by: Loader::Grub, text }, event.index));
     }
@@ -221,7 +216,7 @@ fn section(
                 value: measured(name),
                 strength: Strength::Authenticated,
                 log: Log::Firmware,
-                events: vec![at, event.index],
+                events: Events::two(at, event.index),
             };
             facts.sections.push(fact);
         }
@@ -251,7 +246,7 @@ fn absent(walk: &Walk, examined: &Examined<'_, '_>, facts: &mut Facts) {
     facts.exit_boot_services = match examined.exit_boot_services_event() {
         Some(event) => Some(Fact::authenticated(true, event)),
         None if examined.exit_boot_services() => {
-            Some(Fact { value: true, strength: Strength::Authenticated, log: Log::Pcr, events: Vec::new() })
+            Some(Fact { value: true, strength: Strength::Authenticated, log: Log::Pcr, events: Events::NONE })
         }
         None => None,
     };

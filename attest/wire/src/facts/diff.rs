@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use countersign_tpm::alg::HashAlg;
 use serde::Serialize;
 
-use super::{Authority, Fact, Facts, Image, KeyDatabase, Measured, databases};
+use super::{Authority, Fact, Facts, Image, KeyDatabase, Measured, Tagged, databases};
 use crate::eventlog::{EventType, Examined, Variable};
 
 /// A fact that changed.
@@ -89,12 +89,15 @@ enum Side {
     Now,
 }
 
+/// What the earlier boot has, and the later one.
+type Both<T> = (T, T);
+
 /// Values by fact: of a single fact one value at most, of a list's element its own key.
 #[derive(Default)]
 struct Compare {
-    values: BTreeMap<(u8, String), (Option<String>, Option<String>)>,
+    values: BTreeMap<(u8, String), Both<Option<String>>>,
     /// Entries of signature databases, so that a difference can count them.
-    entries: BTreeMap<String, (Vec<Vec<u8>>, Vec<Vec<u8>>)>,
+    entries: BTreeMap<String, Both<Vec<Vec<u8>>>>,
 }
 
 impl Compare {
@@ -156,7 +159,9 @@ impl Compare {
         self.measured(side, 11, "shim list", facts.shim.as_ref().map_or(&[], |shim| shim.lists.as_slice()));
         self.measured(side, 12, "file", &facts.files);
         self.measured(side, 13, "firmware", &facts.firmware);
-        self.measured(side, 14, "boot option", &facts.boot_options);
+        for fact in &facts.boot_options {
+            self.put(side, 14, format!("boot option {}", fact.value.name), fact.value.description.clone());
+        }
         for (rank, name, list) in [(15, "phase", &facts.phases), (16, "file system", &facts.file_systems)] {
             for fact in list {
                 self.put(side, rank, format!("{name} {}", fact.value), "reached".into());
@@ -168,7 +173,7 @@ impl Compare {
     fn measured(&mut self, side: Side, rank: u8, what: &str, list: &[Fact<Measured>]) {
         for fact in list {
             let (stem, version) = versioned(&fact.value.name);
-            let digest = short(&fact.value.digest);
+            let digest = short(fact.value.digest);
             let value = if version.is_empty() { digest } else { format!("{version} ({digest})") };
             self.put(side, rank, format!("{what} {stem}"), value);
         }
@@ -178,7 +183,7 @@ impl Compare {
     fn images(&mut self, side: Side, rank: u8, what: &str, list: &[Fact<Image>]) {
         for fact in list {
             let path = fact.value.path.clone().unwrap_or_else(|| "without a path".into());
-            self.put(side, rank, format!("{what} {}", short(&fact.value.digest)), path);
+            self.put(side, rank, format!("{what} {}", short(fact.value.digest)), path);
         }
     }
 
@@ -190,7 +195,8 @@ impl Compare {
             }
             let Some(variable) = part.and_then(|part| Variable::parse(part).ok()) else { continue };
             let Some(name) = variable.name() else { continue };
-            let found = databases::entries(variable.data).into_iter().map(|(kind, entry)| [&kind.0[..], entry].concat());
+            let found =
+                databases::entries(variable.data).into_iter().map(|(kind, entry)| [&kind.0[..], entry].concat());
             let slot = self.entries.entry(name).or_default();
             let slot = match side {
                 Side::Was => &mut slot.0,
@@ -213,8 +219,9 @@ impl Compare {
         let changed = self.values.into_iter().filter(|(_, (was, now))| was != now);
         changed
             .map(|((rank, fact), (was, now))| match (&was, &now) {
-                (Some(before), Some(after)) if rank == 2 => counted(&fact, before, after)
-                    .unwrap_or_else(|| Change { fact, was: was.clone(), now: now.clone() }),
+                (Some(before), Some(after)) if rank == 2 => {
+                    counted(&fact, before, after).unwrap_or_else(|| Change { fact, was: was.clone(), now: now.clone() })
+                }
                 _ => Change { fact, was, now },
             })
             .collect()
@@ -225,19 +232,18 @@ impl Compare {
 fn summary(database: &KeyDatabase) -> String {
     let certificates = u32::try_from(database.certificates.len()).unwrap_or(u32::MAX);
     let all = certificates.saturating_add(database.hashes).saturating_add(database.other);
-    let digest = database.sha256.get(..12).unwrap_or_default();
-    format!("{all} entries, {certificates} of them certificates, sha256 {digest}...")
+    format!("{all} entries, {certificates} of them certificates, {}", short(database.digest))
 }
 
 fn source(authority: &Authority) -> String {
-    let what = authority.certificate.as_ref().map(|certificate| certificate.sha256.as_str());
-    let what = what.or(authority.hash.as_deref()).unwrap_or_default();
-    format!("{} {}", authority.source, what.get(..12).unwrap_or(what))
+    let what = authority.certificate.as_ref().map(super::Certificate::sha256);
+    let what = what.or_else(|| authority.hash.clone()).unwrap_or_default();
+    format!("{} {}", authority.source, what.get(..12).unwrap_or(&what))
 }
 
 fn authority(authority: &Authority) -> String {
     match (&authority.certificate, &authority.hash) {
-        (Some(certificate), _) => certificate.subject.clone(),
+        (Some(certificate), _) => certificate.subject(),
         (None, Some(hash)) => format!("hash {hash}"),
         (None, None) => "neither certificate nor hash".into(),
     }
@@ -254,8 +260,9 @@ fn versioned(name: &str) -> (&str, &str) {
         .map_or((name, ""), |(stem, version)| (stem, version.strip_prefix('-').unwrap_or(version)))
 }
 
-fn short(digest: &str) -> String {
-    digest.get(..23).map_or_else(|| digest.to_owned(), |start| format!("{start}..."))
+fn short(digest: Tagged) -> String {
+    let text = digest.to_string();
+    text.get(..23).map_or_else(|| text.clone(), |start| format!("{start}..."))
 }
 
 /// Events that one log has more often than the other, by PCR, type and digest.

@@ -1,6 +1,6 @@
 //! From systemd's userspace log to facts.
 
-use super::{Fact, Facts, Log, Strength};
+use super::{Events, Fact, Facts, Log, Strength};
 use crate::eventlog::Examined;
 use crate::systemd_log::Record;
 
@@ -22,7 +22,7 @@ pub(super) fn facts(examined: &Examined<'_, '_>, records: &[Record], facts: &mut
             value: value.to_owned(),
             strength: Strength::Authenticated,
             log: Log::Systemd,
-            events: vec![record.index],
+            events: Events::one(record.index),
         };
         match record.pcr {
             11 => facts.phases.push(fact(&record.text)),

@@ -66,7 +66,10 @@ fn registers_of_a_tdx_guest() {
     let rtmrs = |text: &str| Pcrs::parse(text.as_bytes()).map(|pcrs| (pcrs.rtmrs, pcrs.banks.len()));
     let zero = "00".repeat(48);
     assert_eq!(rtmrs(&format!("{{\"sha384\": {{\"rtmr0\": \"{zero}\", \"2\": \"{zero}\"}}}}")).unwrap(), (true, 1));
-    assert!(rtmrs(&format!("{{\"sha384\": {{\"rtmr0\": \"{zero}\", \"1\": \"{zero}\"}}}}")).is_err(), "one register twice");
+    assert!(
+        rtmrs(&format!("{{\"sha384\": {{\"rtmr0\": \"{zero}\", \"1\": \"{zero}\"}}}}")).is_err(),
+        "one register twice"
+    );
     assert!(rtmrs(&format!("{{\"sha384\": {{\"rtmr4\": \"{zero}\"}}}}")).is_err());
     assert!(rtmrs(&format!("{{\"sha256\": {{\"rtmr0\": \"{}\"}}}}", "00".repeat(32))).is_err());
     let files = LogFiles { log: LOG, pcrs: PCRS.as_bytes(), ccel: Some(b"CCEL"), ..LogFiles::default() };
