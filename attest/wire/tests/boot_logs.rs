@@ -11,7 +11,9 @@ use countersign_wire::facts::Facts;
 use countersign_wire::{cel, ima};
 use support::{Pcrs, check, fixture, pcrs, shared};
 
-const FIXTURES: [(&str, bool); 4] = [
+const FIXTURES: [(&str, bool); 6] = [
+    ("nosb-systemdboot-uki", false),
+    ("sb-snakeoil-systemdboot-uki", true),
     ("sb-ms-shim-grub212", true),
     ("nosb-shim-grub212", false),
     ("nosb-direct-k6.1-sha384-imapad", false),
@@ -30,7 +32,7 @@ fn without_ima(mut all: Pcrs) -> Pcrs {
 fn our_recorded_boots() {
     for (name, secure_boot) in FIXTURES {
         let log = fixture(&format!("{name}/binary_bios_measurements"));
-        let systemd = if name.contains("systemd") { fixture(&format!("{name}/tpm2-measure.log")) } else { Vec::new() };
+        let systemd = if name.contains("pcrphase") { fixture(&format!("{name}/tpm2-measure.log")) } else { Vec::new() };
         let held = without_ima(pcrs(&String::from_utf8(fixture(&format!("{name}/PCRS.json"))).unwrap()));
         assert_eq!(held.len(), 3);
         assert_eq!(check(&log, &held, &systemd, Registers::Tpm), Ok(Some(secure_boot)), "{name}");

@@ -11,6 +11,7 @@ use countersign_tpm::alg::{Digest, HashAlg};
 use super::examine::Registers;
 use super::measured::grub_prefix;
 use super::{Event, EventLog, EventType, Guid, PCRS, PcrBank, Variable};
+use crate::limits;
 
 /// One false claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -289,6 +290,10 @@ impl<'a> Rules<'a> {
         let same = |(guid, other): &(Guid, &[u8])| *other == variable.raw_name() && (*guid == variable.guid || policy);
         if self.variables.iter().any(same) {
             return Err(lie(event, "secure-boot-variable", format!("{} a second time", name()), "once"));
+        }
+        if self.variables.len() >= limits::POLICY_VARIABLES {
+            let got = format!("more than {} variables", limits::POLICY_VARIABLES);
+            return Err(lie(event, "secure-boot-variable", got, "the few of a Secure Boot policy"));
         }
         self.variables.push((variable.guid, variable.raw_name()));
         if part != Some(event.data) {

@@ -165,6 +165,7 @@ fn ipl(
             if part.is_some() && !text.is_empty() {
                 let line = CommandLine { by: Loader::SystemdStub, text: text.trim().to_owned() };
                 facts.command_lines.push(Fact::authenticated(line, index));
+                facts.addons.push(Fact::authenticated(measured(text), index));
             } else {
                 facts.addons.push(Fact::named(measured(text), index));
             }

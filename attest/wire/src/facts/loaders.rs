@@ -1,5 +1,7 @@
 //! Which boot loaders ran, and which of the files they read are kernels and initial RAM disks.
 
+use std::collections::BTreeSet;
+
 use super::{Events, Fact, Facts, Loader, Log, Measured, Strength};
 
 /// Names the boot loaders from what was found, and sorts kernels and RAM disks out of GRUB's files and a unified image's sections.
@@ -52,7 +54,7 @@ fn initrd_as(initrd: &Fact<Measured>) -> Fact<Loader> {
 
 /// GRUB names a file as its command does: the first word of a command line is the kernel, the words behind `initrd` are RAM disks.
 fn grub_files(facts: &mut Facts) {
-    let kernels: Vec<String> = facts
+    let kernels: BTreeSet<String> = facts
         .command_lines
         .iter()
         .filter(|line| line.value.by == Loader::Grub)
@@ -60,7 +62,7 @@ fn grub_files(facts: &mut Facts) {
         .collect();
     let (read, other): (Vec<_>, Vec<_>) = std::mem::take(&mut facts.files).into_iter().partition(|file| {
         let name = file.value.name.as_str();
-        kernels.iter().any(|kernel| kernel == name) || is_initrd(name)
+        kernels.contains(name) || is_initrd(name)
     });
     facts.files = other;
     for file in read {

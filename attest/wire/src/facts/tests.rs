@@ -8,6 +8,8 @@ const DIRECT: &[u8] = include_bytes!("../../../../fixtures/nosb-direct-k6.1-sha3
 const UKI: &[u8] = include_bytes!("../../../../fixtures/sb-snakeoil-uki-systemd-pcrphase-ima/binary_bios_measurements");
 const UKI_SYSTEMD: &[u8] = include_bytes!("../../../../fixtures/sb-snakeoil-uki-systemd-pcrphase-ima/tpm2-measure.log");
 
+const ADDON: &[u8] = include_bytes!("../../../../fixtures/sb-snakeoil-systemdboot-uki/binary_bios_measurements");
+
 const ALL: [(HashAlg, PcrSet); 1] = [(HashAlg::Sha256, PcrSet::ALL)];
 
 fn facts(log: &[u8], systemd: &[u8]) -> Facts {
@@ -77,6 +79,18 @@ fn unified_kernel_image_and_systemd() {
     assert_eq!(phases, ["sysinit", "ready"]);
     assert_eq!(facts.machine_id.as_ref().unwrap().value, "8a10c76c9d28427bb62c72d4bb0662f4");
     assert_eq!(facts.file_systems[0].log, Log::Systemd);
+}
+
+#[test]
+fn systemd_boot_and_an_addon() {
+    let facts = facts(ADDON, b"");
+    assert!(facts.secure_boot.as_ref().unwrap().value);
+    let addon = &facts.addons[0];
+    assert_eq!((addon.value.name.as_str(), addon.strength), ("addon.param=1", Strength::Authenticated));
+    assert_eq!(facts.command_lines[0].value, CommandLine { by: Loader::SystemdStub, text: "addon.param=1".into() });
+    assert!(facts.sections.iter().any(|section| section.value.name == ".cmdline"));
+    assert_eq!(facts.authorities[0].value.source, "db");
+    assert!(facts.authorities[0].value.certificate.is_some());
 }
 
 #[test]

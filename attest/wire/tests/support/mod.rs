@@ -9,26 +9,26 @@ use countersign_wire::eventlog::{EventLog, EventType, NO_PCR, PcrSet, Refusal, R
 use countersign_wire::systemd_log;
 
 /// PCR values by bank.
-pub type Pcrs = BTreeMap<HashAlg, BTreeMap<u8, Digest>>;
+pub(crate) type Pcrs = BTreeMap<HashAlg, BTreeMap<u8, Digest>>;
 
 /// An event that can be changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
-    pub pcr: u32,
-    pub kind: EventType,
-    pub digests: Vec<(u16, Vec<u8>)>,
-    pub data: Vec<u8>,
+pub(crate) struct Event {
+    pub(crate) pcr: u32,
+    pub(crate) kind: EventType,
+    pub(crate) digests: Vec<(u16, Vec<u8>)>,
+    pub(crate) data: Vec<u8>,
 }
 
 /// A crypto-agile log that can be changed.
 #[derive(Debug, Clone)]
-pub struct Log {
-    pub banks: Vec<(u16, u16)>,
-    pub events: Vec<Event>,
+pub(crate) struct Log {
+    pub(crate) banks: Vec<(u16, u16)>,
+    pub(crate) events: Vec<Event>,
 }
 
 impl Log {
-    pub fn open(bytes: &[u8]) -> Self {
+    pub(crate) fn open(bytes: &[u8]) -> Self {
         let log = EventLog::parse(bytes).unwrap();
         let events = log.events.iter().map(|event| Event {
             pcr: event.pcr,
@@ -39,7 +39,7 @@ impl Log {
         Self { banks: log.banks.clone(), events: events.collect() }
     }
 
-    pub fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut spec = b"Spec ID Event03\0".to_vec();
         spec.extend([0, 0, 0, 0, 0, 2, 0, 2]);
         spec.extend(u32::try_from(self.banks.len()).unwrap().to_le_bytes());
@@ -59,29 +59,29 @@ impl Log {
     }
 
     /// Indices of the events of a PCR and type.
-    pub fn find(&self, pcr: u32, kind: EventType) -> Vec<usize> {
+    pub(crate) fn find(&self, pcr: u32, kind: EventType) -> Vec<usize> {
         let found = |(_, event): &(usize, &Event)| event.pcr == pcr && event.kind == kind;
         self.events.iter().enumerate().filter(found).map(|(at, _)| at).collect()
     }
 
-    pub fn first(&self, pcr: u32, kind: EventType) -> usize {
+    pub(crate) fn first(&self, pcr: u32, kind: EventType) -> usize {
         self.find(pcr, kind)[0]
     }
 
     /// An event of which the data is what was measured.
-    pub fn event(&self, pcr: u32, kind: EventType, data: &[u8]) -> Event {
+    pub(crate) fn event(&self, pcr: u32, kind: EventType, data: &[u8]) -> Event {
         self.hashing(pcr, kind, data, data)
     }
 
     /// An event of which something else was measured.
-    pub fn hashing(&self, pcr: u32, kind: EventType, hashed: &[u8], data: &[u8]) -> Event {
+    pub(crate) fn hashing(&self, pcr: u32, kind: EventType, hashed: &[u8], data: &[u8]) -> Event {
         let algs = self.banks.iter().filter_map(|(alg, _)| HashAlg::from_id(*alg));
         let digests = algs.map(|alg| (alg.id(), alg.digest(&[hashed]).as_bytes().to_vec())).collect();
         Event { pcr, kind, digests, data: data.to_vec() }
     }
 
     /// What a TPM holds after exactly these extends: computed here, without the code under test.
-    pub fn pcrs(&self) -> Pcrs {
+    pub(crate) fn pcrs(&self) -> Pcrs {
         let mut pcrs = Pcrs::new();
         for alg in self.banks.iter().filter_map(|(alg, _)| HashAlg::from_id(*alg)) {
             let mut bank: BTreeMap<u8, Digest> = BTreeMap::new();
@@ -101,7 +101,7 @@ impl Log {
 }
 
 impl Event {
-    pub fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut out = self.pcr.to_le_bytes().to_vec();
         out.extend(self.kind.0.to_le_bytes());
         out.extend(u32::try_from(self.digests.len()).unwrap().to_le_bytes());
@@ -116,7 +116,7 @@ impl Event {
 }
 
 /// What a check says of a log: replayed PCRs and Secure Boot, or the id of the rule that refuses it.
-pub fn check(log: &[u8], pcrs: &Pcrs, systemd: &[u8], registers: Registers) -> Result<Option<bool>, String> {
+pub(crate) fn check(log: &[u8], pcrs: &Pcrs, systemd: &[u8], registers: Registers) -> Result<Option<bool>, String> {
     let log = EventLog::parse(log).map_err(|_| "format".to_owned())?;
     let records = systemd_log::parse(systemd).map_err(|_| "userspace".to_owned())?;
     let wanted: Vec<(HashAlg, PcrSet)> =
@@ -134,7 +134,7 @@ pub fn check(log: &[u8], pcrs: &Pcrs, systemd: &[u8], registers: Registers) -> R
 }
 
 /// PCRS.json.
-pub fn pcrs(text: &str) -> Pcrs {
+pub(crate) fn pcrs(text: &str) -> Pcrs {
     let banks: BTreeMap<String, BTreeMap<u8, String>> = serde_json::from_str(text).unwrap();
     let digest = |alg, value: &str| Digest::new(alg, &hex::decode(value).unwrap()).unwrap();
     banks
@@ -147,7 +147,7 @@ pub fn pcrs(text: &str) -> Pcrs {
 }
 
 /// Where test data of others lies, beside the checkout: in one of its parents' folders `shared`.
-pub fn shared(folder: &str) -> Option<PathBuf> {
+pub(crate) fn shared(folder: &str) -> Option<PathBuf> {
     let mut here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     while here.pop() {
         let found = here.join("shared").join(folder);
@@ -158,7 +158,7 @@ pub fn shared(folder: &str) -> Option<PathBuf> {
     None
 }
 
-pub fn fixture(path: &str) -> Vec<u8> {
+pub(crate) fn fixture(path: &str) -> Vec<u8> {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/");
     std::fs::read(format!("{root}{path}")).unwrap()
 }
