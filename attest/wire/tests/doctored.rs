@@ -420,6 +420,11 @@ fn what_real_machines_do_passes() {
             let event = log.hashing(7, T::EFI_VARIABLE_AUTHORITY, &five, &six);
             log.events.push(event);
         }),
+        ("an authority of an old shim with one surplus byte", |log| {
+            let data = variable("50ab5d6046e00043abb63dd810dd8b23", "Shim", b"0\x82");
+            let event = log.hashing(7, T::EFI_VARIABLE_AUTHORITY, &data, &[data.clone(), vec![0]].concat());
+            log.events.push(event);
+        }),
         ("a locality that is said again", |log| {
             let event = log.event(0, T::NO_ACTION, b"StartupLocality\0\0");
             log.events.insert(0, event.clone());

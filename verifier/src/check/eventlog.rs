@@ -115,7 +115,7 @@ fn refused(refusal: Refusal) -> CheckError {
 }
 
 /// What the log's indices mean. A TDX guest's log is one by its ACPI table, by registers that are asked for as `rtmrN`, or by its looks: then
-/// only if no other register than its four is asked for, so that the logs of TPMs are never read as anything else.
+/// only if every other register that is asked for holds zeros, as PCR 0 of a TPM never does.
 fn registers(log: &EventLog<'_>, pcrs: &Pcrs, files: LogFiles<'_>) -> Result<Registers, CheckError> {
     if let Some(bytes) = files.ccel {
         let bad = |got: String, want: &str| CheckError::new(code::FORMAT, "ccel", got, want).about("CCEL table");
@@ -129,10 +129,10 @@ fn registers(log: &EventLog<'_>, pcrs: &Pcrs, files: LogFiles<'_>) -> Result<Reg
         }
         return Ok(Registers::Cc);
     }
-    let fits = pcrs
-        .banks
-        .iter()
-        .all(|(alg, values)| *alg == HashAlg::Sha384 && values.keys().all(|index| (1..=4).contains(index)));
+    let zero = Digest::filled(HashAlg::Sha384, 0);
+    let fits = pcrs.banks.iter().all(|(alg, values)| {
+        *alg == HashAlg::Sha384 && values.iter().all(|(index, value)| (1..=4).contains(index) || *value == zero)
+    });
     if pcrs.rtmrs || (fits && ccel::looks_like(log)) { Ok(Registers::Cc) } else { Ok(Registers::Tpm) }
 }
 

@@ -3,7 +3,7 @@
 use countersign_tpm::alg::HashAlg;
 
 use super::variable::ascii_utf16;
-use super::{Event, EventType, Variable};
+use super::{Event, EventType, Guid, Variable};
 
 /// What GRUB puts in front of the text that it measures (GRUB 2.06 and later; the last two: Fedora's and Red Hat's older patches).
 pub(super) const GRUB_PREFIXES: [&[u8]; 5] =
@@ -38,10 +38,12 @@ impl<'a> Event<'a> {
                 contents.filter(|contents| hashes(contents)).or_else(whole)
             }
             EventType::EFI_VARIABLE_AUTHORITY => whole().or_else(|| {
-                // shim before 15.3 hashed five bytes more than the variable has, and logged one more than it hashed.
-                let (_, tail) = Variable::parse_with_tail(data).ok()?;
+                // Old versions of shim hash five bytes more than the variable has, and log one more than they hash. A single surplus byte
+                // is believed of shim's own events only: firmware puts an owner in front of the certificate.
+                let (variable, tail) = Variable::parse_with_tail(data).ok()?;
                 let part = data.split_last()?.1;
-                (tail >= 2 && hashes(part)).then_some(part)
+                let shim = variable.guid == Guid::SHIM || variable.data.starts_with(&[0x30, 0x82]);
+                ((tail >= 2 || (tail == 1 && shim)) && hashes(part)).then_some(part)
             }),
             EventType::IPL => ipl(data, hashes).or_else(|| {
                 // systemd-stub logs a section's name in UTF-16 and measures it in ASCII with its NUL.

@@ -10,7 +10,7 @@ use countersign_tpm::alg::{Digest, HashAlg};
 
 use super::examine::Registers;
 use super::measured::grub_prefix;
-use super::{Event, EventLog, EventType, Guid, PCRS, PcrBank, Variable};
+use super::{Event, EventLog, EventType, Format, Guid, PCRS, PcrBank, Variable};
 use crate::limits;
 
 /// One false claim.
@@ -127,6 +127,7 @@ fn known(alg: HashAlg) -> &'static Known {
 pub(super) struct Rules<'a> {
     known: &'static Known,
     registers: Registers,
+    format: Format,
     separated: [u8; PCRS],
     /// Whether separators of PCR 0 and of the Secure Boot register are still to come.
     ahead: [usize; 2],
@@ -142,6 +143,7 @@ impl<'a> Rules<'a> {
         Self {
             known: known(alg),
             registers,
+            format: log.format,
             separated: [0; PCRS],
             ahead: [separators(0), separators(registers.secure_boot())],
             variables: Vec::new(),
@@ -185,7 +187,24 @@ impl<'a> Rules<'a> {
         if pcr == self.registers.secure_boot() {
             self.secure_boot(event, pcr, part)?;
         }
-        data(event, pcr, part)
+        self.data(event, pcr, part)
+    }
+
+    /// Data that is *defined* as what was measured, and that facts are read from, hashes to the digest (PFP 10.4.1). Never asked of executables,
+    /// firmware blobs, hand-off tables, tags and other opaque data, whose digests are of something else.
+    fn data(&self, event: &Event<'_>, pcr: u8, part: Option<&[u8]>) -> Result<(), Lie> {
+        let defined = match event.kind {
+            EventType::EFI_VARIABLE_BOOT
+            | EventType::EFI_VARIABLE_AUTHORITY
+            | EventType::EFI_ACTION
+            | EventType::EFI_GPT_EVENT
+            | EventType::NONHOST_INFO => true,
+            // Firmware for TPM 1.2 measures what it likes here.
+            EventType::S_CRTM_VERSION => pcr == 0 && self.format == Format::CryptoAgile,
+            EventType::IPL => grub_prefix(event.data).is_some(),
+            _ => false,
+        };
+        if defined && part.is_none() { Err(unmeasured(event)) } else { Ok(()) }
     }
 
     /// A separator of PCRs 0 to 7 has data 00000000, once per PCR, and its digest stands under no other type.
@@ -211,10 +230,12 @@ impl<'a> Rules<'a> {
         if most == 0 {
             return if part.is_some() { Ok(()) } else { Err(unmeasured(event)) };
         }
-        if failed || event.data == ONES {
+        // The firmware profile of TPM 1.2 has FFFFFFFF beside 00000000 (PC Client Implementation for Conventional BIOS 1.21, 11.3.1).
+        let legacy_ones = self.format == Format::Sha1 && event.data == ONES && part.is_some();
+        if (failed || event.data == ONES) && !legacy_ones {
             return Err(lie(event, "separator", "the firmware reports an error".into(), "00000000"));
         }
-        if event.data != NORMAL || !is_normal {
+        if (event.data != NORMAL || !is_normal) && !legacy_ones {
             let got = format!("data {}, digest {}", short(event.data), hex::encode(digest));
             return Err(lie(event, "separator", got, "00000000 and its digest"));
         }
@@ -347,22 +368,6 @@ fn policy_variable(event: &Event<'_>, part: Option<&[u8]>) -> Result<(), Lie> {
         return Err(unmeasured(event));
     }
     Ok(())
-}
-
-/// Data that is *defined* as what was measured, and that facts are read from, hashes to the digest (PFP 10.4.1). Never asked of executables,
-/// firmware blobs, hand-off tables, tags and other opaque data, whose digests are of something else.
-fn data(event: &Event<'_>, pcr: u8, part: Option<&[u8]>) -> Result<(), Lie> {
-    let defined = match event.kind {
-        EventType::EFI_VARIABLE_BOOT
-        | EventType::EFI_VARIABLE_AUTHORITY
-        | EventType::EFI_ACTION
-        | EventType::EFI_GPT_EVENT
-        | EventType::NONHOST_INFO => true,
-        EventType::S_CRTM_VERSION => pcr == 0,
-        EventType::IPL => grub_prefix(event.data).is_some(),
-        _ => false,
-    };
-    if defined && part.is_none() { Err(unmeasured(event)) } else { Ok(()) }
 }
 
 /// UEFI_IMAGE_LOAD_EVENT with a device path: 32 bytes and exactly as many as it says.

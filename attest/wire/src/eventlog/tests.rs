@@ -216,7 +216,7 @@ fn unknown_banks_are_passed_over() {
 #[test]
 fn the_format_of_tpm_1_2() {
     let mut bytes = Vec::new();
-    for (pcr, kind, data) in [(0u32, EventType::S_CRTM_VERSION, &b"1"[..]), (4, EventType::SEPARATOR, &[0; 4])] {
+    for (pcr, kind, data) in [(0u32, EventType::S_CRTM_VERSION, &b"1"[..]), (4, EventType::SEPARATOR, &[0xff; 4])] {
         bytes.extend(pcr.to_le_bytes());
         bytes.extend(kind.0.to_le_bytes());
         bytes.extend(HashAlg::Sha1.digest(&[data]).as_bytes());

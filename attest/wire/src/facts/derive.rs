@@ -51,7 +51,7 @@ pub(super) fn firmware(examined: &Examined<'_, '_>, facts: &mut Facts) {
                 }
             }
             (EventType::S_CRTM_VERSION, _) => {
-                let version = part.and_then(version);
+                let version = part.and_then(version).filter(|version| !version.is_empty());
                 facts.firmware_version = version.map(|version| Fact::authenticated(version, event.index));
             }
             (EventType::IPL, _) => ipl(event, pcr, part, &measured, &mut walk, facts),

@@ -232,7 +232,8 @@ impl Compare {
 fn summary(database: &KeyDatabase) -> String {
     let certificates = u32::try_from(database.certificates.len()).unwrap_or(u32::MAX);
     let all = certificates.saturating_add(database.hashes).saturating_add(database.other);
-    format!("{all} entries, {certificates} of them certificates, {}", short(database.digest))
+    let entries = if all == 1 { "entry" } else { "entries" };
+    format!("{all} {entries}, {certificates} of them certificates, {}", short(database.digest))
 }
 
 fn source(authority: &Authority) -> String {
