@@ -159,7 +159,7 @@ pub fn describe(bytes: &[u8]) -> Result<Described, String> {
         return certificate(&der).ok_or_else(|| "the certificate is damaged".to_owned());
     }
     if let Some(described) = logs::firmware(bytes) {
-        return Ok(described);
+        return described;
     }
     if let Ok(public) = Public::parse_file(bytes) {
         let mut described = Described::new(

@@ -1,16 +1,24 @@
 //! Boot logs in words: events, facts, differences between two boots.
 
 use countersign_tpm::alg::HashAlg;
-use countersign_wire::eventlog::{EventLog, Examined, PcrSet, Refusal, Registers, ccel};
+use countersign_wire::eventlog::{EventLog, Examined, NO_PCR, PcrSet, Refusal, Registers, ccel};
 use countersign_wire::facts::{Changes, Fact, Facts, Log, Measured, Strength, diff};
 use countersign_wire::systemd_log::Record;
 use countersign_wire::{cel, systemd_log};
 
 use super::Described;
 
-/// A firmware log, if the bytes are one.
-pub(super) fn firmware(bytes: &[u8]) -> Option<Described> {
-    EventLog::parse(bytes).ok().map(|log| event_log(&log, &[]))
+/// A firmware log, if the bytes are one; what is wrong with it, if they only begin as one.
+pub(super) fn firmware(bytes: &[u8]) -> Option<Result<Described, String>> {
+    let begins = bytes.get(32..).is_some_and(|data| data.starts_with(b"Spec ID Event03\0"));
+    match EventLog::parse(bytes) {
+        // The format of TPM 1.2 has no signature: other bytes could pass for it.
+        Ok(log) if begins || log.events.iter().all(|event| event.pcr < 24 || event.pcr == NO_PCR) => {
+            Some(Ok(event_log(&log, &[])))
+        }
+        Err(e) if begins => Some(Err(e.to_string())),
+        Ok(_) | Err(_) => None,
+    }
 }
 
 /// A canonical event log: the firmware's events and the others.
