@@ -45,11 +45,14 @@ impl<'a> Event<'a> {
                 let shim = variable.guid == Guid::SHIM || variable.data.starts_with(&[0x30, 0x82]);
                 ((tail >= 2 || (tail == 1 && shim)) && hashes(part)).then_some(part)
             }),
-            EventType::IPL => ipl(data, hashes).or_else(|| {
-                // systemd-stub logs a section's name in UTF-16 and measures it in ASCII with its NUL.
-                let name = ascii_utf16(data.strip_suffix(&[0, 0])?)?;
-                (alg.digest(&[name.as_bytes(), &[0]]).as_bytes() == digest).then_some(data)
-            }),
+            EventType::IPL => {
+                // systemd-stub logs a section's name in UTF-16 and measures it in ASCII with its NUL (PCR 11).
+                let name = || {
+                    let name = ascii_utf16(data.strip_suffix(&[0, 0])?)?;
+                    (alg.digest(&[name.as_bytes(), &[0]]).as_bytes() == digest).then_some(data)
+                };
+                name().or_else(|| ipl(data, hashes))
+            }
             _ => whole(),
         }
     }
@@ -111,18 +114,18 @@ pub(crate) fn plain_text(part: &[u8]) -> Option<String> {
 
 /// UTF-16LE with or without its NUL; firmware that cuts the last byte of the text off leaves an odd number of bytes.
 pub(crate) fn utf16(bytes: &[u8]) -> Option<String> {
-    let mut units: Vec<u16> = bytes
-        .chunks(2)
-        .map(|pair| match pair {
-            [low, high] => u16::from_le_bytes([*low, *high]),
-            [low] => u16::from(*low),
-            _ => 0,
-        })
-        .collect();
-    while units.last() == Some(&0) {
-        units.pop();
+    let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last.saturating_add(1));
+    let end = end.saturating_add(end % 2).min(bytes.len());
+    let bytes = bytes.get(..end)?;
+    if let Some(text) = ascii_utf16(bytes) {
+        return Some(text);
     }
-    String::from_utf16(&units).ok()
+    let units = bytes.chunks(2).map(|pair| match pair {
+        [low, high] => u16::from_le_bytes([*low, *high]),
+        [low] => u16::from(*low),
+        _ => 0,
+    });
+    char::decode_utf16(units).collect::<Result<String, _>>().ok()
 }
 
 /// EV_IPL belongs to boot loaders, and each has its own habits.

@@ -116,15 +116,18 @@ impl<'a> Variable<'a> {
 
 /// Text of printable ASCII characters in UTF-16LE.
 pub(crate) fn ascii_utf16(bytes: &[u8]) -> Option<String> {
-    let mut chunks = bytes.chunks_exact(2);
-    let text: Option<String> = chunks
-        .by_ref()
-        .map(|pair| match pair {
-            [c @ 0x20..=0x7e, 0] => Some(char::from(*c)),
-            _ => None,
-        })
-        .collect();
-    text.filter(|_| chunks.remainder().is_empty())
+    let chunks = bytes.chunks_exact(2);
+    if !chunks.remainder().is_empty() {
+        return None;
+    }
+    let mut text = String::with_capacity(chunks.len());
+    for pair in chunks {
+        match pair {
+            [c @ 0x20..=0x7e, 0] => text.push(char::from(*c)),
+            _ => return None,
+        }
+    }
+    Some(text)
 }
 
 #[cfg(test)]
