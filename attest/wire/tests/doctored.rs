@@ -10,6 +10,9 @@ use countersign_tpm::alg::HashAlg;
 use countersign_wire::eventlog::{EventType as T, Registers};
 use support::{Log, Pcrs, check, fixture, pcrs};
 
+/// What is done to the log, what becomes of it, and how.
+type Case = (&'static str, &'static str, fn(&mut Log));
+
 fn grub() -> Log {
     Log::open(&fixture("sb-ms-shim-grub212/binary_bios_measurements"))
 }
@@ -46,7 +49,6 @@ fn the_untouched_logs_pass() {
 /// A lie that leaves every digest as it was, or that the TPM went along with.
 #[test]
 fn lies() {
-    type Case = (&'static str, &'static str, fn(&mut Log));
     let cases: &[Case] = &[
         // Separators.
         ("separator relabelled as an action (PCR 7)", "separator", |log| {
@@ -340,7 +342,7 @@ fn lies() {
 #[test]
 fn logs_that_do_not_lead_to_the_pcrs() {
     let held = grub().pcrs();
-    let cases: &[(&str, &str, fn(&mut Log))] = &[
+    let cases: &[Case] = &[
         ("an event left out", "pcr 4", |log| drop(log.events.remove(log.first(4, T::EFI_BOOT_SERVICES_APPLICATION)))),
         ("an event added", "pcr 8", |log| {
             let event = log.event(8, T::IPL, b"grub_cmd: x\0");
@@ -404,7 +406,8 @@ fn a_bank_vouches_for_itself_only() {
 
 #[test]
 fn what_real_machines_do_passes() {
-    let cases: &[(&str, fn(&mut Log))] = &[
+    type Real = (&'static str, fn(&mut Log));
+    let cases: &[Real] = &[
         ("an empty S-CRTM measured as four zero bytes", |log| {
             let event = log.event(0, T::S_CRTM_CONTENTS, &[0; 4]);
             log.events.insert(0, event);
