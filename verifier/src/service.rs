@@ -21,7 +21,7 @@ use countersign_wire::enrol::HostState;
 use countersign_wire::evidence::Evidence;
 use countersign_wire::id::{HostId, Nonce, VerdictId, WorkloadId};
 use countersign_wire::receipt::Receipt;
-use countersign_wire::record::{Bundle, signed_message};
+use countersign_wire::record::{Bundle, Record, signed_message};
 use countersign_wire::release::policy_ref;
 use countersign_wire::runlog::RunLog;
 use countersign_wire::statement::{Purpose, Statement};

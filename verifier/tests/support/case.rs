@@ -87,6 +87,7 @@ impl Case {
             allow_simulated: false,
             epoch: 1,
             vouched: Vec::new(),
+            ima: None,
         };
         let statement = Statement {
             version: 1,
