@@ -221,12 +221,14 @@ fn sha1_does_not_vouch_for_sha256() {
     // The reverse: SHA-256 is true and SHA-1, which was quoted too, is not.
     case.event_log = Some(rewritten(|event| vec![only(event, HashAlg::Sha256)]));
     refused(&case.judge(), "boot-log", "event_log");
-    // A log of TPM 1.2's time.
-    let mut legacy = boot::LOG.to_vec();
-    let signature = legacy.windows(16).position(|part| part == b"Spec ID Event03\0").unwrap();
-    legacy[signature + 14] = b'2';
-    let no = refused(&with_log(legacy).judge(), "boot-log", "event_log");
-    assert!(no.got.contains("vouches for no other bank"), "{no:?}");
+    // A log of TPM 1.2's time, with digests of SHA-1 only.
+    let legacy = parsed.events.iter().flat_map(|event| {
+        let digest = event.digest(HashAlg::Sha1).unwrap_or(&[0; 20]);
+        let size = u32::try_from(event.data.len()).unwrap();
+        [&event.pcr.to_le_bytes(), &event.kind.0.to_le_bytes(), digest, &size.to_le_bytes(), event.data].concat()
+    });
+    let no = refused(&with_log(legacy.collect()).judge(), "boot-log", "event_log");
+    assert!(no.got.contains("no sha256 bank"), "{no:?}");
 }
 
 /// An entry of template ima-ng in a binary list.
