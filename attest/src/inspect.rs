@@ -193,7 +193,8 @@ pub fn describe(bytes: &[u8]) -> Result<Described, String> {
     if let Some(described) = certificate(ekcert::from_nv(bytes).unwrap_or(bytes)) {
         return Ok(described);
     }
-    let list: Result<Vec<_>, _> = ima::entries(bytes).and_then(Iterator::collect);
+    let from_ascii = if ima::looks_ascii(bytes) { ima::to_binary(bytes).ok() } else { None };
+    let list: Result<Vec<_>, _> = ima::entries(from_ascii.as_deref().unwrap_or(bytes)).and_then(Iterator::collect);
     match list {
         Ok(list) if !list.is_empty() => {
             let mut described = Described::new("IMA list", &[("entries", list.len().to_string())]);

@@ -22,7 +22,7 @@
 //! * `certificates`: X.509 (DER, base64) of keys whose file signatures are accepted.
 //! * `learn_keys_from`: keyrings (names of `ima-buf` entries) whose keys are accepted too, from the entry on that measures them.
 //!
-//! Its canonical form has sorted lists without duplicates; two sets that say the same are the same bytes.
+//! Its canonical form has sorted lists (files by path) without duplicates; two sets that say the same are the same bytes.
 
 mod compare;
 mod file;
@@ -196,7 +196,8 @@ impl ReferenceSet {
             }
         }
         for origin in &mut origins {
-            origin.files.sort_unstable();
+            // By path: as people look for them.
+            origin.files.sort_unstable_by(|a, b| by_path(a).cmp(&by_path(b)));
             origin.files.dedup();
         }
         self.origins = origins;
@@ -236,6 +237,11 @@ impl ReferenceSet {
     pub fn files(&self) -> usize {
         self.origins.iter().map(|origin| origin.files.len()).fold(0, usize::saturating_add)
     }
+}
+
+/// Path, then digest.
+fn by_path(file: &str) -> (&str, &str) {
+    file.split_once(' ').map_or(("", file), |(digest, path)| (path, digest))
 }
 
 #[cfg(test)]

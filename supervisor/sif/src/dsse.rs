@@ -7,6 +7,7 @@ use std::io::Read as _;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
+use countersign_wire::dsse::{Envelope, pae};
 use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
 use openssl::pkey::{Id, PKey, Private, Public};
@@ -20,22 +21,6 @@ use crate::format::{Descriptor, Sif};
 const PAYLOAD_TYPE: &str = "application/vnd.sylabs.sif-metadata+json";
 /// Longest signature object read.
 pub(crate) const MAX: u64 = 1024 * 1024;
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Envelope {
-    #[serde(rename = "payloadType")]
-    payload_type: String,
-    payload: String,
-    signatures: Vec<EnvelopeSignature>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct EnvelopeSignature {
-    keyid: String,
-    sig: String,
-}
 
 #[derive(Serialize, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
@@ -127,13 +112,6 @@ fn payload(sif: &Sif, group: &[(&Descriptor, String)]) -> Result<Vec<u8>, SifErr
         objects: objects.collect(),
     };
     serde_json::to_vec(&metadata).map_err(|e| SifError::Signature(e.to_string()))
-}
-
-/// PAE of the DSSE specification.
-fn pae(payload: &[u8]) -> Vec<u8> {
-    let mut out = format!("DSSEv1 {} {PAYLOAD_TYPE} {} ", PAYLOAD_TYPE.len(), payload.len()).into_bytes();
-    out.extend_from_slice(payload);
-    out
 }
 
 /// A public key that an owner signs with.
@@ -230,18 +208,14 @@ impl OwnerKey {
     /// [`SifError::Crypto`].
     pub fn sign(&self, sif: &Sif, group: &[(&Descriptor, String)]) -> Result<Vec<u8>, SifError> {
         let payload = payload(sif, group)?;
-        let message = pae(&payload);
+        let message = pae(PAYLOAD_TYPE, &payload);
         let mut signer = if self.0.id() == Id::ED25519 {
             Signer::new_without_digest(&self.0)?
         } else {
             Signer::new(MessageDigest::sha256(), &self.0)?
         };
         let signature = signer.sign_oneshot_to_vec(&message)?;
-        let envelope = Envelope {
-            payload_type: PAYLOAD_TYPE.into(),
-            payload: STANDARD.encode(payload),
-            signatures: vec![EnvelopeSignature { keyid: key_id(&self.0)?, sig: STANDARD.encode(signature) }],
-        };
+        let envelope = Envelope::new(PAYLOAD_TYPE, &payload, key_id(&self.0)?, &signature);
         serde_json::to_vec(&envelope).map_err(|e| SifError::Signature(e.to_string()))
     }
 }
@@ -265,7 +239,7 @@ pub fn verify(
         return Err(bad("another payload type"));
     }
     let given = STANDARD.decode(&envelope.payload).map_err(|_| bad("the payload is not base64"))?;
-    let message = pae(&given);
+    let message = pae(PAYLOAD_TYPE, &given);
     let mut signer = None;
     // Every signature in the envelope must be by a trusted key.
     for signature in &envelope.signatures {

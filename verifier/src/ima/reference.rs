@@ -6,7 +6,7 @@ use regex::bytes::{RegexSet, RegexSetBuilder};
 use sha2::{Digest as _, Sha256};
 
 use super::keyring::{Key, Keyring, NoKey};
-use super::table::{Builder, Found, Probe, Table};
+use super::table::{Builder, Found, Table};
 
 /// Bytes of a compiled set of regular expressions.
 const PATTERNS: usize = 4 * 1024 * 1024;
@@ -82,13 +82,13 @@ impl Reference {
             for origin in &set.origins {
                 for file in &origin.files {
                     let file = FileDigest::parse(file).map_err(file_error(origin.describe()))?;
-                    allow.add(file.alg, file.digest, as_logged(file.path.unwrap_or_default()));
+                    allow.add(file.alg, &file.digest, &as_logged(file.path.unwrap_or_default()));
                 }
             }
             for denied in set.deny {
                 let file = FileDigest::parse(&denied.digest).map_err(file_error("deny".into()))?;
                 reasons.push((file.digest.clone(), denied.reason));
-                deny.add(file.alg, file.digest, Vec::new());
+                deny.add(file.alg, &file.digest, b"");
             }
             for (index, text) in set.certificates.iter().enumerate() {
                 keyring.add(certificate(text).map_err(|reason| BadReference::Certificate { index, reason })?);
@@ -116,7 +116,7 @@ impl Reference {
 
     /// Digests that it accepts.
     #[must_use]
-    pub const fn digests(&self) -> usize {
+    pub fn digests(&self) -> usize {
         self.allow.len()
     }
 
@@ -145,7 +145,7 @@ impl Reference {
             return None;
         }
         let alg = KernelHash::from_name(entry.digest_alg)?;
-        if self.deny.find(self.deny.probe(alg, entry.digest, b""), entry.digest) == Found::No {
+        if self.deny.find(alg, entry.digest, b"") == Found::No {
             return None;
         }
         let at = self.reasons.partition_point(|(digest, _)| digest.as_slice() < entry.digest);
@@ -154,25 +154,19 @@ impl Reference {
 
     /// Whether a SHA-256 digest is denied.
     pub(super) fn denies(&self, digest: &[u8; 32]) -> bool {
-        let alg = KernelHash::SHA256;
-        self.deny.len() > 0 && self.deny.find(self.deny.probe(alg, digest, b""), digest) != Found::No
+        self.deny.len() > 0 && self.deny.find(KernelHash::SHA256, digest, b"") != Found::No
     }
 
-    /// Where to look for a file.
-    pub(super) fn probe(&self, alg: KernelHash, digest: &[u8], path: &[u8]) -> Probe {
-        self.allow.probe(alg, digest, path)
-    }
-
-    /// Whether the file's digest is good at the probe's path.
-    pub(super) fn find(&self, probe: Probe, digest: &[u8]) -> Found<'_> {
-        self.allow.find(probe, digest)
+    /// The accepted files.
+    pub(super) const fn allow(&self) -> &Table {
+        &self.allow
     }
 
     /// Whether the file's digest is good at its path.
     #[must_use]
-    pub fn find_entry(&self, entry: &Entry<'_>) -> Found<'_> {
+    pub fn find(&self, entry: &Entry<'_>) -> Found<'_> {
         let alg = KernelHash::from_name(entry.digest_alg);
-        alg.map_or(Found::No, |alg| self.find(self.probe(alg, entry.digest, entry.path), entry.digest))
+        alg.map_or(Found::No, |alg| self.allow.find(alg, entry.digest, entry.path))
     }
 
     /// Whether the path is excluded.

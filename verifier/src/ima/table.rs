@@ -1,8 +1,9 @@
 //! Digests and the paths where they are good, in few allocations.
 //!
-//! For each hash algorithm an open-addressing table of (path, digest) pairs, found by one look into memory: the digest is uniformly distributed,
-//! and a keyed hash of the path (SipHash, with a key of this process) stands for the path. What accepts nothing, the list of the paths of a
-//! digest, lies elsewhere and is only read to explain a refusal.
+//! Records stand in the order in which the sets name them, and a host that runs what a set describes mostly measures in that order too: the record
+//! behind the last one found is tried first. Else an open-addressing table of (path, digest) pairs is asked, with one look into memory: the
+//! digest is uniformly distributed, and a keyed hash of the path (SipHash, with a key of this process) stands for the path. The paths of a digest
+//! are only looked for to explain a refusal.
 
 use std::hash::{BuildHasher as _, RandomState};
 
@@ -12,6 +13,10 @@ use countersign_wire::ima::KernelHash;
 const EVERYWHERE: u64 = 1;
 /// Bytes in front of a slot's digest: the path's hash; 0 in an empty slot.
 const TAG: usize = 8;
+/// Bytes behind a slot's digest: the number of its record.
+const NUMBER: usize = 4;
+/// Bytes behind a record's digest: start and end of its path in the text; equal for "everywhere".
+const PLACE: usize = 8;
 
 /// What a table says about a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,26 +29,27 @@ pub enum Found<'a> {
     Elsewhere(&'a [u8]),
 }
 
-/// Where a table looks first for a file. Made ahead for several files, so that their memory is fetched at once and not one after the other.
+/// Where a table looks first for a file. Made ahead, so that the memory is on its way while something else is done.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Probe {
     alg: KernelHash,
     tag: u64,
 }
 
-/// Pairs of one algorithm.
+/// Records of one algorithm.
 #[derive(Debug, Default)]
 struct Block {
     /// Bytes of a digest.
     width: usize,
-    /// Path's hash and digest, one behind the other.
+    /// Digest and place, in the order in which they were added.
+    records: Vec<u8>,
+    /// Path's hash, digest and number of the record, one slot behind the other.
     slots: Vec<u8>,
     mask: usize,
     /// Some digest is good everywhere.
     everywhere: bool,
-    /// The digests, sorted, and the index of each one's first place in `places`; one more at the end.
-    digests: Vec<u8>,
-    first: Vec<u32>,
+    /// Numbers of the records, sorted by digest, one for each digest.
+    sorted: Vec<u32>,
 }
 
 /// A set of digests.
@@ -52,70 +58,94 @@ pub(super) struct Table {
     hasher: RandomState,
     /// By number of the algorithm.
     blocks: Vec<Block>,
-    /// Start and end of a path in `text`.
-    places: Vec<(u32, u32)>,
     text: Vec<u8>,
-    digests: usize,
 }
 
 /// What a table is built from.
 #[derive(Debug, Default)]
 pub(super) struct Builder {
-    by_alg: Vec<Vec<(Vec<u8>, Vec<u8>)>>,
+    table: Table,
+    full: bool,
 }
 
 impl Builder {
-    /// Adds a digest for a path (as the kernel logs it); the empty path stands for everywhere.
-    pub(super) fn add(&mut self, alg: KernelHash, digest: Vec<u8>, path: Vec<u8>) {
-        let at = usize::from(alg.id());
-        if self.by_alg.len() <= at {
-            self.by_alg.resize_with(at.saturating_add(1), Vec::new);
+    /// Adds a digest, of its algorithm's length, for a path (as the kernel logs it); the empty path stands for everywhere.
+    pub(super) fn add(&mut self, alg: KernelHash, digest: &[u8], path: &[u8]) {
+        let (start, at) = (self.table.text.len(), usize::from(alg.id()));
+        self.table.text.extend(path);
+        if self.table.blocks.len() <= at {
+            self.table.blocks.resize_with(at.saturating_add(1), Block::default);
         }
-        if let Some(list) = self.by_alg.get_mut(at) {
-            list.push((digest, path));
+        let ends = (u32::try_from(start), u32::try_from(self.table.text.len()));
+        match (self.table.blocks.get_mut(at), ends) {
+            (Some(block), (Ok(start), Ok(end))) if digest.len() == alg.size() => {
+                block.width = alg.size();
+                block.everywhere |= path.is_empty();
+                block.records.extend(digest);
+                block.records.extend(start.to_le_bytes());
+                block.records.extend(end.to_le_bytes());
+            }
+            _ => self.full = true,
         }
     }
 
     /// Builds the table; `None` for more paths than 32 bits can count.
     pub(super) fn build(self) -> Option<Table> {
-        let mut table = Table::default();
-        for (id, mut list) in (0u8..).zip(self.by_alg) {
-            list.sort_unstable();
-            list.dedup();
-            let mut block = Block::new(KernelHash::from_id(id)?.size(), list.len())?;
-            let mut last: Option<&[u8]> = None;
-            for (digest, path) in &list {
-                if last != Some(digest) {
-                    block.first.push(u32::try_from(table.places.len()).ok()?);
-                    block.digests.extend(digest);
-                    last = Some(digest);
-                }
-                let start = u32::try_from(table.text.len()).ok()?;
-                table.text.extend(path);
-                table.places.push((start, u32::try_from(table.text.len()).ok()?));
-                block.everywhere |= path.is_empty();
-                block.insert(digest, table.tag(path));
-            }
-            block.first.push(u32::try_from(table.places.len()).ok()?);
-            table.digests = table.digests.saturating_add(block.len());
-            table.blocks.push(block);
+        if self.full {
+            return None;
         }
-        table.places.shrink_to_fit();
-        table.text.shrink_to_fit();
-        Some(table)
+        let Table { hasher, mut blocks, mut text } = self.table;
+        text.shrink_to_fit();
+        for block in &mut blocks {
+            block.records.shrink_to_fit();
+            block.index(&hasher, &text)?;
+        }
+        Some(Table { hasher, blocks, text })
     }
 }
 
+fn tag(hasher: &RandomState, path: &[u8]) -> u64 {
+    if path.is_empty() { EVERYWHERE } else { hasher.hash_one(path) | 2 }
+}
+
+fn u32_at(bytes: &[u8]) -> usize {
+    let number = bytes.first_chunk().map_or(u32::MAX, |bytes: &[u8; 4]| u32::from_le_bytes(*bytes));
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
 impl Block {
-    /// At most half of the slots are taken.
-    fn new(width: usize, pairs: usize) -> Option<Self> {
-        let size = pairs.checked_mul(2)?.checked_next_power_of_two()?.max(2);
-        let slots = vec![0; size.checked_mul(width.checked_add(TAG)?)?];
-        Some(Self { width, slots, mask: size.checked_sub(1)?, ..Self::default() })
+    /// Number of records.
+    fn len(&self) -> usize {
+        self.records.len().checked_div(self.width.saturating_add(PLACE)).unwrap_or(0)
     }
 
-    fn len(&self) -> usize {
-        self.first.len().saturating_sub(1)
+    /// A record's digest, and where its path lies in the text.
+    fn record(&self, number: usize) -> Option<(&[u8], std::ops::Range<usize>)> {
+        let size = self.width.saturating_add(PLACE);
+        let at = number.checked_mul(size)?;
+        let (digest, place) = self.records.get(at..at.checked_add(size)?)?.split_at_checked(self.width)?;
+        Some((digest, u32_at(place)..u32_at(place.get(4..)?)))
+    }
+
+    /// Fills the slots, of which at most half are taken, and sorts.
+    fn index(&mut self, hasher: &RandomState, text: &[u8]) -> Option<()> {
+        let size = self.len().checked_mul(2)?.checked_next_power_of_two()?.max(2);
+        self.slots = vec![0; size.checked_mul(self.width.checked_add(TAG + NUMBER)?)?];
+        self.mask = size.checked_sub(1)?;
+        for number in 0..self.len() {
+            let (digest, place) = self.record(number)?;
+            let (digest, tag) = (digest.to_vec(), tag(hasher, text.get(place)?));
+            self.insert(&digest, tag, u32::try_from(number).ok()?);
+        }
+        let mut sorted: Vec<u32> = (0..u32::try_from(self.len()).ok()?).collect();
+        let digest =
+            |number: &u32| self.record(usize::try_from(*number).unwrap_or(usize::MAX)).map(|(digest, _)| digest);
+        // Of several records of one digest, the first.
+        sorted.sort_by(|a, b| digest(a).cmp(&digest(b)));
+        sorted.dedup_by(|b, a| digest(a) == digest(b));
+        sorted.shrink_to_fit();
+        self.sorted = sorted;
+        Some(())
     }
 
     /// Slot in which the search for a pair starts.
@@ -125,104 +155,111 @@ impl Block {
     }
 
     fn range(&self, slot: usize) -> std::ops::Range<usize> {
-        let size = self.width.saturating_add(TAG);
+        let size = self.width.saturating_add(TAG + NUMBER);
         let at = slot.saturating_mul(size);
         at..at.saturating_add(size)
     }
 
-    fn insert(&mut self, digest: &[u8], tag: u64) {
+    /// Puts a pair into the first empty slot; one that is there already is left alone.
+    fn insert(&mut self, digest: &[u8], tag: u64, number: u32) {
+        let width = self.width;
         let mut slot = self.start(digest, tag);
         loop {
             let range = self.range(slot);
-            let Some(bytes) = self.slots.get_mut(range) else { return };
-            let (stored, place) = bytes.split_at_mut(TAG);
+            let Some((stored, rest)) = self.slots.get_mut(range).and_then(|bytes| bytes.split_at_mut_checked(TAG))
+            else {
+                return;
+            };
+            let Some((place, index)) = rest.split_at_mut_checked(width) else { return };
             if stored == [0; TAG] {
                 stored.copy_from_slice(&tag.to_le_bytes());
                 place.copy_from_slice(digest);
+                index.copy_from_slice(&number.to_le_bytes());
+                return;
+            }
+            if stored == tag.to_le_bytes() && place == digest {
                 return;
             }
             slot = slot.wrapping_add(1) & self.mask;
         }
     }
 
-    fn has(&self, digest: &[u8], tag: u64) -> bool {
+    /// Number of the record of a pair.
+    fn pair(&self, digest: &[u8], tag: u64) -> Option<usize> {
         let mut slot = self.start(digest, tag);
         loop {
-            let Some((stored, place)) = self.slots.get(self.range(slot)).and_then(|bytes| bytes.split_first_chunk())
-            else {
-                return false;
-            };
+            let (stored, rest) = self.slots.get(self.range(slot))?.split_first_chunk()?;
             match u64::from_le_bytes(*stored) {
-                0 => return false,
-                stored if stored == tag && place == digest => return true,
-                _ => slot = slot.wrapping_add(1) & self.mask,
+                0 => return None,
+                stored if stored == tag => {
+                    if let Some(number) = rest.strip_prefix(digest) {
+                        return Some(u32_at(number));
+                    }
+                }
+                _ => {}
             }
+            slot = slot.wrapping_add(1) & self.mask;
         }
     }
 
-    /// Index of a digest among the sorted ones.
-    fn position(&self, digest: &[u8]) -> Option<usize> {
-        let (mut low, mut high) = (0, self.len());
-        while low < high {
-            let middle = low.saturating_add(high) / 2;
-            let at = middle.saturating_mul(self.width);
-            match self.digests.get(at..at.saturating_add(self.width))?.cmp(digest) {
-                std::cmp::Ordering::Equal => return Some(middle),
-                std::cmp::Ordering::Less => low = middle.saturating_add(1),
-                std::cmp::Ordering::Greater => high = middle,
-            }
-        }
-        None
+    /// Where the path of a digest's first record lies.
+    fn place(&self, digest: &[u8]) -> Option<std::ops::Range<usize>> {
+        let record = |number: &u32| self.record(usize::try_from(*number).unwrap_or(usize::MAX));
+        let at =
+            self.sorted.binary_search_by(|number| record(number).map(|(digest, _)| digest).cmp(&Some(digest))).ok()?;
+        record(self.sorted.get(at)?).map(|(_, place)| place)
     }
 }
 
 impl Table {
     /// Digests in it.
-    pub(super) const fn len(&self) -> usize {
-        self.digests
+    pub(super) fn len(&self) -> usize {
+        self.blocks.iter().map(|block| block.sorted.len()).fold(0, usize::saturating_add)
     }
 
     /// Bytes that it takes in memory.
     pub(super) fn bytes(&self) -> usize {
         let block = |block: &Block| {
-            let cold = block.digests.len().saturating_add(block.first.len().saturating_mul(4));
-            block.slots.len().saturating_add(cold)
+            block.records.len().saturating_add(block.slots.len()).saturating_add(block.sorted.len().saturating_mul(4))
         };
-        let blocks = self.blocks.iter().map(block).fold(0, usize::saturating_add);
-        blocks.saturating_add(self.places.len().saturating_mul(8)).saturating_add(self.text.len())
+        self.blocks.iter().map(block).fold(self.text.len(), usize::saturating_add)
     }
 
-    fn tag(&self, path: &[u8]) -> u64 {
-        if path.is_empty() {
-            return EVERYWHERE;
-        }
-        self.hasher.hash_one(path) | 2
+    /// Whether record `number` is this file: then it is accepted, and the next one is to be tried for the next file.
+    pub(super) fn is_record(&self, alg: KernelHash, number: usize, digest: &[u8], path: &[u8]) -> bool {
+        let record = self.blocks.get(usize::from(alg.id())).and_then(|block| block.record(number));
+        record.is_some_and(|(stored, place)| {
+            stored == digest && (place.is_empty() || self.text.get(place).is_some_and(|text| text == path))
+        })
     }
 
     /// Where to look for a file, and a first touch of that memory.
     pub(super) fn probe(&self, alg: KernelHash, digest: &[u8], path: &[u8]) -> Probe {
-        let tag = self.tag(path);
+        let tag = tag(&self.hasher, path);
         if let Some(block) = self.blocks.get(usize::from(alg.id())) {
             let slot = block.range(block.start(digest, tag));
-            std::hint::black_box(block.slots.get(slot.start));
+            // A slot may lie in two cache lines.
+            let ends = [slot.start, slot.end.saturating_sub(1)].map(|at| block.slots.get(at).copied());
+            std::hint::black_box(ends);
         }
         Probe { alg, tag }
     }
 
-    /// Whether a digest is good at the probe's path.
-    pub(super) fn find(&self, probe: Probe, digest: &[u8]) -> Found<'_> {
-        let Some(block) = self.blocks.get(usize::from(probe.alg.id())).filter(|block| block.width == digest.len())
-        else {
-            return Found::No;
-        };
-        if block.has(digest, probe.tag) || block.everywhere && block.has(digest, EVERYWHERE) {
+    /// Number of the record that accepts a digest at the probe's path, or everywhere.
+    pub(super) fn number(&self, probe: Probe, digest: &[u8]) -> Option<usize> {
+        let block = self.blocks.get(usize::from(probe.alg.id())).filter(|block| block.width == digest.len())?;
+        let everywhere = || if block.everywhere { block.pair(digest, EVERYWHERE) } else { None };
+        block.pair(digest, probe.tag).or_else(everywhere)
+    }
+
+    /// Whether a digest is good at a path.
+    pub(super) fn find(&self, alg: KernelHash, digest: &[u8], path: &[u8]) -> Found<'_> {
+        if self.number(self.probe(alg, digest, path), digest).is_some() {
             return Found::Yes;
         }
-        let first = block.position(digest).and_then(|index| block.first.get(index));
-        let place = first.and_then(|first| self.places.get(usize::try_from(*first).ok()?));
-        let at = |offset: u32| usize::try_from(offset).unwrap_or(usize::MAX);
-        let path = place.and_then(|(start, end)| self.text.get(at(*start)..at(*end)));
-        path.map_or(Found::No, Found::Elsewhere)
+        let block = self.blocks.get(usize::from(alg.id())).filter(|block| block.width == digest.len());
+        let place = block.and_then(|block| block.place(digest)).and_then(|place| self.text.get(place));
+        place.map_or(Found::No, Found::Elsewhere)
     }
 }
 
@@ -230,31 +267,36 @@ impl Table {
 mod tests {
     use super::*;
 
-    fn find<'t>(table: &'t Table, alg: KernelHash, digest: &[u8], path: &[u8]) -> Found<'t> {
-        table.find(table.probe(alg, digest, path), digest)
-    }
-
     #[test]
     fn found_by_path_and_everywhere() {
         let mut builder = Builder::default();
         let (sha256, sha1) = (KernelHash::SHA256, KernelHash::SHA1);
-        builder.add(sha256, vec![1; 32], b"/bin/a".to_vec());
-        builder.add(sha256, vec![1; 32], b"/bin/b".to_vec());
-        builder.add(sha256, vec![1; 32], b"/bin/b".to_vec());
-        builder.add(sha256, vec![2; 32], Vec::new());
-        builder.add(sha256, vec![2; 32], b"/bin/c".to_vec());
-        builder.add(sha1, vec![3; 20], b"/old".to_vec());
+        builder.add(sha256, &[1; 32], b"/bin/a");
+        builder.add(sha256, &[1; 32], b"/bin/b");
+        builder.add(sha256, &[1; 32], b"/bin/b");
+        builder.add(sha256, &[2; 32], b"");
+        builder.add(sha256, &[2; 32], b"/bin/c");
+        builder.add(sha1, &[3; 20], b"/old");
         let table = builder.build().unwrap();
         assert_eq!(table.len(), 3);
-        assert_eq!(find(&table, sha256, &[1; 32], b"/bin/b"), Found::Yes);
-        assert_eq!(find(&table, sha256, &[1; 32], b"/bin/c"), Found::Elsewhere(b"/bin/a"));
-        assert_eq!(find(&table, sha256, &[2; 32], b"/anywhere"), Found::Yes);
-        assert_eq!(find(&table, sha256, &[1; 32], b""), Found::Elsewhere(b"/bin/a"));
-        assert_eq!(find(&table, sha256, &[3; 32], b"/bin/a"), Found::No);
-        assert_eq!(find(&table, sha1, &[3; 20], b"/old"), Found::Yes);
-        assert_eq!(find(&table, sha1, &[3; 32], b"/old"), Found::No, "of another length");
-        assert_eq!(find(&table, KernelHash::SHA512, &[3; 64], b"/old"), Found::No);
-        assert_eq!(find(&Builder::default().build().unwrap(), sha1, &[3; 20], b""), Found::No);
+        // Records in the order in which they were added.
+        assert!(table.is_record(sha256, 0, &[1; 32], b"/bin/a") && table.is_record(sha256, 1, &[1; 32], b"/bin/b"));
+        assert!(
+            table.is_record(sha256, 3, &[2; 32], b"/anywhere") && !table.is_record(sha256, 4, &[2; 32], b"/anywhere")
+        );
+        assert!(
+            !table.is_record(sha256, 5, &[1; 32], b"/bin/a") && !table.is_record(sha256, usize::MAX, &[1; 32], b"")
+        );
+        assert_eq!(table.number(table.probe(sha256, &[2; 32], b"/bin/c"), &[2; 32]), Some(4));
+        assert_eq!(table.find(sha256, &[1; 32], b"/bin/b"), Found::Yes);
+        assert_eq!(table.find(sha256, &[1; 32], b"/bin/c"), Found::Elsewhere(b"/bin/a"));
+        assert_eq!(table.find(sha256, &[2; 32], b"/anywhere"), Found::Yes);
+        assert_eq!(table.find(sha256, &[1; 32], b""), Found::Elsewhere(b"/bin/a"));
+        assert_eq!(table.find(sha256, &[3; 32], b"/bin/a"), Found::No);
+        assert_eq!(table.find(sha1, &[3; 20], b"/old"), Found::Yes);
+        assert_eq!(table.find(sha1, &[3; 32], b"/old"), Found::No, "of another length");
+        assert_eq!(table.find(KernelHash::SHA512, &[3; 64], b"/old"), Found::No);
+        assert_eq!(Builder::default().build().unwrap().find(sha1, &[3; 20], b""), Found::No);
     }
 
     #[test]
@@ -266,15 +308,15 @@ mod tests {
             digest
         };
         for n in 0..500 {
-            builder.add(KernelHash::SHA256, digest(n), format!("/{n}").into_bytes());
-            builder.add(KernelHash::SHA256, vec![9; 32], format!("/same/{n}").into_bytes());
+            builder.add(KernelHash::SHA256, &digest(n), format!("/{n}").as_bytes());
+            builder.add(KernelHash::SHA256, &[9; 32], format!("/same/{n}").as_bytes());
         }
         let table = builder.build().unwrap();
         for n in 0..500 {
-            assert_eq!(find(&table, KernelHash::SHA256, &digest(n), format!("/{n}").as_bytes()), Found::Yes);
-            assert_eq!(find(&table, KernelHash::SHA256, &[9; 32], format!("/same/{n}").as_bytes()), Found::Yes);
+            assert_eq!(table.find(KernelHash::SHA256, &digest(n), format!("/{n}").as_bytes()), Found::Yes);
+            assert_eq!(table.find(KernelHash::SHA256, &[9; 32], format!("/same/{n}").as_bytes()), Found::Yes);
         }
-        assert_eq!(find(&table, KernelHash::SHA256, &digest(1), b"/2"), Found::Elsewhere(b"/1"));
-        assert_eq!(find(&table, KernelHash::SHA256, &digest(500), b"/1"), Found::No);
+        assert_eq!(table.find(KernelHash::SHA256, &digest(1), b"/2"), Found::Elsewhere(b"/1"));
+        assert_eq!(table.find(KernelHash::SHA256, &digest(500), b"/1"), Found::No);
     }
 }

@@ -147,7 +147,7 @@ fn plain_entries_say_what_all_their_fields_say() {
             plain += 1;
         }
     }
-    assert!(plain > 600, "{plain}");
+    assert!(plain > 500, "{plain}");
     // Whatever is not formed as it should be is not plain.
     let mut one = Synthetic::default();
     one.push("ima-sig", &[&d_ng("sha256", &[1; 32]), &n_ng("/a"), b"sig"]);
