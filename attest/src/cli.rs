@@ -23,6 +23,7 @@ Examples:
   attest now                                   attest once; exit code 0 when the verdict allows
   attest show -o host.card                     this host's card, for owners and operators
   attest inspect /sys/kernel/security/tpm0/binary_bios_measurements
+  attest diff before.log after.log             what changed from one boot to the next
 
 Exit codes:";
 
@@ -73,6 +74,16 @@ enum Command {
     Inspect {
         /// The file
         file: PathBuf,
+        /// Write a boot log as TCG canonical event log (JSON)
+        #[arg(long)]
+        cel: bool,
+    },
+    /// What changed from one boot to a later one
+    Diff {
+        /// Boot log of the earlier boot
+        was: PathBuf,
+        /// Boot log of the later boot
+        now: PathBuf,
     },
     /// Print the configuration's keys with their defaults
     Config,
@@ -156,12 +167,24 @@ fn run(cli: Cli) -> Result<(), Failure> {
                 )
             })
         }
-        Command::Inspect { file } => {
-            let bytes = std::fs::File::open(file)
-                .and_then(|opened| crate::state::read_bounded(opened, countersign_wire::limits::RECORD))
-                .map_err(|e| unknown(file, &e.to_string()))?;
+        Command::Inspect { file, cel } => {
+            let bytes = read_artefact(file)?;
+            if *cel {
+                let text = inspect::canonical_of(&bytes).map_err(|reason| unknown(file, &reason))?;
+                return out::raw(format!("{text}\n").as_bytes());
+            }
             let described = inspect::describe(&bytes).map_err(|reason| unknown(file, &reason))?;
             out::print(cli.json, &described, || described.words())
+        }
+        Command::Diff { was, now } => {
+            let changes =
+                inspect::compare(&read_artefact(was)?, &read_artefact(now)?).map_err(|reason| unknown(now, &reason))?;
+            out::print(cli.json, &changes, || {
+                let facts = changes.facts.iter().map(|change| change.words());
+                let lines: Vec<String> = facts.chain(changes.events.iter().map(|event| event.words())).collect();
+                let lines: Vec<String> = lines.iter().map(|line| out::printable(line)).collect();
+                if lines.is_empty() { "nothing changed".to_owned() } else { lines.join("\n") }
+            })
         }
         Command::Config => out::print(cli.json, &EXAMPLE, || EXAMPLE.trim_end().to_owned()),
         Command::Completions { shell } => {
@@ -173,6 +196,12 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Man { dir } => clap_mangen::generate_to(Cli::command(), dir)
             .map_err(|source| HostError::State { path: dir.clone(), source }.into()),
     }
+}
+
+fn read_artefact(file: &Path) -> Result<Vec<u8>, Failure> {
+    std::fs::File::open(file)
+        .and_then(|opened| crate::state::read_bounded(opened, countersign_wire::limits::RECORD))
+        .map_err(|e| unknown(file, &e.to_string()))
 }
 
 /// A file given to `inspect` that is damaged, or nothing that it knows.

@@ -1,5 +1,9 @@
 //! `attest inspect`: any artefact, in words. Nothing that is shown here was checked for authenticity.
 
+mod logs;
+
+pub use logs::{canonical_of, compare};
+
 use countersign_tpm::ak;
 use countersign_tpm::alg::HashAlg;
 use countersign_tpm::attest::Quote;
@@ -8,13 +12,13 @@ use countersign_tpm::ekcert;
 use countersign_tpm::public::{Curve, Key, Public, Scheme, attributes};
 use countersign_tpm::signature::Signature;
 use countersign_wire::artefact::{self, Kind};
+use countersign_wire::cel;
 use countersign_wire::enrol::HostCard;
-use countersign_wire::eventlog::EventLog;
 use countersign_wire::evidence::Evidence;
+use countersign_wire::facts::Facts;
 use countersign_wire::ima;
 use countersign_wire::record::{Bundle, Record};
 use countersign_wire::runlog::RunLog;
-use countersign_wire::systemd_log;
 use countersign_wire::trust::{JoinToken, TrustBundle};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
@@ -34,6 +38,9 @@ pub struct Described {
     /// Entries of a log.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub entries: Vec<String>,
+    /// What a boot log means.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub facts: Option<Box<Facts>>,
 }
 
 fn as_object<S: serde::Serializer>(fields: &[(String, String)], serializer: S) -> Result<S::Ok, S::Error> {
@@ -43,7 +50,7 @@ fn as_object<S: serde::Serializer>(fields: &[(String, String)], serializer: S) -
 impl Described {
     fn new(kind: &str, fields: &[(&str, String)]) -> Self {
         let fields = fields.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
-        Self { kind: kind.to_owned(), fields, entries: Vec::new() }
+        Self { kind: kind.to_owned(), fields, entries: Vec::new(), facts: None }
     }
 
     /// For people.
@@ -53,6 +60,9 @@ impl Described {
         let width = self.fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
         for (name, value) in &self.fields {
             out.push_str(&format!("\n  {name:width$}  {}", printable(value)));
+        }
+        for line in self.facts.iter().flat_map(|facts| logs::words(facts)) {
+            out.push_str(&format!("\n  {}", printable(&line)));
         }
         for entry in &self.entries {
             out.push_str(&format!("\n  {}", printable(entry)));
@@ -131,8 +141,11 @@ pub fn describe(bytes: &[u8]) -> Result<Described, String> {
     if bytes.starts_with(b"{\"recnum\"") {
         return run_log(bytes);
     }
+    if cel::looks_like(bytes) {
+        return logs::canonical(bytes);
+    }
     if bytes.starts_with(&[0x1e]) {
-        return systemd(bytes);
+        return logs::systemd(bytes);
     }
     if bytes.starts_with(JoinToken::PREFIX.as_bytes()) {
         let token = token::parse(&String::from_utf8_lossy(bytes))?;
@@ -145,8 +158,8 @@ pub fn describe(bytes: &[u8]) -> Result<Described, String> {
         let der = CertificateDer::from_pem_slice(bytes).map_err(|e| e.to_string())?;
         return certificate(&der).ok_or_else(|| "the certificate is damaged".to_owned());
     }
-    if let Ok(log) = EventLog::parse(bytes) {
-        return Ok(event_log(&log));
+    if let Some(described) = logs::firmware(bytes) {
+        return described;
     }
     if let Ok(public) = Public::parse_file(bytes) {
         let mut described = Described::new(
@@ -285,33 +298,9 @@ fn quote(bytes: &[u8]) -> Result<Described, String> {
     ))
 }
 
-fn event_log(log: &EventLog<'_>) -> Described {
-    let banks: Vec<HashAlg> = log.known_banks().collect();
-    let names: Vec<&str> = banks.iter().map(|alg| alg.name()).collect();
-    let secure_boot = log.secure_boot(&banks).map_or("unknown", |on| if on { "on" } else { "off" });
-    let mut described = Described::new(
-        "firmware event log",
-        &[("banks", names.join(" ")), ("events", log.events.len().to_string()), ("Secure Boot", secure_boot.into())],
-    );
-    let alg = banks.iter().copied().find(|alg| *alg == HashAlg::Sha256).or_else(|| banks.first().copied());
-    for event in &log.events {
-        let text =
-            alg.and_then(|alg| event.text(alg)).map_or_else(String::new, |text| format!(": {}", text.escape_debug()));
-        described.entries.push(format!("{}{text}", event.describe()));
-    }
-    described
-}
-
 fn run_log(bytes: &[u8]) -> Result<Described, String> {
     let log = RunLog::parse(bytes).map_err(|e| e.to_string())?;
     let mut described = Described::new("run log", &[("entries", log.entries.len().to_string())]);
     described.entries = log.entries.iter().map(|entry| format!("{:?}", entry.event)).collect();
-    Ok(described)
-}
-
-fn systemd(bytes: &[u8]) -> Result<Described, String> {
-    let records = systemd_log::parse(bytes).map_err(|e| e.to_string())?;
-    let mut described = Described::new("systemd log", &[("records", records.len().to_string())]);
-    described.entries = records.iter().map(|record| format!("PCR {}: {}", record.pcr, record.text)).collect();
     Ok(described)
 }

@@ -6,13 +6,16 @@ mod quote;
 
 pub(crate) use bundle::trust_digest;
 pub use bundle::{CheckedBundle, check_bundle};
-pub use eventlog::{CheckedLog, check_eventlog};
+pub use eventlog::{CheckedLog, LogFiles, check_eventlog};
 pub use quote::{CheckedQuote, check_quote};
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
 
 use countersign_tpm::alg::{Digest, HashAlg};
-use serde::Serialize;
+use serde::de::{self, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Why a check failed. JSON: {"code", "check", "event", "got", "want"}.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -63,21 +66,28 @@ pub(crate) mod code {
     pub(crate) const VERDICT: u8 = 48;
 }
 
-/// PCRS.json: {"sha256": {"0": "hex", ...}, ...}.
-pub(crate) struct Pcrs(BTreeMap<HashAlg, BTreeMap<u8, Digest>>);
+/// PCRS.json: {"sha256": {"0": "hex", ...}, ...}. In a SHA-384 bank "rtmr0" to "rtmr3" name a TDX guest's registers; its event log calls
+/// them 1 to 4.
+pub(crate) struct Pcrs {
+    banks: BTreeMap<HashAlg, BTreeMap<u8, Digest>>,
+    /// Whether a register is named as an RTMR.
+    rtmrs: bool,
+}
 
 impl Pcrs {
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, CheckError> {
         let bad = |got: String| CheckError::new(code::INPUT, "pcrs", got, "{\"sha256\": {\"0\": \"hex\", ...}, ...}");
-        let raw: BTreeMap<String, BTreeMap<String, String>> =
-            serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
+        let raw: Unique<Unique<String>> = serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
         let mut banks = BTreeMap::new();
-        for (name, values) in raw {
+        let mut rtmrs = false;
+        for (name, values) in raw.0 {
             let alg = HashAlg::from_name(&name).ok_or_else(|| bad(format!("unknown bank {name:?}")))?;
             let mut pcrs = BTreeMap::new();
-            for (index, value) in values {
-                let pcr: u8 =
-                    index.parse().ok().filter(|pcr| *pcr < 24).ok_or_else(|| bad(format!("{name}: PCR {index:?}")))?;
+            for (index, value) in values.0 {
+                let rtmr = rtmr(&index).filter(|_| alg == HashAlg::Sha384);
+                rtmrs |= rtmr.is_some();
+                let pcr = rtmr.or_else(|| index.parse().ok().filter(|pcr| *pcr < 24));
+                let pcr = pcr.ok_or_else(|| bad(format!("{name}: PCR {index:?}")))?;
                 let digest = hex::decode(&value).ok().and_then(|bytes| Digest::new(alg, &bytes));
                 let digest = digest.ok_or_else(|| bad(format!("{name}:{pcr}: {value:?}")))?;
                 if pcrs.insert(pcr, digest).is_some() {
@@ -89,10 +99,45 @@ impl Pcrs {
         if banks.is_empty() {
             return Err(bad("no bank".into()));
         }
-        Ok(Self(banks))
+        Ok(Self { banks, rtmrs })
     }
 
     fn get(&self, alg: HashAlg, pcr: u8) -> Option<Digest> {
-        self.0.get(&alg)?.get(&pcr).copied()
+        self.banks.get(&alg)?.get(&pcr).copied()
     }
+}
+
+/// A JSON object in which no key stands twice: serde's maps take the last one without a word.
+struct Unique<T>(BTreeMap<String, T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Unique<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Object<T> {
+            type Value = Unique<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Unique<T>, A::Error> {
+                let mut all = BTreeMap::new();
+                while let Some((key, value)) = entries.next_entry::<String, T>()? {
+                    if all.contains_key(&key) {
+                        return Err(de::Error::custom(format!("{key:?} stands twice")));
+                    }
+                    all.insert(key, value);
+                }
+                Ok(Unique(all))
+            }
+        }
+        deserializer.deserialize_map(Object(PhantomData))
+    }
+}
+
+/// The index that a TDX guest's event log has for `rtmr0` to `rtmr3` (UEFI 2.10, 38.4.1).
+fn rtmr(name: &str) -> Option<u8> {
+    let number: u8 = name.strip_prefix("rtmr")?.parse().ok()?;
+    (number < 4).then(|| number.saturating_add(1))
 }

@@ -13,7 +13,7 @@ use countersign_wire::id::{VerdictId, WorkloadId};
 use serde_json::{Value, json};
 
 use crate::admin::{self, Request};
-use crate::check::{self, CheckError, check_bundle, check_eventlog, check_quote, code};
+use crate::check::{self, CheckError, LogFiles, check_bundle, check_eventlog, check_quote, code};
 use crate::error::Error;
 use crate::out::{self, Failure};
 use crate::service::Service;
@@ -231,9 +231,9 @@ enum Workload {
 enum Check {
     /// Does a log lead to these PCRs, in every listed bank, without lying?
     Eventlog {
-        /// The firmware's event log
+        /// The firmware's event log: binary, or a canonical event log in JSON
         file: PathBuf,
-        /// {"sha256": {"0": "hex", ...}, ...}
+        /// {"sha256": {"0": "hex", ...}, ...}; of a TDX guest {"sha384": {"rtmr0": "hex", ...}}
         #[arg(long, value_name = "FILE")]
         pcrs: PathBuf,
         /// The kernel's IMA list, binary
@@ -242,6 +242,9 @@ enum Check {
         /// systemd's userspace log
         #[arg(long, value_name = "FILE")]
         userspace: Option<PathBuf>,
+        /// A TDX guest's ACPI table CCEL
+        #[arg(long, value_name = "FILE")]
+        ccel: Option<PathBuf>,
     },
     /// Is a quote by this AK, for this nonce, over these PCRs?
     Quote {
@@ -489,9 +492,11 @@ fn serve(cli: &Cli) -> Result<(), Failure> {
 fn run_check(cli: &Cli, check: &Check) -> Result<(), Failure> {
     let optional = |path: &Option<PathBuf>| path.as_deref().map(read).transpose();
     match check {
-        Check::Eventlog { file, pcrs, ima, userspace } => {
-            let (ima, userspace) = (optional(ima)?, optional(userspace)?);
-            let checked = check_eventlog(&read(file)?, &read(pcrs)?, ima.as_deref(), userspace.as_deref())?;
+        Check::Eventlog { file, pcrs, ima, userspace, ccel } => {
+            let (log, pcrs) = (read(file)?, read(pcrs)?);
+            let (ima, userspace, ccel) = (optional(ima)?, optional(userspace)?, optional(ccel)?);
+            let (ima, userspace, ccel) = (ima.as_deref(), userspace.as_deref(), ccel.as_deref());
+            let checked = check_eventlog(LogFiles { log: &log, pcrs: &pcrs, ima, userspace, ccel })?;
             out::print(cli.json, &json!(checked), || words::eventlog(&checked))
         }
         Check::Quote { ak, quote, signature, nonce, pcrs } => {

@@ -6,10 +6,12 @@
 pub mod answer;
 pub mod artefact;
 pub mod cbor;
+pub mod cel;
 pub mod challenge;
 pub mod enrol;
 pub mod eventlog;
 pub mod evidence;
+pub mod facts;
 pub mod id;
 pub mod ima;
 pub mod limits;

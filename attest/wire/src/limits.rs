@@ -6,10 +6,14 @@ pub const MESSAGE: usize = 64 * 1024;
 pub const EVENT_LOG: usize = 4 * 1024 * 1024;
 /// Banks in a log (TCG PFP 10.4.5.1; six hash algorithms are registered).
 pub const LOG_BANKS: u32 = 8;
+/// Variables in the Secure Boot PCR of one log (real machines measure 5 to 20; it bounds the search for one that stands twice).
+pub const POLICY_VARIABLES: usize = 256;
 /// Bytes of the part of an IMA list that one piece of evidence carries.
 pub const IMA_LIST: usize = 64 * 1024 * 1024;
 /// Bytes of systemd's userspace log.
 pub const SYSTEMD_LOG: usize = 4 * 1024 * 1024;
+/// Bytes of a canonical event log in JSON (hex doubles every byte of a firmware log, names and white space add some).
+pub const CEL: usize = 16 * 1024 * 1024;
 /// Bytes of our run log.
 pub const RUN_LOG: usize = 16 * 1024 * 1024;
 /// Bytes of evidence after decompression: the logs together and room for the rest.

@@ -7,6 +7,9 @@ use serde::Deserialize;
 use crate::eventlog::{PcrBank, ReplayError};
 use crate::limits;
 
+/// Byte in front of each record (RFC 7464).
+pub const RECORD_SEPARATOR: u8 = 0x1e;
+
 /// One record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
@@ -18,6 +21,8 @@ pub struct Record {
     pub digests: Vec<(HashAlg, Vec<u8>)>,
     /// `content.string`: what systemd measured, in words. Hashes to the digests unless the content is a key or the like.
     pub text: String,
+    /// `content.eventType`: what kind it says it is, for example `phase`. Not measured.
+    pub event_type: String,
 }
 
 /// Why bytes are not such a log.
@@ -34,7 +39,10 @@ pub struct BadRecord {
 
 #[derive(Deserialize)]
 struct Raw {
-    pcr: u32,
+    pcr: Option<u32>,
+    /// An NV index used as a PCR (systemd 259 and later); such a record extends no PCR.
+    #[serde(default, rename = "nvIndexName")]
+    nv_index: Option<serde_json::Value>,
     digests: Vec<RawDigest>,
     #[serde(default)]
     content: serde_json::Value,
@@ -58,15 +66,17 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Record>, BadRecord> {
     }
     let mut records = Vec::new();
     let mut offset: usize = 0;
-    for line in bytes.split_inclusive(|&byte| byte == b'\n') {
-        let index = u32::try_from(records.len()).unwrap_or(u32::MAX);
+    for (index, line) in (0u32..).zip(bytes.split_inclusive(|&byte| byte == b'\n')) {
         let at = offset;
         offset = offset.saturating_add(line.len());
-        let text = line.strip_prefix(&[0x1e]).unwrap_or(line);
+        let text = line.strip_prefix(&[RECORD_SEPARATOR]).unwrap_or(line);
         let text = text.strip_suffix(b"\n").ok_or_else(|| bad(index, at, "the last record is cut off"))?;
         let raw: Raw = serde_json::from_slice(text).map_err(|e| bad(index, at, &e.to_string()))?;
-        let pcr = u8::try_from(raw.pcr).ok().filter(|pcr| *pcr < 24);
-        let pcr = pcr.ok_or_else(|| bad(index, at, "PCR index is not below 24"))?;
+        if raw.pcr.is_none() && raw.nv_index.is_some() {
+            continue;
+        }
+        let pcr = raw.pcr.and_then(|pcr| u8::try_from(pcr).ok()).filter(|pcr| *pcr < 24);
+        let pcr = pcr.ok_or_else(|| bad(index, at, "no PCR index below 24"))?;
         let mut digests: Vec<(HashAlg, Vec<u8>)> = Vec::new();
         for digest in raw.digests {
             let Some(alg) = HashAlg::from_name(&digest.alg) else { continue };
@@ -79,19 +89,20 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Record>, BadRecord> {
             }
             digests.push((alg, value));
         }
-        let text = raw.content.get("string").and_then(|text| text.as_str()).unwrap_or_default().to_owned();
-        records.push(Record { index, pcr, digests, text });
+        let field = |name| raw.content.get(name).and_then(|text| text.as_str()).unwrap_or_default().to_owned();
+        records.push(Record { index, pcr, digests, text: field("string"), event_type: field("eventType") });
     }
     Ok(records)
 }
 
-/// Extends the records on top of what the firmware's log left.
+/// Extends the records on top of what the firmware's log left; those of PCRs that the bank does not cover are passed over.
 ///
 /// # Errors
 /// A record has no digest for the bank.
 pub fn replay(records: &[Record], bank: &mut PcrBank) -> Result<(), ReplayError> {
     let alg = bank.alg();
-    for record in records {
+    let covers = bank.covers();
+    for record in records.iter().filter(|record| covers.contains(record.pcr)) {
         let (_, digest) = record.digests.iter().find(|(other, _)| *other == alg).ok_or_else(|| {
             ReplayError::NoDigest { event: format!("systemd record {} (PCR {})", record.index, record.pcr), alg }
         })?;

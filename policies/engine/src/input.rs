@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use countersign_wire::facts::Facts;
 use serde::{Deserialize, Serialize};
 
 use crate::verdict::Digests;
@@ -82,6 +83,10 @@ pub struct Boot {
     pub secure_boot: Option<bool>,
     /// ExitBootServices was reached.
     pub exit_boot_services: bool,
+    /// What the events mean, each fact with its events and its strength: `input.boot.facts.secure_boot.value`. A fact that is only
+    /// `named` rests on a name in the log, which no PCR vouches for.
+    #[serde(default)]
+    pub facts: Facts,
     /// Every event that extends a quoted PCR.
     pub events: Vec<Event>,
 }

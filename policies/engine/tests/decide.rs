@@ -7,6 +7,7 @@ use countersign_policy::input::{Boot, Event, Host, Input, Quote, Reference, Refe
 use countersign_policy::{
     Compiled, PolicyBundle, PolicyError, Role, reason, reference_document, shipped_host_policy, shipped_workload_policy,
 };
+use countersign_wire::facts::Facts;
 
 fn event(index: u32, pcr: u8, kind: &str, digest: &str) -> Event {
     let digests = BTreeMap::from([("sha256".to_owned(), digest.to_owned())]);
@@ -38,7 +39,7 @@ fn input() -> Input {
             first: true,
         },
         pcrs: BTreeMap::new(),
-        boot: Some(Boot { secure_boot: Some(true), exit_boot_services: true, events }),
+        boot: Some(Boot { secure_boot: Some(true), exit_boot_services: true, facts: Facts::default(), events }),
         ima: None,
         workload: Some(Workload {
             id: "11".into(),

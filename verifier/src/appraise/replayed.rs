@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use countersign_policy::input::{Boot, Event, Ima, ImaFile};
 use countersign_tpm::alg::{Digest, HashAlg};
-use countersign_wire::eventlog::{EventLog, PcrBank};
+use countersign_wire::eventlog::{self, EventLog, Examined, PcrBank, PcrSet, Refusal, Registers};
+use countersign_wire::facts::Facts;
 use countersign_wire::receipt::Receipt;
 use countersign_wire::runlog::RunLog;
 use countersign_wire::{ima, systemd_log};
@@ -58,39 +59,54 @@ pub(super) fn replay(authentic: Authentic, context: &Context, checks: &mut Check
 fn boot_log(authentic: &Authentic) -> Result<(Vec<PcrBank>, Option<Boot>), Failure> {
     let bytes = authentic.evidence.event_log.as_deref().unwrap_or_default();
     let log = EventLog::parse(bytes)
-        .map_err(|e| Failure::new(e.to_string(), "a crypto-agile event log").about("event_log").hint(REBOOT))?;
+        .map_err(|e| Failure::new(e.to_string(), "an event log").about("event_log").hint(REBOOT))?;
     let records = match &authentic.evidence.systemd_log {
         Some(bytes) => systemd_log::parse(bytes)
             .map_err(|e| Failure::new(e.to_string(), "systemd's userspace log").about("systemd_log").hint(REBOOT))?,
         None => Vec::new(),
     };
-    let algs = authentic.banks();
-    let mut banks = Vec::new();
-    for alg in &algs {
-        let replayed = log.replay(*alg).and_then(|mut bank| systemd_log::replay(&records, &mut bank).map(|()| bank));
-        banks.push(replayed.map_err(|e| {
-            Failure::new(e.to_string(), format!("digests of every event in the {alg} bank")).about("event_log")
-        })?);
-        if let Some(lie) = log.lies(*alg) {
-            return Err(Failure::new(lie.got, lie.want)
-                .about(lie.event)
-                .hint("this log claims what no firmware measures"));
+    let wanted: Vec<(HashAlg, PcrSet)> =
+        authentic.banks().into_iter().map(|alg| (alg, quoted(authentic, alg))).collect();
+    let mut examined = log.examine(&wanted, Registers::Tpm).map_err(|refusal| match refusal {
+        Refusal::Lie(lie) => {
+            Failure::new(lie.got, lie.want).about(lie.event).hint("this log claims what no firmware measures")
         }
+        Refusal::Replay(e) => {
+            Failure::new(e.to_string(), "a digest of every event in every quoted bank").about("event_log")
+        }
+    })?;
+    for bank in &mut examined.banks {
+        let alg = bank.alg();
+        systemd_log::replay(&records, bank).map_err(|e| {
+            Failure::new(e.to_string(), format!("digests of every record in the {alg} bank")).about("systemd_log")
+        })?;
     }
-    let events = log.events.iter().filter(|event| event.extends()).filter_map(|event| {
-        let pcr = u8::try_from(event.pcr).ok()?;
-        let digests: BTreeMap<String, String> =
-            algs.iter().filter_map(|alg| Some((alg.name().to_owned(), hex::encode(event.digest(*alg)?)))).collect();
-        let authentic = algs.iter().all(|alg| event.measured(*alg).is_some());
-        let text = if authentic { algs.first().and_then(|alg| event.text(*alg)) } else { None };
-        Some(Event { index: event.index, pcr, kind: event.kind.to_string(), digests, authentic, text })
-    });
+    // Some firmware extends PCR 5 at ExitBootServices and does not log it. Whatever else differs is found when all logs were replayed.
+    let _ = examined.compare(|alg, pcr| authentic.pcr(alg, pcr));
     let boot = Boot {
-        secure_boot: log.secure_boot(&algs),
-        exit_boot_services: log.exit_boot_services(&algs),
-        events: events.collect(),
+        secure_boot: examined.secure_boot(),
+        exit_boot_services: examined.exit_boot_services(),
+        facts: Facts::of(&examined, &records),
+        events: events(&examined),
     };
-    Ok((banks, Some(boot)))
+    Ok((examined.banks, Some(boot)))
+}
+
+/// The PCRs that a quote covers in one bank.
+fn quoted(authentic: &Authentic, alg: HashAlg) -> PcrSet {
+    authentic.selection.0.iter().filter(|bank| bank.alg == alg.id()).flat_map(|bank| bank.pcrs()).collect()
+}
+
+/// Every event that extends a quoted PCR.
+fn events(examined: &Examined<'_, '_>) -> Vec<Event> {
+    let event = |(event, pcr, part): (&eventlog::Event<'_>, u8, Option<&[u8]>)| {
+        let quoted = examined.banks.iter().filter(|bank| bank.covers().contains(pcr)).map(PcrBank::alg);
+        let digests: BTreeMap<String, String> =
+            quoted.filter_map(|alg| Some((alg.name().to_owned(), hex::encode(event.digest(alg)?)))).collect();
+        let text = part.and_then(|part| event.part_text(part));
+        Event { index: event.index, pcr, kind: event.kind.to_string(), digests, authentic: part.is_some(), text }
+    };
+    examined.events().map(event).collect()
 }
 
 /// The one prefix of the IMA list that leads to PCR 10 in every quoted bank; what lies beyond is not read.

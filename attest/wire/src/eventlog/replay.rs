@@ -2,7 +2,8 @@
 
 use countersign_tpm::alg::{Digest, HashAlg};
 
-use super::{Event, EventLog, EventType, NO_PCR, PCRS};
+use super::examine::Registers;
+use super::{Event, EventLog, EventType, NO_PCR, PCRS, PcrSet};
 
 /// The PCRs of one bank after a replay.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,6 +11,7 @@ pub struct PcrBank {
     alg: HashAlg,
     values: [Digest; PCRS],
     extended: [bool; PCRS],
+    covers: PcrSet,
 }
 
 /// Why a log leads to no PCR values in a bank.
@@ -44,13 +46,28 @@ impl PcrBank {
         for value in values.iter_mut().take(23).skip(17) {
             *value = Digest::filled(alg, 0xff);
         }
-        Self { alg, values, extended: [false; PCRS] }
+        Self { alg, values, extended: [false; PCRS], covers: PcrSet::ALL }
     }
 
     /// The bank's algorithm.
     #[must_use]
     pub const fn alg(&self) -> HashAlg {
         self.alg
+    }
+
+    /// The PCRs that were replayed; the others hold nothing of meaning.
+    #[must_use]
+    pub const fn covers(&self) -> PcrSet {
+        self.covers
+    }
+
+    /// The registers at reset, of which only some are going to be replayed.
+    pub(super) fn starting(alg: HashAlg, covers: PcrSet, registers: Registers) -> Self {
+        let mut bank = Self::initial(alg);
+        if registers == Registers::Cc {
+            bank.values = [Digest::filled(alg, 0); PCRS];
+        }
+        Self { covers, ..bank }
     }
 
     /// Value of a PCR; `None` for an index that no TPM has.
@@ -66,9 +83,13 @@ impl PcrBank {
     }
 
     /// Extends a PCR; an index that no TPM has changes nothing.
+    ///
+    /// PCRs 17 to 22 hold ones until a dynamic launch sets them to zero, and nothing can extend them before (TPM 2.0 Part 1, 34.3).
     pub fn extend(&mut self, pcr: u8, digest: &[u8]) {
+        let launched = (17..=22).contains(&pcr) && !self.extended(pcr);
         if let Some(value) = self.values.get_mut(usize::from(pcr)) {
-            *value = value.extend(digest);
+            let old = if launched { Digest::filled(self.alg, 0) } else { *value };
+            *value = old.extend(digest);
         }
         self.touch(pcr);
     }
@@ -88,7 +109,7 @@ impl PcrBank {
     }
 
     /// Locality of the first extend of PCR 0 (PFP 10.4.5.3): its initial last byte.
-    fn start_at_locality(&mut self, locality: u8) {
+    pub(super) fn start_at_locality(&mut self, locality: u8) {
         let mut initial = vec![0; self.alg.size()];
         if let Some(last) = initial.last_mut() {
             *last = locality;
@@ -105,33 +126,89 @@ impl EventLog<'_> {
     /// # Errors
     /// The bank is not listed, an extending event lacks its digest, or a PCR index is not below 24.
     pub fn replay(&self, alg: HashAlg) -> Result<PcrBank, ReplayError> {
-        if !self.banks.iter().any(|(id, _)| *id == alg.id()) {
-            return Err(ReplayError::NoBank(alg));
-        }
+        self.has_bank(alg)?;
         let mut bank = PcrBank::initial(alg);
         for event in &self.events {
             let Some(pcr) = pcr_of(event)? else { continue };
-            if event.kind == EventType::NO_ACTION {
-                // Later ones, and those for other PCRs, change nothing.
-                if let Some(locality) = event.startup_locality()
-                    && !bank.extended(0)
-                {
-                    bank.start_at_locality(locality);
-                }
-                continue;
+            bank.note_locality(event, pcr);
+            if event.kind != EventType::NO_ACTION {
+                bank.extend(pcr, digest_of(event, alg)?);
             }
-            if event.kind == EventType::EFI_HCRTM_EVENT && pcr == 0 && !bank.extended(0) {
-                bank.start_at_locality(4);
-            }
-            let digest = event.digest(alg).ok_or_else(|| ReplayError::NoDigest { event: event.describe(), alg })?;
-            bank.extend(pcr, digest);
         }
         Ok(bank)
     }
+
+    pub(super) fn has_bank(&self, alg: HashAlg) -> Result<(), ReplayError> {
+        if self.banks.iter().any(|(id, _)| *id == alg.id()) { Ok(()) } else { Err(ReplayError::NoBank(alg)) }
+    }
+}
+
+impl PcrBank {
+    /// What an event says about where PCR 0 began: StartupLocality, or a measurement by a hardware root of trust (locality 4). Once PCR 0
+    /// was extended it says nothing any more.
+    pub(super) fn note_locality(&mut self, event: &Event<'_>, pcr: u8) {
+        if pcr != 0 || self.extended(0) {
+            return;
+        }
+        if event.kind == EventType::EFI_HCRTM_EVENT {
+            self.start_at_locality(4);
+        } else if let Some(locality) = event.startup_locality() {
+            self.start_at_locality(locality);
+        }
+    }
+}
+
+/// An event's digest in a bank: another bank must not vouch for it.
+pub(super) fn digest_of<'a>(event: &Event<'a>, alg: HashAlg) -> Result<&'a [u8], ReplayError> {
+    event.digest(alg).ok_or_else(|| ReplayError::NoDigest { event: event.describe(), alg })
+}
+
+/// What firmware extends PCR 5 with when the operating system takes over, in the orders in which it happens (PFP 10.4.4): the call can
+/// fail and be repeated. Only whole sequences: a log that has the call and lacks its end was cut.
+const EXIT_BOOT_SERVICES: [&[&str]; 4] = [
+    &["Exit Boot Services Invocation", "Exit Boot Services Returned with Success"],
+    &["Exit Boot Services Invocation", "Exit Boot Services Returned with Failure"],
+    &[
+        "Exit Boot Services Invocation",
+        "Exit Boot Services Returned with Failure",
+        "Exit Boot Services Returned with Success",
+    ],
+    &[
+        "Exit Boot Services Invocation",
+        "Exit Boot Services Returned with Failure",
+        "Exit Boot Services Invocation",
+        "Exit Boot Services Returned with Success",
+    ],
+];
+
+/// Completes PCR 5, where some firmware extends the events of ExitBootServices and does not log them.
+///
+/// `banks` are those that cover PCR 5, `wanted` its vouched values. If one and the same known sequence leads from the replayed to the
+/// vouched value in every bank, the banks take it and it is returned: the vouched values alone prove that it was extended.
+pub(super) fn complete_exit_boot_services(
+    banks: &mut [&mut PcrBank],
+    wanted: &[Digest],
+) -> Option<&'static [&'static str]> {
+    if banks.is_empty() || banks.len() != wanted.len() {
+        return None;
+    }
+    let sequence = EXIT_BOOT_SERVICES.into_iter().find(|sequence| {
+        banks.iter().zip(wanted).all(|(bank, wanted)| {
+            let alg = bank.alg();
+            let value = bank.value(5).map(|start| {
+                sequence.iter().fold(start, |value, text| value.extend(alg.digest(&[text.as_bytes()]).as_bytes()))
+            });
+            value == Some(*wanted)
+        })
+    })?;
+    for (bank, wanted) in banks.iter_mut().zip(wanted) {
+        bank.set(5, *wanted);
+    }
+    Some(sequence)
 }
 
 /// The PCR that an event is for; `None` for the index that extends nothing.
-fn pcr_of(event: &Event<'_>) -> Result<Option<u8>, ReplayError> {
+pub(super) fn pcr_of(event: &Event<'_>) -> Result<Option<u8>, ReplayError> {
     if event.pcr == NO_PCR {
         return Ok(None);
     }

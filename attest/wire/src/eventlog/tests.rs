@@ -1,8 +1,14 @@
+use countersign_tpm::alg::Digest;
+
 use super::*;
+use crate::limits;
 
 const GOOD: &[u8] = include_bytes!("../../../../fixtures/sb-ms-shim-grub212/binary_bios_measurements");
 const GOOD_PCRS: &str = include_str!("../../../../fixtures/sb-ms-shim-grub212/PCRS.json");
 const OFF: &[u8] = include_bytes!("../../../../fixtures/nosb-shim-grub212/binary_bios_measurements");
+
+const SHA256: [(HashAlg, PcrSet); 1] = [(HashAlg::Sha256, PcrSet::ALL)];
+const BOTH: [(HashAlg, PcrSet); 2] = [(HashAlg::Sha1, PcrSet::ALL), (HashAlg::Sha256, PcrSet::ALL)];
 
 fn hexed(alg: HashAlg, pcr: u8, pcrs: &str) -> String {
     let pcrs: serde_json::Value = serde_json::from_str(pcrs).unwrap();
@@ -19,12 +25,14 @@ fn recorded_log_replays_in_every_bank() {
             assert_eq!(bank.value(pcr).unwrap().to_string(), hexed(alg, pcr, GOOD_PCRS), "{alg} {pcr}");
         }
         assert_eq!(log.lies(alg), None);
-        assert_eq!(log.secure_boot(&[alg]), Some(true));
-        assert!(log.exit_boot_services(&[alg]));
+        let examined = log.examine(&[(alg, PcrSet::ALL)], Registers::Tpm).unwrap();
+        assert_eq!(examined.secure_boot(), Some(true));
+        assert!(examined.exit_boot_services());
+        assert_eq!(examined.banks, [bank]);
     }
     assert!(matches!(log.replay(HashAlg::Sha512), Err(ReplayError::NoBank(HashAlg::Sha512))));
     let off = EventLog::parse(OFF).unwrap();
-    assert_eq!(off.secure_boot(&[HashAlg::Sha256]), Some(false));
+    assert_eq!(off.examine(&SHA256, Registers::Tpm).unwrap().secure_boot(), Some(false));
 }
 
 #[test]
@@ -42,7 +50,11 @@ fn truncations_and_inner_lengths() {
         let mut changed = GOOD.to_vec();
         changed[at] = 0xff;
         if let Ok(log) = EventLog::parse(&changed) {
-            let _ = (log.replay(HashAlg::Sha256), log.lies(HashAlg::Sha256), log.secure_boot(&[HashAlg::Sha1]));
+            for registers in [Registers::Tpm, Registers::Cc] {
+                if let Ok(examined) = log.examine(&BOTH, registers) {
+                    let _ = (examined.secure_boot(), crate::facts::Facts::of(&examined, &[]));
+                }
+            }
         }
     }
     assert!(EventLog::parse(&vec![0; limits::EVENT_LOG + 1]).is_err());
@@ -163,12 +175,115 @@ fn secure_boot_is_believed_only_when_measured() {
     let config = EventType::EFI_VARIABLE_DRIVER_CONFIG;
     let banks = [HashAlg::Sha1, HashAlg::Sha256];
     let (on, off) = (secure_boot_variable(&[1]), secure_boot_variable(&[0]));
-    let state = |maker: Maker| EventLog::parse(&maker.0).unwrap().secure_boot(&banks);
-    assert_eq!(state(Maker::new().event(7, config, &on)), Some(true));
-    assert_eq!(state(Maker::new().event(7, config, &off)), Some(false));
-    assert_eq!(state(Maker::new().with(7, config, &banks, &off, &on)), None);
-    assert_eq!(state(Maker::new().event(7, config, &secure_boot_variable(&[]))), None);
-    assert_eq!(state(Maker::new().event(7, config, &secure_boot_variable(&[2]))), None);
-    assert_eq!(state(Maker::new().event(7, config, &secure_boot_variable(&[1, 1]))), None);
-    assert_eq!(state(Maker::new().event(4, config, &on)), None);
+    let state = |maker: Maker| {
+        let log = EventLog::parse(&maker.0).unwrap();
+        log.examine(&BOTH, Registers::Tpm).map(|examined| examined.secure_boot()).map_err(|refusal| match refusal {
+            Refusal::Lie(lie) => lie.check,
+            Refusal::Replay(_) => "replay",
+        })
+    };
+    assert_eq!(state(Maker::new().event(7, config, &on)), Ok(Some(true)));
+    assert_eq!(state(Maker::new().event(7, config, &off)), Ok(Some(false)));
+    assert_eq!(state(Maker::new().with(7, config, &banks, &off, &on)), Err("data"));
+    assert_eq!(state(Maker::new().event(7, config, &secure_boot_variable(&[]))), Ok(None), "a real machine has this");
+    assert_eq!(state(Maker::new().event(7, config, &secure_boot_variable(&[2]))), Ok(None));
+    assert_eq!(state(Maker::new().event(7, config, &secure_boot_variable(&[1, 1]))), Ok(None));
+    assert_eq!(state(Maker::new().event(4, config, &on)), Ok(None));
+}
+
+#[test]
+fn unknown_banks_are_passed_over() {
+    // SM3 (0x0012) stands before SHA-256 in each event.
+    let mut spec = b"Spec ID Event03\0".to_vec();
+    spec.extend([0, 0, 0, 0, 0, 2, 0, 2, 2, 0, 0, 0, 0x12, 0, 32, 0, 11, 0, 32, 0, 0]);
+    let mut bytes = vec![0, 0, 0, 0, 3, 0, 0, 0];
+    bytes.extend([0; 20]);
+    bytes.extend(u32::try_from(spec.len()).unwrap().to_le_bytes());
+    bytes.extend(spec);
+    bytes.extend([4, 0, 0, 0, 5, 0, 0, 0, 2, 0, 0, 0, 0x12, 0]);
+    bytes.extend([9; 32]);
+    bytes.extend([11, 0]);
+    bytes.extend([7; 32]);
+    bytes.extend([1, 0, 0, 0, b'x']);
+    let log = EventLog::parse(&bytes).unwrap();
+    assert_eq!(log.banks, [(0x12, 32), (11, 32)]);
+    assert_eq!(log.known_banks().collect::<Vec<_>>(), [HashAlg::Sha256]);
+    assert_eq!(log.events[0].digest(HashAlg::Sha256), Some(&[7; 32][..]));
+    assert_eq!(log.events[0].data, b"x");
+    assert!(log.replay(HashAlg::Sha256).is_ok());
+}
+
+#[test]
+fn the_format_of_tpm_1_2() {
+    let mut bytes = Vec::new();
+    for (pcr, kind, data) in [(0u32, EventType::S_CRTM_VERSION, &b"1"[..]), (4, EventType::SEPARATOR, &[0xff; 4])] {
+        bytes.extend(pcr.to_le_bytes());
+        bytes.extend(kind.0.to_le_bytes());
+        bytes.extend(HashAlg::Sha1.digest(&[data]).as_bytes());
+        bytes.extend(u32::try_from(data.len()).unwrap().to_le_bytes());
+        bytes.extend(data);
+    }
+    let log = EventLog::parse(&bytes).unwrap();
+    assert_eq!((log.format, log.count()), (Format::Sha1, 2));
+    assert!(log.examine(&[(HashAlg::Sha1, PcrSet::ALL)], Registers::Tpm).is_ok());
+    let error = log.examine(&SHA256, Registers::Tpm).unwrap_err();
+    assert_eq!(error, Refusal::Replay(ReplayError::NoBank(HashAlg::Sha256)), "it vouches for no other bank");
+    // A specification id of TPM 1.2's own does not switch the format.
+    let mut old = vec![0, 0, 0, 0, 3, 0, 0, 0];
+    old.extend([0; 20]);
+    old.extend([16, 0, 0, 0]);
+    old.extend(b"Spec ID Event00\0");
+    old.extend(&bytes);
+    assert_eq!(EventLog::parse(&old).unwrap().events.len(), 3);
+}
+
+#[test]
+fn padding_behind_the_last_event() {
+    for (byte, least) in [(0u8, 16usize), (0xff, 8)] {
+        for length in 0..64 {
+            let bytes = [GOOD, &vec![byte; length]].concat();
+            let log = EventLog::parse(&bytes);
+            assert_eq!(log.is_ok(), length == 0 || length >= least, "{length} bytes of {byte:#x}");
+            if let Ok(log) = log {
+                assert_eq!((log.padding, log.events.len()), (length, 48));
+            }
+        }
+    }
+    assert!(EventLog::parse(&[GOOD, &[0; 40], &[1]].concat()).is_err());
+}
+
+#[test]
+fn pcrs_that_a_dynamic_launch_resets() {
+    let digest = HashAlg::Sha256.digest(&[b"x"]);
+    let log = Maker::new().event(17, EventType::POST_CODE, b"x").0;
+    let bank = EventLog::parse(&log).unwrap().replay(HashAlg::Sha256).unwrap();
+    assert_eq!(bank.value(17), Some(Digest::filled(HashAlg::Sha256, 0).extend(digest.as_bytes())));
+    assert_eq!(bank.value(18), Some(Digest::filled(HashAlg::Sha256, 0xff)), "no event: its initial value");
+}
+
+#[test]
+fn exit_boot_services_that_are_extended_and_not_logged() {
+    let log = Maker::new().event(5, EventType::SEPARATOR, &[0; 4]).0;
+    let log = EventLog::parse(&log).unwrap();
+    let extend = |value: Digest, text: &str| value.extend(value.alg().digest(&[text.as_bytes()]).as_bytes());
+    let end = |alg: HashAlg, texts: &[&str]| {
+        let start = log.replay(alg).unwrap().value(5).unwrap();
+        texts.iter().fold(start, |value, text| extend(value, text))
+    };
+    let (call, success) = ("Exit Boot Services Invocation", "Exit Boot Services Returned with Success");
+    let failure = "Exit Boot Services Returned with Failure";
+    let five: PcrSet = [5].into_iter().collect();
+    let wanted = [(HashAlg::Sha1, five), (HashAlg::Sha256, five)];
+    let reached = |texts: [&[&str]; 2]| {
+        let mut examined = log.examine(&wanted, Registers::Tpm).unwrap();
+        let result = examined.compare(|alg, _| Some(end(alg, texts[usize::from(alg == HashAlg::Sha256)])));
+        result.map(|()| examined.exit_boot_services()).map_err(|mismatch| mismatch.pcr)
+    };
+    assert_eq!(reached([&[call, success]; 2]), Ok(true));
+    assert_eq!(reached([&[call, failure, call, success]; 2]), Ok(true));
+    assert_eq!(reached([&[call, failure]; 2]), Ok(false));
+    assert_eq!(reached([&[]; 2]), Ok(false));
+    assert_eq!(reached([&[call, success], &[]]), Err(5), "one bank must not vouch for another");
+    assert_eq!(reached([&[call, "something else"]; 2]), Err(5));
+    assert_eq!(reached([&[success]; 2]), Err(5), "a log that lacks only the end was cut");
 }

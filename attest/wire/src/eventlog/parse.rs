@@ -1,0 +1,146 @@
+//! From bytes to events: the crypto-agile format (PFP 10.2.2), the format of TPM 1.2 (PFP 10.2.1), and padding behind the last event.
+
+use countersign_tpm::alg::{HashAlg, MAX_DIGEST};
+
+use super::{BadEventLog, Event, EventLog, EventType, Format, digests::Digests};
+use crate::codec::{Malformed, Reader, Reason};
+use crate::limits;
+
+/// Signature of the event that says "crypto-agile from here on".
+const SPEC_ID_03: &[u8; 16] = b"Spec ID Event03\0";
+/// Fewest bytes that are taken for padding: a header of 16 zero bytes has no type that any firmware logs, and the shortest event that
+/// starts with ones (PCR index FFFFFFFF) has another byte behind four of them.
+const ZERO_PADDING: usize = 16;
+const ONES_PADDING: usize = 8;
+
+/// Parses a whole log.
+pub(super) fn log(bytes: &[u8]) -> Result<EventLog<'_>, BadEventLog> {
+    let mut reader = Reader::new(bytes);
+    if bytes.len() > limits::EVENT_LOG {
+        let got = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        let max = u64::try_from(limits::EVENT_LOG).unwrap_or(u64::MAX);
+        return Err(malformed(0)(reader.bad("event log", Reason::TooLarge { got, max })));
+    }
+    let mut events = Vec::with_capacity(bytes.len().checked_div(128).unwrap_or_default());
+    let first = legacy_event(&mut reader, 0).map_err(malformed(0))?;
+    let (format, banks, spec_id) = match spec_id(&first)? {
+        Some(banks) => (Format::CryptoAgile, banks, Some(first.data)),
+        None => {
+            events.push(first);
+            (Format::Sha1, vec![(HashAlg::Sha1.id(), 20)], None)
+        }
+    };
+    let mut index: u32 = 0;
+    while reader.left() > 0 {
+        if let Some(padding) = padding(&reader) {
+            return Ok(EventLog { format, banks, events, padding, spec_id });
+        }
+        // Each event has at least 16 bytes, so the limit on bytes bounds the index.
+        index = index.saturating_add(1);
+        let event = match format {
+            Format::CryptoAgile => agile_event(&mut reader, index, &banks),
+            Format::Sha1 => legacy_event(&mut reader, index),
+        };
+        events.push(event.map_err(malformed(index))?);
+    }
+    Ok(EventLog { format, banks, events, padding: 0, spec_id })
+}
+
+fn malformed(event: u32) -> impl Fn(Malformed) -> BadEventLog {
+    move |malformed| BadEventLog::Malformed { event, malformed }
+}
+
+/// The area that firmware reserves for a log is longer than the log: ones behind it in a TDX guest (CCEL), zeros where the whole area of
+/// a TPM 1.2 or ACPI log was read.
+fn padding(reader: &Reader<'_>) -> Option<usize> {
+    let rest = reader.clone().rest();
+    let least = match rest.first()? {
+        0 => ZERO_PADDING,
+        0xff => ONES_PADDING,
+        _ => return None,
+    };
+    let same = rest.first();
+    (rest.len() >= least && rest.iter().all(|byte| Some(byte) == same)).then_some(rest.len())
+}
+
+/// TCG_PCR_EVENT (PFP 10.2.1).
+fn legacy_event<'a>(reader: &mut Reader<'a>, index: u32) -> Result<Event<'a>, Malformed> {
+    let offset = reader.offset();
+    let pcr = reader.u32_le("pcrIndex")?;
+    let kind = EventType(reader.u32_le("eventType")?);
+    let digest = reader.take(20, "digest")?;
+    let size = reader.u32_le("eventDataSize")?;
+    let data = reader.take(usize::try_from(size).unwrap_or(usize::MAX), "event")?;
+    Ok(Event { index, offset, pcr, kind, digests: Digests::sha1(digest), data })
+}
+
+/// The banks of a specification-id event (PFP 10.4.5.1), or `None` if the first event is none of version 3.
+fn spec_id(first: &Event<'_>) -> Result<Option<Vec<(u16, u16)>>, BadEventLog> {
+    if first.kind != EventType::NO_ACTION || !first.data.starts_with(SPEC_ID_03) {
+        return Ok(None);
+    }
+    // The data stands behind a header of 32 bytes.
+    let bad = |error: Malformed| {
+        malformed(0)(Malformed { offset: error.offset.saturating_add(first.offset).saturating_add(32), ..error })
+    };
+    let mut data = Reader::new(first.data);
+    if first.pcr != 0 {
+        return Err(malformed(0)(Reader::new(&[]).bad("pcrIndex", Reason::Value(first.pcr.into()))));
+    }
+    data.take(16, "signature").map_err(bad)?;
+    data.take(8, "platformClass, versions, uintnSize").map_err(bad)?;
+    let at = data.clone();
+    let count = data.u32_le("numberOfAlgorithms").map_err(bad)?;
+    if count == 0 || count > limits::LOG_BANKS {
+        return Err(bad(at.bad("numberOfAlgorithms", Reason::Value(count.into()))));
+    }
+    let mut banks: Vec<(u16, u16)> = Vec::new();
+    for _ in 0..count {
+        let at = data.clone();
+        let alg = data.u16_le("algorithmId").map_err(bad)?;
+        if banks.iter().any(|(other, _)| *other == alg) {
+            return Err(bad(at.bad("algorithmId", Reason::Other("one bank listed twice"))));
+        }
+        let at = data.clone();
+        let size = data.u16_le("digestSize").map_err(bad)?;
+        let fits = HashAlg::from_id(alg).is_none_or(|known| known.size() == usize::from(size));
+        if !fits || usize::from(size) > MAX_DIGEST {
+            return Err(bad(at.bad("digestSize", Reason::Value(size.into()))));
+        }
+        banks.push((alg, size));
+    }
+    let vendor = data.u8("vendorInfoSize").map_err(bad)?;
+    data.take(usize::from(vendor), "vendorInfo").map_err(bad)?;
+    data.end("specIdEvent").map_err(bad)?;
+    Ok(Some(banks))
+}
+
+/// TCG_PCR_EVENT2 (PFP 10.2.2).
+fn agile_event<'a>(reader: &mut Reader<'a>, index: u32, banks: &[(u16, u16)]) -> Result<Event<'a>, Malformed> {
+    let offset = reader.offset();
+    let pcr = reader.u32_le("pcrIndex")?;
+    let kind = EventType(reader.u32_le("eventType")?);
+    let at = reader.clone();
+    let count = reader.u32_le("digests.count")?;
+    if count > limits::LOG_BANKS {
+        return Err(at.bad("digests.count", Reason::TooLarge { got: count.into(), max: limits::LOG_BANKS.into() }));
+    }
+    let mut digests = Digests::default();
+    let mut seen: u32 = 0;
+    for _ in 0..count {
+        let at = reader.clone();
+        let alg = reader.u16_le("digests.hashAlg")?;
+        let Some((position, (_, size))) = banks.iter().enumerate().find(|(_, (id, _))| *id == alg) else {
+            return Err(at.bad("digests.hashAlg", Reason::Value(alg.into())));
+        };
+        let bit = 1u32.checked_shl(u32::try_from(position).unwrap_or(31)).unwrap_or_default();
+        if seen & bit != 0 {
+            return Err(at.bad("digests.hashAlg", Reason::Other("two digests of one algorithm")));
+        }
+        seen |= bit;
+        digests.put(alg, reader.take(usize::from(*size), "digests.digest")?);
+    }
+    let size = reader.u32_le("eventSize")?;
+    let data = reader.take(usize::try_from(size).unwrap_or(usize::MAX), "event")?;
+    Ok(Event { index, offset, pcr, kind, digests, data })
+}

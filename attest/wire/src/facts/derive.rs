@@ -1,0 +1,254 @@
+//! From the firmware's log to facts.
+
+use countersign_tpm::alg::{Digest, HashAlg};
+
+use super::{
+    Authority, BootOption, CommandLine, Events, Fact, Facts, Image, ImageKind, Loader, Log, Measured, Shim, Strength,
+    Tagged, databases, image,
+};
+use crate::eventlog::{Event, EventType, Examined, Guid, Variable, grub_prefix, plain_text, utf16};
+
+/// Tags of the Linux EFI stub's and systemd's EV_EVENT_TAG events.
+const TAG_INITRD: u32 = 0x8F3B_22EC;
+const TAG_LOAD_OPTIONS: u32 = 0x8F3B_22ED;
+const TAG_LOADER_CONF: u32 = 0xF5BC_582A;
+const TAG_DEVICETREE_ADDON: u32 = 0x6C46_F751;
+
+/// What is remembered from event to event.
+#[derive(Default)]
+struct Walk {
+    /// The name of the section whose contents come next (PCR 11), and the index of the event that measured it.
+    section: Option<(String, u32)>,
+    /// Whether a separator of the Secure Boot register was seen, and where.
+    separator: Option<u32>,
+}
+
+pub(super) fn firmware(examined: &Examined<'_, '_>, facts: &mut Facts) {
+    let Some(alg) = examined.banks.first().map(|bank| bank.alg()) else { return };
+    // A digest is shown in SHA-256 where a bank for it was examined.
+    let alg = if examined.banks.iter().any(|bank| bank.alg() == HashAlg::Sha256) { HashAlg::Sha256 } else { alg };
+    let mut walk = Walk::default();
+    facts.secure_boot = examined.secure_boot_event().map(|(event, on)| Fact::authenticated(on, event));
+    for (event, pcr, part) in examined.events() {
+        let Some(digest) = event.digest(alg).and_then(|digest| Digest::new(alg, digest)).map(Tagged) else { continue };
+        let measured = |name: String| Measured { name, digest };
+        if event.is_image() {
+            executable(event, pcr, digest, facts);
+            continue;
+        }
+        match (event.kind, pcr) {
+            (EventType::EFI_VARIABLE_DRIVER_CONFIG, _) if pcr == examined.registers.secure_boot() => {
+                if let Some(variable) = part.and_then(|part| Variable::parse(part).ok()) {
+                    policy(&variable, digest, event.index, facts);
+                }
+            }
+            (EventType::EFI_VARIABLE_AUTHORITY, _) => authority(event, part, facts),
+            (EventType::EFI_VARIABLE_BOOT | EventType::EFI_VARIABLE_BOOT2, _) => boot_option(event, part, facts),
+            (EventType::SEPARATOR, _) if pcr == examined.registers.secure_boot() => walk.separator = Some(event.index),
+            (EventType::EFI_ACTION, _) => {
+                if let Some(part) = part {
+                    action(part, event.index, facts);
+                }
+            }
+            (EventType::S_CRTM_VERSION, _) => {
+                let version = part.and_then(version).filter(|version| !version.is_empty());
+                facts.firmware_version = version.map(|version| Fact::authenticated(version, event.index));
+            }
+            (EventType::IPL, _) => ipl(event, pcr, part, &measured, &mut walk, facts),
+            (EventType::EVENT_TAG, _) => tag(event, &measured, facts),
+            (EventType::SEPARATOR, _) => {}
+            (kind, 0) => facts.firmware.push(Fact::named(measured(kind.to_string()), event.index)),
+            _ => {}
+        }
+    }
+    absent(&walk, examined, facts);
+}
+
+/// An executable: its digest is what was extended; where it came from is only named.
+fn executable(event: &Event<'_>, pcr: u8, digest: Tagged, facts: &mut Facts) {
+    let application = event.kind == EventType::EFI_BOOT_SERVICES_APPLICATION;
+    let kind = if application { ImageKind::Application } else { ImageKind::Driver };
+    let found = Image { kind, digest, path: image::path(event.data) };
+    let list = if pcr == 2 && !application { &mut facts.option_roms } else { &mut facts.applications };
+    list.push(Fact::authenticated(found, event.index));
+}
+
+/// A variable of the Secure Boot policy.
+fn policy(variable: &Variable<'_>, digest: Tagged, event: u32, facts: &mut Facts) {
+    let known = (variable.guid == Guid::GLOBAL && (variable.is_named("PK") || variable.is_named("KEK")))
+        || variable.guid == Guid::SECURITY_DATABASE;
+    if !known {
+        return;
+    }
+    let name = variable.name().unwrap_or_default();
+    if let Some(database) = databases::database(name, variable.data, digest) {
+        facts.databases.push(Fact::authenticated(database, event));
+    }
+}
+
+/// What let an executable start; shim reports its own state in the same way.
+fn authority(event: &Event<'_>, part: Option<&[u8]>, facts: &mut Facts) {
+    // shim's surplus bytes stand behind the variable.
+    let Some((variable, _)) = part.and_then(|part| Variable::parse_with_tail(part).ok()) else { return };
+    let name = variable.name().unwrap_or_default();
+    if variable.guid == Guid::SHIM {
+        let shim = facts.shim.get_or_insert_default();
+        if variable.is_named("SbatLevel") {
+            let text = plain_text(variable.data).unwrap_or_default();
+            let first = text.lines().next().unwrap_or_default().to_owned();
+            shim.sbat_level = Some(Fact::authenticated(first, event.index));
+            return;
+        }
+        if variable.is_named("MokListTrusted") {
+            return;
+        }
+    }
+    let found: Authority = databases::authority(&variable, name);
+    facts.authorities.push(Fact::authenticated(found, event.index));
+}
+
+/// EFI_LOAD_OPTION (UEFI 2.10, 3.1.3): attributes, length of the path list, description. BootOrder and the like are left out.
+///
+/// Where only the contents were measured, the option's number is not: then it is named.
+fn boot_option(event: &Event<'_>, part: Option<&[u8]>, facts: &mut Facts) {
+    let (Some(part), Ok(variable)) = (part, Variable::parse(event.data)) else { return };
+    let name = variable.name().unwrap_or_default();
+    let digits =
+        name.strip_prefix("Boot").filter(|rest| rest.len() == 4 && rest.bytes().all(|b| b.is_ascii_hexdigit()));
+    let Some(description) = digits.and(variable.data.get(6..)) else { return };
+    let length = description.chunks_exact(2).take_while(|pair| *pair != [0, 0]).count().saturating_mul(2);
+    let Some(text) = description.get(..length).and_then(utf16) else { return };
+    let text: String = text.chars().filter(|c| !c.is_control()).collect();
+    let strength = if part.len() == event.data.len() { Strength::Authenticated } else { Strength::Named };
+    let value = BootOption { name, description: text };
+    facts.boot_options.push(Fact { value, strength, log: Log::Firmware, events: Events::one(event.index) });
+}
+
+fn action(part: &[u8], event: u32, facts: &mut Facts) {
+    match part {
+        b"UEFI Debug Mode" => facts.debug_mode = Some(Fact::authenticated(true, event)),
+        b"DMA Protection Disabled" => facts.dma_protection_disabled = Some(Fact::authenticated(true, event)),
+        _ => {}
+    }
+}
+
+/// What a version is: text, or a GUID.
+fn version(part: &[u8]) -> Option<String> {
+    let text = utf16(part).filter(|text| text.is_ascii() && !text.chars().any(char::is_control));
+    let ascii = || {
+        let text = std::str::from_utf8(part.strip_suffix(&[0]).unwrap_or(part)).ok()?;
+        (!text.is_empty() && !text.chars().any(char::is_control)).then(|| text.to_owned())
+    };
+    let guid = || Some(Guid(part.try_into().ok()?).to_string());
+    text.map(|text| text.trim_end().to_owned()).or_else(ascii).or_else(guid).or_else(|| Some(hex::encode(part)))
+}
+
+/// What boot loaders measure.
+fn ipl(
+    event: &Event<'_>,
+    pcr: u8,
+    part: Option<&[u8]>,
+    measured: &impl Fn(String) -> Measured,
+    walk: &mut Walk,
+    facts: &mut Facts,
+) {
+    let index = event.index;
+    if let Some(prefix) = grub_prefix(event.data) {
+        grub(event, part, prefix, facts);
+        return;
+    }
+    match pcr {
+        11 => section(event, part, measured, walk, facts),
+        12 => {
+            // A command line, or an addon's: systemd-boot and systemd-stub hash the text as it stands in the log.
+            let text = utf16(event.data).unwrap_or_default();
+            if part.is_some() && !text.is_empty() {
+                let line = CommandLine { by: Loader::SystemdStub, text: text.trim().to_owned() };
+                facts.command_lines.push(Fact::authenticated(line, index));
+                facts.addons.push(Fact::authenticated(measured(text), index));
+            } else {
+                facts.addons.push(Fact::named(measured(text), index));
+            }
+        }
+        14 => {
+            let name = plain_text(event.data).unwrap_or_default();
+            facts.shim.get_or_insert_with(Shim::default).lists.push(Fact::named(measured(name), index));
+        }
+        8 if part.is_some() => {
+            // systemd-boot before version 251 measures the command line into PCR 8.
+            if let Some(text) = utf16(event.data).filter(|text| text.contains('=')) {
+                let line = CommandLine { by: Loader::SystemdBoot, text: text.trim().to_owned() };
+                facts.command_lines.push(Fact::authenticated(line, index));
+            }
+        }
+        9 => facts.files.push(Fact::named(measured(plain_text(event.data).unwrap_or_default()), index)),
+        _ => {}
+    }
+}
+
+/// A command or command line of GRUB's. The text is authenticated, the prefix that says what it is is not.
+fn grub(event: &Event<'_>, part: Option<&[u8]>, prefix: usize, facts: &mut Facts) {
+    if !facts.loaders.iter().any(|loader| loader.value == Loader::Grub) {
+        facts.loaders.push(Fact::named(Loader::Grub, event.index));
+    }
+    let is_line =
+        event.data.get(..prefix).is_some_and(|prefix| prefix.windows(14).any(|word| word == b"kernel_cmdline"));
+    if let (true, Some(text)) = (is_line, part.and_then(plain_text)) {
+        facts.command_lines.push(Fact::named(CommandLine { by: Loader::Grub, text }, event.index));
+    }
+}
+
+/// systemd-stub measures each section twice: its name, then its contents (PCR 11).
+fn section(
+    event: &Event<'_>,
+    part: Option<&[u8]>,
+    measured: &impl Fn(String) -> Measured,
+    walk: &mut Walk,
+    facts: &mut Facts,
+) {
+    let name = utf16(event.data).unwrap_or_default();
+    if part.is_some() {
+        walk.section = Some((name, event.index));
+        return;
+    }
+    match walk.section.take() {
+        Some((before, at)) if before == name => {
+            let fact = Fact {
+                value: measured(name),
+                strength: Strength::Authenticated,
+                log: Log::Firmware,
+                events: Events::two(at, event.index),
+            };
+            facts.sections.push(fact);
+        }
+        _ => facts.sections.push(Fact::named(measured(name), event.index)),
+    }
+}
+
+/// The Linux EFI stub's and systemd's tags. The digest is of what the tag names, never of the tag.
+fn tag(event: &Event<'_>, measured: &impl Fn(String) -> Measured, facts: &mut Facts) {
+    let Some(tag) = event.data.first_chunk::<4>().map(|tag| u32::from_le_bytes(*tag)) else { return };
+    let index = event.index;
+    match tag {
+        TAG_INITRD => facts.initrds.push(Fact::named(measured("Linux initrd".into()), index)),
+        TAG_LOAD_OPTIONS => facts.files.push(Fact::named(measured("LOADED_IMAGE::LoadOptions".into()), index)),
+        TAG_LOADER_CONF => facts.loaders.push(Fact::named(Loader::SystemdBoot, index)),
+        TAG_DEVICETREE_ADDON => facts.addons.push(Fact::named(measured("devicetree addon".into()), index)),
+        _ => {}
+    }
+}
+
+/// What was not measured is not so, once the separator shows that the firmware measured what it had to.
+fn absent(walk: &Walk, examined: &Examined<'_, '_>, facts: &mut Facts) {
+    if let Some(separator) = walk.separator {
+        facts.debug_mode.get_or_insert_with(|| Fact::authenticated(false, separator));
+        facts.dma_protection_disabled.get_or_insert_with(|| Fact::authenticated(false, separator));
+    }
+    facts.exit_boot_services = match examined.exit_boot_services_event() {
+        Some(event) => Some(Fact::authenticated(true, event)),
+        None if examined.exit_boot_services() => {
+            Some(Fact { value: true, strength: Strength::Authenticated, log: Log::Pcr, events: Events::NONE })
+        }
+        None => None,
+    };
+}
