@@ -10,6 +10,7 @@ pub mod ccel;
 mod digests;
 mod examine;
 mod kind;
+mod known;
 mod measured;
 mod parse;
 mod pcrs;

@@ -71,10 +71,6 @@ fn lies() {
             let at = log.first(7, T::SEPARATOR);
             log.events[at].kind = T::S_CRTM_CONTENTS;
         }),
-        ("separator relabelled as EV_IPL in an operating system's PCR", "separator", |log| {
-            let event = log.event(12, T::IPL, &[0; 4]);
-            log.events.push(event);
-        }),
         ("separator twice (PCR 7)", "separator", |log| {
             let again = log.events[log.first(7, T::SEPARATOR)].clone();
             log.events.push(again);
@@ -262,6 +258,11 @@ fn lies() {
         ("the firmware's version changed", "data", |log| {
             let at = log.first(0, T::S_CRTM_VERSION);
             log.events[at].data = b"9\09\0\0\0".to_vec();
+        }),
+        ("systemd-boot's kernel parameters changed", "data", |log| {
+            let text = |text: &str| text.encode_utf16().chain([0]).flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
+            let event = log.hashing(12, T::IPL, &text("root=/dev/sda1 ro"), &text("root=/dev/sda1 rw"));
+            log.events.push(event);
         }),
         // Other relabelled types.
         ("an action relabelled as an executable", "relabelled", |log| {
@@ -464,6 +465,26 @@ fn what_real_machines_do_passes() {
         }),
         ("a hand-off table behind the separator", |log| {
             let event = log.hashing(1, T::EFI_HANDOFF_TABLES2, b"SMBIOS", b"pointers");
+            log.events.push(event);
+        }),
+        ("what systemd-stub calls the credentials that it measures", |log| {
+            let name: Vec<u8> = "Credentials initrd\0".encode_utf16().flat_map(u16::to_le_bytes).collect();
+            let event = log.hashing(12, T::IPL, b"cpio", &name);
+            log.events.push(event);
+        }),
+        ("kernel parameters without their NUL, and with half of it", |log| {
+            let text: Vec<u8> = "root=/dev/sda1\0".encode_utf16().flat_map(u16::to_le_bytes).collect();
+            let (short, shorter) = (&text[..text.len() - 2], &text[..text.len() - 1]);
+            let events = [log.hashing(12, T::IPL, short, &text), log.hashing(8, T::IPL, &text, shorter)];
+            log.events.extend(events);
+        }),
+        ("an action with its NUL", |log| {
+            let action = "Returning from EFI Application from Boot Option";
+            let event = log.hashing(4, T::EFI_ACTION, action.as_bytes(), format!("{action}\0").as_bytes());
+            log.events.push(event);
+        }),
+        ("four zero bytes in an operating system's PCR", |log| {
+            let event = log.event(11, T::COMPACT_HASH, &[0; 4]);
             log.events.push(event);
         }),
         ("an operating system's separators of zeros", |log| {

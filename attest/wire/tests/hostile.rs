@@ -28,7 +28,7 @@ fn read(bytes: &[u8]) {
 
 #[test]
 fn every_length_field() {
-    const VALUES: [u32; 7] = [0, 1, 15, 0x7f, 0xffff, 0x7fff_ffff, 0xffff_ffff];
+    const VALUES: [u32; 4] = [0, 15, 0xffff, 0xffff_ffff];
     for name in ["sb-snakeoil-systemdboot-uki", "sb-ms-shim-grub212"] {
         let good = fixture(&format!("{name}/binary_bios_measurements"));
         let mut fields: Vec<usize> = vec![28, 32 + 24];
@@ -64,7 +64,7 @@ fn lengths_inside_authenticated_data() {
     for target in targets.concat() {
         let event = &good.events[target];
         for at in (0..event.data.len().min(96)).step_by(2) {
-            for value in [0u16, 1, 0xff, 0xffff] {
+            for value in [0u16, 0xffff] {
                 let mut data = event.data.clone();
                 if let Some(field) = data.get_mut(at..at + 2) {
                     field.copy_from_slice(&value.to_le_bytes());

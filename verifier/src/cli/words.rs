@@ -1,5 +1,6 @@
 //! Answers in words.
 
+use countersign_wire::facts::Log;
 use serde_json::Value;
 
 use crate::admin::Request;
@@ -90,7 +91,12 @@ fn verdict(document: &Value) -> String {
 pub(super) fn eventlog(checked: &CheckedLog) -> String {
     let secure_boot = checked.secure_boot.map_or("unknown", |on| if on { "on" } else { "off" });
     let banks: Vec<String> = checked.pcrs.iter().map(|(bank, pcrs)| format!("{bank} ({} PCRs)", pcrs.len())).collect();
-    format!("the log replays in {}\n{} events, Secure Boot {secure_boot}", banks.join(", "), checked.events)
+    let mut text =
+        format!("the log replays in {}\n{} events, Secure Boot {secure_boot}", banks.join(", "), checked.events);
+    if checked.facts.exit_boot_services.as_ref().is_some_and(|fact| fact.log == Log::Pcr) {
+        text.push_str("\nthe log lacks the events of ExitBootServices; PCR 5 shows them");
+    }
+    text
 }
 
 /// A quote that was checked.

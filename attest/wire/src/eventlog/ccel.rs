@@ -4,7 +4,7 @@
 //! for RTMR[k-1] ([`Registers::Cc`](super::Registers::Cc)).
 
 use crate::codec::{Malformed, Reader, Reason};
-use crate::eventlog::{EventLog, EventType, Variable};
+use crate::eventlog::EventLog;
 
 /// The ACPI table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,19 +53,15 @@ impl Table {
     }
 }
 
-/// Whether a log looks like a TDX guest's: a SHA-384 bank and no other, indices 1 to 4 only, and the SecureBoot variable in index 1, where
-/// a TPM's log has it in PCR 7. Nothing more than a look: whoever knows where the log comes from says so instead.
+/// Whether a log looks like a TDX guest's: a SHA-384 bank and no other, and indices 1 to 4 only, where a TPM's log begins with PCR 0. Nothing
+/// more than a look: whoever knows where the log comes from says so instead.
 #[must_use]
 pub fn looks_like(log: &EventLog<'_>) -> bool {
     let sha384 = countersign_tpm::alg::HashAlg::Sha384.id();
-    let secure_boot = |event: &crate::eventlog::Event<'_>| {
-        event.pcr == 1
-            && event.kind == EventType::EFI_VARIABLE_DRIVER_CONFIG
-            && Variable::parse(event.data).is_ok_and(|variable| variable.is_secure_boot())
-    };
+    let mut extending = log.events.iter().filter(|event| event.extends()).peekable();
     log.banks.iter().all(|(alg, _)| *alg == sha384)
-        && log.events.iter().filter(|event| event.extends()).all(|event| (1..=4).contains(&event.pcr))
-        && log.events.iter().any(secure_boot)
+        && extending.peek().is_some()
+        && extending.all(|event| (1..=4).contains(&event.pcr))
 }
 
 #[cfg(test)]

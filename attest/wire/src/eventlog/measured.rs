@@ -53,6 +53,7 @@ impl<'a> Event<'a> {
                 };
                 name().or_else(|| ipl(data, hashes))
             }
+            EventType::EFI_ACTION => whole().or_else(|| data.strip_suffix(&[0]).filter(|text| hashes(text))),
             _ => whole(),
         }
     }
@@ -138,7 +139,9 @@ fn ipl(data: &[u8], hashes: impl Fn(&[u8]) -> bool) -> Option<&[u8]> {
             return Some(part);
         }
     }
-    if let Some(part) = [Some(data), without_nul].into_iter().flatten().find(|part| hashes(part)) {
+    // The last one: UTF-16 without its NUL.
+    let rest = [Some(data), without_nul, without_nul.and_then(|text| text.strip_suffix(&[0]))];
+    if let Some(part) = rest.into_iter().flatten().find(|part| hashes(part)) {
         return Some(part);
     }
     // systemd-boot before version 250 logs one byte less of a UTF-16 text than it measures: the last NUL.

@@ -166,10 +166,9 @@ pub(super) fn digest_of<'a>(event: &Event<'a>, alg: HashAlg) -> Result<&'a [u8],
 }
 
 /// What firmware extends PCR 5 with when the operating system takes over, in the orders in which it happens (PFP 10.4.4): the call can
-/// fail and be repeated.
-const EXIT_BOOT_SERVICES: [&[&str]; 5] = [
+/// fail and be repeated. Only whole sequences: a log that has the call and lacks its end was cut.
+const EXIT_BOOT_SERVICES: [&[&str]; 4] = [
     &["Exit Boot Services Invocation", "Exit Boot Services Returned with Success"],
-    &["Exit Boot Services Returned with Success"],
     &["Exit Boot Services Invocation", "Exit Boot Services Returned with Failure"],
     &[
         "Exit Boot Services Invocation",

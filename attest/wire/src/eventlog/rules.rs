@@ -4,12 +4,11 @@
 //! something that the TPM does not vouch for. Each rule was held against recorded logs of real machines, whose firmware breaks the
 //! specification in known ways: a rule that a real machine breaks is no rule.
 
-use std::sync::LazyLock;
-
-use countersign_tpm::alg::{Digest, HashAlg};
+use countersign_tpm::alg::HashAlg;
 
 use super::examine::Registers;
-use super::measured::grub_prefix;
+use super::known::{Known, NORMAL, Nature, ONES, known};
+use super::measured::{grub_prefix, utf16};
 use super::{Event, EventLog, EventType, Format, Guid, PCRS, PcrBank, Variable};
 use crate::limits;
 
@@ -40,88 +39,6 @@ const PCR7: [EventType; 9] = [
     EventType::EFI_SPDM_DEVICE_POLICY,
     EventType::EFI_SPDM_DEVICE_AUTHORITY,
 ];
-
-const NORMAL: [u8; 4] = [0; 4];
-const ONES: [u8; 4] = [0xff; 4];
-/// What is hashed when a firmware reports an error by a separator (PFP 10.4.1).
-const ERROR: [u8; 4] = [1, 0, 0, 0];
-
-/// Actions that facts are read from (PFP 10.4.4).
-const ACTIONS: [&str; 7] = [
-    "Calling EFI Application from Boot Option",
-    "Returning from EFI Application from Boot Option",
-    "Exit Boot Services Invocation",
-    "Exit Boot Services Returned with Success",
-    "Exit Boot Services Returned with Failure",
-    "UEFI Debug Mode",
-    "DMA Protection Disabled",
-];
-
-/// Digests that give an event's true nature away, whatever its type says.
-struct Known {
-    normal: Digest,
-    failed: [Digest; 2],
-    actions: [Digest; 7],
-    /// The first bytes of all of them: nearly every digest is none of them, and is found out by one look here.
-    starts: [u64; 10],
-}
-
-impl Known {
-    fn of(alg: HashAlg) -> Self {
-        let normal = alg.digest(&[&NORMAL]);
-        let failed = [alg.digest(&[&ONES]), alg.digest(&[&ERROR])];
-        let actions = ACTIONS.map(|text| alg.digest(&[text.as_bytes()]));
-        let mut starts = [0; 10];
-        let all = [&[normal][..], &failed, &actions];
-        for (slot, digest) in starts.iter_mut().zip(all.into_iter().flatten()) {
-            *slot = start(digest.as_bytes());
-        }
-        Self { normal, failed, actions, starts }
-    }
-
-    /// Which of them a digest is.
-    fn find(&self, digest: &[u8]) -> Nature {
-        if !self.starts.contains(&start(digest)) {
-            return Nature::Other;
-        }
-        let is = |known: &Digest| known.as_bytes() == digest;
-        match () {
-            () if is(&self.normal) => Nature::Separator,
-            () if self.failed.iter().any(is) => Nature::Failed,
-            () if self.actions.iter().any(is) => Nature::Action,
-            () => Nature::Other,
-        }
-    }
-}
-
-/// What a digest is of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Nature {
-    /// 00000000.
-    Separator,
-    /// FFFFFFFF or 00000001.
-    Failed,
-    /// One of [`ACTIONS`].
-    Action,
-    /// Anything else.
-    Other,
-}
-
-fn start(digest: &[u8]) -> u64 {
-    digest.first_chunk().map_or(0, |start| u64::from_le_bytes(*start))
-}
-
-static KNOWN: LazyLock<[Known; 4]> = LazyLock::new(|| HashAlg::ALL.map(Known::of));
-
-fn known(alg: HashAlg) -> &'static Known {
-    let [sha1, sha256, sha384, sha512] = &*KNOWN;
-    match alg {
-        HashAlg::Sha1 => sha1,
-        HashAlg::Sha256 => sha256,
-        HashAlg::Sha384 => sha384,
-        HashAlg::Sha512 => sha512,
-    }
-}
 
 /// The rules, as they stand after the events judged so far.
 pub(super) struct Rules<'a> {
@@ -195,13 +112,14 @@ impl<'a> Rules<'a> {
     fn data(&self, event: &Event<'_>, pcr: u8, part: Option<&[u8]>) -> Result<(), Lie> {
         let defined = match event.kind {
             EventType::EFI_VARIABLE_BOOT
+            | EventType::EFI_VARIABLE_BOOT2
             | EventType::EFI_VARIABLE_AUTHORITY
             | EventType::EFI_ACTION
             | EventType::EFI_GPT_EVENT
             | EventType::NONHOST_INFO => true,
             // Firmware for TPM 1.2 measures what it likes here.
             EventType::S_CRTM_VERSION => pcr == 0 && self.format == Format::CryptoAgile,
-            EventType::IPL => grub_prefix(event.data).is_some(),
+            EventType::IPL => grub_prefix(event.data).is_some() || (matches!(pcr, 8 | 12) && parameters(event.data)),
             _ => false,
         };
         if defined && part.is_none() { Err(unmeasured(event)) } else { Ok(()) }
@@ -220,7 +138,8 @@ impl<'a> Rules<'a> {
         if event.kind != EventType::SEPARATOR {
             // One real laptop measures an empty S-CRTM as four zero bytes, and separates PCR 0 later.
             let empty_crtm = event.kind == EventType::S_CRTM_CONTENTS && pcr == 0 && self.ahead.first() > Some(&0);
-            if (is_normal && !empty_crtm) || (failed && most > 0) {
+            // PCRs 8 and up hold what operating systems like, four zero bytes too.
+            if most > 0 && ((is_normal && !empty_crtm) || failed) {
                 return Err(lie(event, "separator", "a separator's digest under another type".into(), "EV_SEPARATOR"));
             }
             return Ok(());
@@ -275,7 +194,8 @@ impl<'a> Rules<'a> {
         if !event.is_image() && matches!(pcr, 2 | 4) && part.is_none() && looks_like_image(event.data) {
             return other("an executable", "EV_EFI_BOOT_SERVICES_APPLICATION or _DRIVER");
         }
-        let gpt = matches!(event.kind, EventType::EFI_GPT_EVENT | EventType::EFI_GPT_EVENT2);
+        let gpt =
+            matches!(event.kind, EventType::EFI_GPT_EVENT | EventType::EFI_GPT_EVENT2 | EventType::IPL_PARTITION_DATA);
         if !gpt && event.data.starts_with(b"EFI PART") {
             return other("a partition table", "EV_EFI_GPT_EVENT");
         }
@@ -368,6 +288,12 @@ fn policy_variable(event: &Event<'_>, part: Option<&[u8]>) -> Result<(), Lie> {
         return Err(unmeasured(event));
     }
     Ok(())
+}
+
+/// Kernel parameters in UTF-16, as systemd-boot and systemd-stub log them. What they call the initial RAM disks that they measure beside them
+/// has no `=`.
+fn parameters(data: &[u8]) -> bool {
+    data.chunks_exact(2).any(|pair| pair == [b'=', 0]) && utf16(data).is_some()
 }
 
 /// UEFI_IMAGE_LOAD_EVENT with a device path: 32 bytes and exactly as many as it says.

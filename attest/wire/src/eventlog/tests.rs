@@ -285,4 +285,5 @@ fn exit_boot_services_that_are_extended_and_not_logged() {
     assert_eq!(reached([&[]; 2]), Ok(false));
     assert_eq!(reached([&[call, success], &[]]), Err(5), "one bank must not vouch for another");
     assert_eq!(reached([&[call, "something else"]; 2]), Err(5));
+    assert_eq!(reached([&[success]; 2]), Err(5), "a log that lacks only the end was cut");
 }
