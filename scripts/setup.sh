@@ -21,6 +21,7 @@ packages=(
 	busybox-static     # the demo's workload
 	siftool            # an independent reader of our images (tests)
 	tpm2-tools         # an independent reader of our logs (tests)
+	rpm                # packages to learn reference values from (tests)
 	procps             # ps: the demo as an ordinary user leaves nothing running
 )
 
