@@ -63,19 +63,55 @@ pub(crate) mod code {
     pub(crate) const VERDICT: u8 = 48;
 }
 
+/// Reads a file, no further than a record may be long: what a file says of its size is not what it gives (devices, pipes, securityfs).
+pub(crate) fn read_bounded(path: &std::path::Path) -> std::io::Result<Vec<u8>> {
+    use std::io::{Error, ErrorKind, Read as _};
+    let max = countersign_wire::limits::RECORD;
+    let mut bytes = Vec::new();
+    let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
+    std::fs::File::open(path)?.take(limit).read_to_end(&mut bytes)?;
+    if bytes.len() > max {
+        return Err(Error::new(ErrorKind::FileTooLarge, format!("more than {max} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// The members of a JSON object in their order, equal names kept.
+struct Pairs<T>(Vec<(String, T)>);
+
+impl<'de, T: serde::Deserialize<'de>> serde::Deserialize<'de> for Pairs<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members<T>(std::marker::PhantomData<T>);
+        impl<'de, T: serde::Deserialize<'de>> serde::de::Visitor<'de> for Members<T> {
+            type Value = Pairs<T>;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Pairs(pairs))
+            }
+        }
+        deserializer.deserialize_map(Members(std::marker::PhantomData))
+    }
+}
+
 /// PCRS.json: {"sha256": {"0": "hex", ...}, ...}.
 pub(crate) struct Pcrs(BTreeMap<HashAlg, BTreeMap<u8, Digest>>);
 
 impl Pcrs {
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, CheckError> {
         let bad = |got: String| CheckError::new(code::INPUT, "pcrs", got, "{\"sha256\": {\"0\": \"hex\", ...}, ...}");
-        let raw: BTreeMap<String, BTreeMap<String, String>> =
-            serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
+        // Not a map: of two equal names it would keep the last, and what the first one lists would go unchecked.
+        let raw: Pairs<Pairs<String>> = serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
         let mut banks = BTreeMap::new();
-        for (name, values) in raw {
+        for (name, values) in raw.0 {
             let alg = HashAlg::from_name(&name).ok_or_else(|| bad(format!("unknown bank {name:?}")))?;
             let mut pcrs = BTreeMap::new();
-            for (index, value) in values {
+            for (index, value) in values.0 {
                 let pcr: u8 =
                     index.parse().ok().filter(|pcr| *pcr < 24).ok_or_else(|| bad(format!("{name}: PCR {index:?}")))?;
                 let digest = hex::decode(&value).ok().and_then(|bytes| Digest::new(alg, &bytes));
@@ -84,7 +120,9 @@ impl Pcrs {
                     return Err(bad(format!("{name}:{pcr} twice")));
                 }
             }
-            banks.insert(alg, pcrs);
+            if banks.insert(alg, pcrs).is_some() {
+                return Err(bad(format!("bank {name:?} twice")));
+            }
         }
         if banks.is_empty() {
             return Err(bad("no bank".into()));
