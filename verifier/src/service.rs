@@ -99,7 +99,8 @@ impl Service {
         };
         // A fresh look within the transaction: the snapshot is what the challenge is issued on.
         let host = read_host(&mut transaction, &request.host).await?.ok_or_else(|| unknown_host(&request.host))?;
-        sqlx::query("UPDATE challenges SET open = 0 WHERE host = ? AND open = 1")
+        // A closed challenge is kept for its answer, or for its reason; a host's snapshot may be megabytes, and anybody may ask for challenges.
+        sqlx::query("UPDATE challenges SET open = 0, snapshot_cbor = x'' WHERE host = ? AND open = 1")
             .bind(request.host.0.as_slice())
             .execute(&mut *transaction)
             .await?;
@@ -301,10 +302,13 @@ impl Service {
                 Some("verifier host list"),
             ));
         }
-        sqlx::query("UPDATE challenges SET open = 0 WHERE host = ?")
+        sqlx::query("UPDATE challenges SET open = 0, snapshot_cbor = x'' WHERE host = ?")
             .bind(host.0.as_slice())
             .execute(&mut *transaction)
             .await?;
+        if matches!(state, HostState::Suspended | HostState::Revoked) {
+            void_tokens(&mut transaction, host).await?;
+        }
         audit(&mut transaction, actor, "host-state", &format!("{host} {state:?} {reason}")).await?;
         transaction.commit().await?;
         Ok(())
@@ -328,6 +332,12 @@ pub(crate) async fn audit(
         .bind(detail)
         .execute(connection)
         .await?;
+    Ok(())
+}
+
+/// A token for a host that was handed out before the host was stopped admits it no longer: one that is to come back gets a new one.
+pub(crate) async fn void_tokens(connection: &mut sqlx::SqliteConnection, host: &HostId) -> Result<(), Error> {
+    sqlx::query("DELETE FROM tokens WHERE host = ?").bind(host.0.as_slice()).execute(connection).await?;
     Ok(())
 }
 

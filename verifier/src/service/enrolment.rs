@@ -163,6 +163,9 @@ impl Service {
             Some(known) if known.snapshot.state == HostState::Revoked => {
                 return Err(Error::request("host-revoked", "this host was revoked", None));
             }
+            Some(known) if known.snapshot.state == HostState::Pending => {
+                self.pending_again(&mut transaction, &request, &known.snapshot.ak_public, now).await?
+            }
             // A lost answer is no loss: the enrolled AK, proved again, keeps its state and gets its certificate.
             Some(known) if known.snapshot.ak_public == request.card.ak_public => known.snapshot.state,
             Some(known) => {
@@ -196,15 +199,14 @@ impl Service {
                 state
             }
             None => {
-                let admitted = self.use_token(&mut transaction, &request, None, now).await?;
-                if !admitted {
-                    return Err(Error::request(
-                        "token",
-                        "the join token is unknown, used up, expired or for another host",
-                        Some("ask the verifier's operator for one: verifier token new"),
-                    ));
-                }
-                let state = HostState::Active;
+                let (state, reason) = if self.use_token(&mut transaction, &request, None, now).await? {
+                    (HostState::Active, "admitted by a token")
+                } else if shows_a_token(&request) {
+                    return Err(bad_token());
+                } else {
+                    self.room_to_wait(&mut transaction).await?;
+                    (HostState::Pending, "no join token: waits for an operator")
+                };
                 let tpm = serde_json::to_string(&checked.facts).map_err(|e| Error::Internal(e.to_string()))?;
                 let name: String = request.name.chars().filter(|c| !c.is_control()).take(128).collect();
                 sqlx::query(
@@ -214,7 +216,7 @@ impl Service {
                 .bind(host.0.as_slice())
                 .bind(&name)
                 .bind(state_number(state))
-                .bind("admitted by a token")
+                .bind(reason)
                 .bind(checked.simulated)
                 .bind(&checked.root)
                 .bind(tpm)
@@ -225,7 +227,7 @@ impl Service {
                 .bind(now)
                 .execute(&mut *transaction)
                 .await?;
-                audit(&mut transaction, "enrolment", "host-new", &format!("{host} {name}")).await?;
+                audit(&mut transaction, "enrolment", "host-new", &format!("{host} {name} {reason}")).await?;
                 state
             }
         };
@@ -236,6 +238,62 @@ impl Service {
         };
         transaction.commit().await?;
         Ok(Enrolled { version: 1, host, state, certificate })
+    }
+
+    /// A host that nobody has admitted yet: a token admits it now; without one it goes on waiting, with the AK that it proved last.
+    async fn pending_again(
+        &self,
+        connection: &mut sqlx::SqliteConnection,
+        request: &EnrolRequest,
+        enrolled_ak: &[u8],
+        now: i64,
+    ) -> Result<HostState, Error> {
+        let host = request.card.host;
+        let admitted = self.use_token(connection, request, None, now).await?
+            || self.use_token(connection, request, Some(&host), now).await?;
+        if !admitted && shows_a_token(request) {
+            return Err(bad_token());
+        }
+        if !admitted && enrolled_ak == request.card.ak_public {
+            return Ok(HostState::Pending);
+        }
+        let (state, reason) = if admitted {
+            (HostState::Active, "admitted by a token")
+        } else {
+            (HostState::Pending, "no join token: waits for an operator")
+        };
+        sqlx::query(
+            "UPDATE hosts SET ak_public = ?, run_pcr = ?, state = ?, state_reason = ?, baseline_cbor = NULL, \
+             version = version + 1 WHERE host = ?",
+        )
+        .bind(&request.card.ak_public)
+        .bind(i64::from(request.card.run_pcr))
+        .bind(state_number(state))
+        .bind(reason)
+        .bind(host.0.as_slice())
+        .execute(&mut *connection)
+        .await?;
+        if admitted {
+            audit(connection, "enrolment", "host-admitted", &format!("{host} {reason}")).await?;
+        }
+        Ok(state)
+    }
+
+    /// Hosts without a token are recorded up to a number: whoever has many TPMs fills no database with them.
+    async fn room_to_wait(&self, connection: &mut sqlx::SqliteConnection) -> Result<(), Error> {
+        let waiting: i64 = sqlx::query_scalar("SELECT count(*) FROM hosts WHERE state = ?")
+            .bind(state_number(HostState::Pending))
+            .fetch_one(connection)
+            .await?;
+        if waiting < i64::from(self.config.pending_hosts) {
+            return Ok(());
+        }
+        let title = format!("this host shows no join token, and {waiting} others wait for an operator already");
+        Err(Error::request(
+            "token",
+            title,
+            Some("verifier token new, or admit or revoke those that wait: verifier host list"),
+        ))
     }
 
     /// Uses a token up: true when it is good for this host (`only`), or for any new one.
@@ -300,4 +358,17 @@ impl Service {
         let text = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(cbor::encode(&token));
         Ok(format!("{}{text}", countersign_wire::trust::JoinToken::PREFIX))
     }
+}
+
+/// Whether a request came with a join token, good or bad.
+fn shows_a_token(request: &EnrolRequest) -> bool {
+    request.token.as_ref().is_some_and(|token| !token.is_empty())
+}
+
+fn bad_token() -> Error {
+    Error::request(
+        "token",
+        "the join token is unknown, used up, expired or for another host",
+        Some("ask the verifier's operator for one: verifier token new"),
+    )
 }
