@@ -42,17 +42,8 @@ impl Service {
         if host.snapshot.version != context.host.version {
             return Err(challenge_closed());
         }
-        if let Some(workload) = &context.challenge.workload
-            && judged.release.is_some()
-        {
-            let kept: Option<i64> = sqlx::query_scalar("SELECT 1 FROM workloads WHERE id = ? AND withdrawn = 0")
-                .bind(workload.0.as_slice())
-                .fetch_optional(&mut *transaction)
-                .await?;
-            // Withdrawn while this was appraised. What the policies read is of then; what leaves is of now.
-            if kept.is_none() {
-                return Err(unknown_workload(workload));
-            }
+        if judged.verdict.allow {
+            still_decided_so(&mut transaction, &context, &judged).await?;
         }
         let document = verdict_bytes(&judged.verdict);
         let mut answer = Answer {
@@ -167,6 +158,34 @@ impl Service {
         let mac = self.keys.receipt_mac(&Receipt::mac_input(host, number, &random));
         Receipt { number, random, mac }
     }
+}
+
+/// An operator may have revoked reference values or withdrawn the workload while this was appraised: what leaves after that is as if it was asked
+/// after that. The challenge stays open, so the host attests again.
+async fn still_decided_so(
+    connection: &mut sqlx::SqliteConnection,
+    context: &Context,
+    judged: &Judged,
+) -> Result<(), Error> {
+    if let Some(workload) = &context.challenge.workload {
+        let kept: Option<i64> = sqlx::query_scalar("SELECT 1 FROM workloads WHERE id = ? AND withdrawn = 0")
+            .bind(workload.0.as_slice())
+            .fetch_optional(&mut *connection)
+            .await?;
+        if kept.is_none() {
+            return Err(unknown_workload(workload));
+        }
+    }
+    let revision: i64 =
+        sqlx::query_scalar("SELECT value FROM settings WHERE key = 'reference_revision'").fetch_one(connection).await?;
+    if revision != to_db(judged.verdict.basis.reference_revision) {
+        return Err(Error::request(
+            "conflict",
+            "the reference values changed while this was appraised",
+            Some("attest again"),
+        ));
+    }
+    Ok(())
 }
 
 /// Receipts of earlier lives count only as far as the newest of them goes: a statement after a reset names that one.
