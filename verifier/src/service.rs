@@ -55,6 +55,12 @@ impl Service {
     /// # Errors
     /// [`Error`].
     pub async fn open(dir: &Path) -> Result<Self, Error> {
+        use std::os::unix::fs::MetadataExt as _;
+        let bad = |reason: String| Error::State { path: dir.display().to_string(), reason };
+        // Whoever may write here may put other keys and another policy in place.
+        if std::fs::metadata(dir).is_ok_and(|folder| folder.mode() & 0o002 != 0) {
+            return Err(bad("everybody may write it; chmod 700".into()));
+        }
         let config = Config::load(dir)?;
         let keys = Keys::load(dir)?;
         let store = Store::open(dir, false).await?;
