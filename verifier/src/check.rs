@@ -134,3 +134,22 @@ impl Pcrs {
         self.0.get(&alg)?.get(&pcr).copied()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_listed_twice() {
+        let (zero, one) = ("00".repeat(32), "11".repeat(32));
+        let parse = |text: String| Pcrs::parse(text.as_bytes()).map(|pcrs| pcrs.0.len()).map_err(|e| e.got);
+        assert_eq!(parse(format!(r#"{{"sha256": {{"0": "{zero}", "1": "{one}"}}}}"#)), Ok(1));
+        for (twice, says) in [
+            (format!(r#"{{"sha256": {{"0": "{zero}"}}, "sha256": {{"0": "{one}"}}}}"#), "bank \"sha256\" twice"),
+            (format!(r#"{{"sha256": {{"0": "{zero}", "0": "{one}"}}}}"#), "sha256:0 twice"),
+            (format!(r#"{{"sha256": {{"0": "{zero}", "00": "{one}"}}}}"#), "sha256:0 twice"),
+        ] {
+            assert_eq!(parse(twice), Err(says.to_owned()));
+        }
+    }
+}

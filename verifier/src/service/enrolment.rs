@@ -25,6 +25,9 @@ use crate::store::{from_cbor, now_ms, read_host, state_number, to_cbor, to_db};
 /// How long a host has to prove activation, in milliseconds.
 const PROOF_MS: i64 = 60_000;
 
+/// EK certificates of one host that are looked at: three kinds are known, some TPMs have more.
+const CERTIFICATES: usize = 8;
+
 /// proof, request, enrolment, checked.
 type EnrolmentRow = (Vec<u8>, Vec<u8>, Vec<u8>, String);
 
@@ -52,11 +55,8 @@ impl Service {
             return Err(refuse("run-pcr", title, Some("run_pcr in the host's attest.toml; 13 is the default")));
         }
         let now = self.store.now_ms().await?;
-        let (ek, checked, enrolment) = self.check_ek(request, now).await?;
         let shown = Public::parse(&card.ek_public).map_err(|e| refuse("ek", format!("EK: {e}"), None))?;
-        if shown != ek {
-            return Err(refuse("ek", "the EK shown is not the one that its certificate certifies".into(), None));
-        }
+        let (ek, checked, enrolment) = self.check_ek(request, &shown, now).await?;
         let spki = ek.spki().ok_or_else(|| refuse("ek", "an unusable EK".into(), None))?;
         if HostId::of_ek_spki(&spki) != card.host {
             return Err(refuse("ek", "the host id is not that of the EK".into(), None));
@@ -91,29 +91,54 @@ impl Service {
         Ok(EnrolChallenge { version: 1, id, credential: credential.blob, secret: credential.secret })
     }
 
-    /// The EK's public area, rebuilt from a certificate with a path to a curated root. Nothing else that the host says of it counts.
-    async fn check_ek(&self, request: &EnrolRequest, now: i64) -> Result<(Public, Checked, EnrolmentRecord), Error> {
+    /// The EK's public area, rebuilt from a certificate with a path to a curated root. Nothing else that the host says of it counts. Of several
+    /// certificates it is the one of the EK shown; the host shows that of the lowest NV index first.
+    async fn check_ek(
+        &self,
+        request: &EnrolRequest,
+        shown: &Public,
+        now: i64,
+    ) -> Result<(Public, Checked, EnrolmentRecord), Error> {
         let card = &request.card;
         let roots = self.store.ek_roots().await?;
         let ders: Vec<Vec<u8>> = roots.iter().map(|(der, _)| der.clone()).collect();
         let chain: Vec<Vec<u8>> = card.chain.iter().map(|der| der.to_vec()).collect();
         let seconds = u64::try_from(now.div_euclid(1000)).unwrap_or(0);
-        let mut certificates = card.ek_certificates.clone();
+        let refuse = |title: String, hint: &str| Error::request("ek-certificate", title, Some(hint));
+        if card.ek_certificates.len() > CERTIFICATES {
+            let title = format!("{} EK certificates, at most {CERTIFICATES} are looked at", card.ek_certificates.len());
+            return Err(refuse(title, "show those of the TPM's EKs only"));
+        }
+        let mut certificates: Vec<_> = card.ek_certificates.iter().collect();
         certificates.sort_by_key(|certificate| certificate.nv_index);
-        let Some(first) = certificates.first() else {
-            return Err(Error::request(
-                "ek-certificate",
-                "this TPM shows no EK certificate",
-                Some("only TPMs with a certificate of a trusted vendor are admitted"),
-            ));
+        let (mut found, mut other, mut refused) = (None, None, None);
+        for certificate in certificates {
+            match ekcert::check(&certificate.der, &chain, &ders, seconds) {
+                Ok(checked) if checked.public == *shown => found = found.or(Some((certificate, checked))),
+                Ok(_) => other = other.or(Some(certificate.nv_index)),
+                Err(e) => refused = refused.or(Some(e)),
+            }
+        }
+        let Some((first, checked)) = found else {
+            return Err(match (other, refused) {
+                (Some(index), Some(_)) => Error::request(
+                    "ek-other",
+                    format!("the EK shown is not the one that its trusted certificate at {index:#010x} certifies"),
+                    Some("attest enroll shows each EK that has a certificate"),
+                ),
+                (Some(_), None) => {
+                    Error::request("ek", "the EK shown is not the one that its certificate certifies", None)
+                }
+                (None, Some(e)) => refuse(
+                    format!("EK certificate: {e}"),
+                    "verifier ek-root add VENDOR-ROOT.pem, if that vendor is to be trusted",
+                ),
+                (None, None) => refuse(
+                    "this TPM shows no EK certificate".into(),
+                    "only TPMs with a certificate of a trusted vendor are admitted",
+                ),
+            });
         };
-        let checked = ekcert::check(&first.der, &chain, &ders, seconds).map_err(|e| {
-            Error::request(
-                "ek-certificate",
-                format!("EK certificate: {e}"),
-                Some("verifier ek-root add VENDOR-ROOT.pem, if that vendor is to be trusted"),
-            )
-        })?;
         // By position: two roots may have one subject, and only one of them be for development.
         let Some((root, development)) = roots.get(checked.root_index) else {
             return Err(Error::Internal("the EK certificate leads to a root that is not there".into()));

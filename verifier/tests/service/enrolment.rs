@@ -53,6 +53,27 @@ fn a_genuine_certificate_with_another_ek_or_host_id() {
 }
 
 #[test]
+fn a_second_certificate_may_lead_to_a_root() {
+    use countersign_wire::enrol::EkCertificate;
+    let lab = Lab::new();
+    let machine = lab.vendor.machine();
+    let token = lab.token(None);
+    // The lower index holds one that leads nowhere, for an EK of another kind.
+    let stranger = Vendor::new("Unknown").machine();
+    let mut request = machine.request(Some(&token));
+    request.card.ek_certificates.insert(0, EkCertificate { nv_index: 0x01c0_0002, der: stranger.certificate.clone() });
+    let mut first = request.clone();
+    first.card.ek_public = stranger.case.tpm.ek.to_bytes();
+    first.card.host = stranger.case.host();
+    assert_eq!(problem(lab.run(lab.service.enrol(&first))), "ek-other");
+    let challenge = lab.run(lab.service.enrol(&request)).unwrap();
+    let enrolled = lab.run(lab.service.enrol_proof(&machine.prove(&lab, &request, &challenge))).unwrap();
+    assert_eq!(enrolled.host, machine.case.host());
+    request.card.ek_certificates = vec![request.card.ek_certificates[0].clone(); 9];
+    assert_eq!(problem(lab.run(lab.service.enrol(&request))), "ek-certificate", "more than are looked at");
+}
+
+#[test]
 fn an_ak_that_is_not_restricted() {
     let lab = Lab::new();
     let machine = lab.vendor.machine();
@@ -325,6 +346,15 @@ fn only_a_ca_becomes_a_root() {
     let both = vec![STANDARD.encode(&good.root), STANDARD.encode(&ek)];
     assert_eq!(problem(lab.ask(Request::EkRootAdd { certificates: both, development: false })), "ek-root");
     assert_eq!(lab.ask(Request::EkRootList {}).unwrap()["roots"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_state_folder_that_everybody_may_write() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let lab = Lab::new();
+    std::fs::set_permissions(lab.path(), std::fs::Permissions::from_mode(0o757)).unwrap();
+    let error = lab.run(countersign_verifier::service::Service::open(lab.path())).unwrap_err();
+    assert!(error.to_string().contains("chmod 700"), "{error}");
 }
 
 #[test]
