@@ -22,6 +22,7 @@ use crate::tpm::TpmAddress;
 const EXAMPLES: &str = "\
 Examples:
   attest enroll --token join.token             join the verifier that the token names
+  attest enroll --url URL --trust SHA256       without a token: wait there for an operator
   attest now                                   attest once; exit code 0 when the verdict allows
   attest show -o host.card                     this host's card, for owners and operators
   attest inspect /sys/kernel/security/tpm0/binary_bios_measurements
@@ -57,11 +58,17 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Join the verifier that a token names
+    /// Join the verifier that a token names, or without one wait there for an operator
     Enroll {
         /// File with the join token; - reads standard input
-        #[arg(long, value_name = "FILE")]
-        token: PathBuf,
+        #[arg(long, value_name = "FILE", required_unless_present = "trust")]
+        token: Option<PathBuf>,
+        /// Without a token: SHA-256 of the verifier's trust bundle, which `verifier init` prints
+        #[arg(long, value_name = "SHA256", requires = "url", conflicts_with = "token", value_parser = digest)]
+        trust: Option<[u8; 32]>,
+        /// Without a token: the verifier's address, https://HOST:PORT
+        #[arg(long, value_name = "URL", requires = "trust")]
+        url: Option<String>,
         /// A name for people (default: the host's name)
         #[arg(long)]
         name: Option<String>,
@@ -132,11 +139,17 @@ fn host(cli: &Cli) -> Result<Host, Failure> {
 
 fn run(cli: Cli) -> Result<(), Failure> {
     match &cli.command {
-        Command::Enroll { token, name } => {
-            let token = read_token(token)?;
+        Command::Enroll { token, trust, url, name } => {
+            let token = token.as_deref().map(read_token).transpose()?;
             let name =
                 name.clone().unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
-            let enrolled = host(&cli)?.enroll(&token, &name)?;
+            let mut host = host(&cli)?;
+            let enrolled = match (&token, url, trust) {
+                (Some(token), ..) => host.enroll(token, &name)?,
+                (None, Some(url), Some(trust)) => host.enroll_without_token(url, trust, &name)?,
+                // The command line's rules leave no such case.
+                (None, ..) => return Err(HostError::Token("there is none".into()).into()),
+            };
             let state = format!("{:?}", enrolled.state).to_lowercase();
             let host = enrolled.host.to_string();
             out::print(cli.json, &serde_json::json!({"host": host, "state": state}), || match state.as_str() {
@@ -218,6 +231,12 @@ fn read_artefact(file: &Path) -> Result<Vec<u8>, Failure> {
         .map_err(|e| unknown(file, &e.to_string()))
 }
 
+fn digest(text: &str) -> Result<[u8; 32], String> {
+    let mut digest = [0; 32];
+    hex::decode_to_slice(text, &mut digest).map_err(|_| "not 64 hex digits".to_owned())?;
+    Ok(digest)
+}
+
 /// A file given to `inspect` that is damaged, or nothing that it knows.
 fn unknown(file: &Path, reason: &str) -> Failure {
     Failure {
@@ -235,7 +254,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
 
 fn read_token(path: &Path) -> Result<JoinToken, Failure> {
     let bad = |e: String| Failure::from(HostError::Token(e));
-    let mut text = String::new();
+    let mut text = zeroize::Zeroizing::new(String::with_capacity(8192));
     if path.as_os_str() == "-" {
         std::io::stdin().take(8192).read_to_string(&mut text).map_err(|e| bad(e.to_string()))?;
     } else {

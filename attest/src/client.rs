@@ -1,6 +1,6 @@
-//! HTTPS to the verifier: TLS 1.3, only the pinned CA, one deadline for a whole operation.
+//! HTTPS to the verifier: TLS 1.3, only the pinned CA, one deadline for all that the verifier does in an operation.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use countersign_wire::cbor::{self, Message};
@@ -22,16 +22,37 @@ const MAX_ANSWER: usize = countersign_wire::limits::RECORD;
 pub struct Client {
     http: Http,
     url: String,
-    deadline: Instant,
+    patience: Patience,
 }
 
 /// A TLS client certificate (DER) and its key (PKCS#8 DER).
-#[derive(Debug)]
 pub struct Identity {
     /// Certificate.
     pub certificate: Vec<u8>,
     /// Key.
     pub key: zeroize::Zeroizing<Vec<u8>>,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity").field("certificate", &self.certificate).finish_non_exhaustive()
+    }
+}
+
+/// What is left of the time that the verifier may take in one operation. What the TPM takes in between has deadlines of its own: making an
+/// RSA EK alone takes seconds.
+#[derive(Debug)]
+struct Patience(Mutex<Duration>);
+
+impl Patience {
+    fn left(&self) -> Duration {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn spend(&self, time: Duration) {
+        let mut left = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *left = left.saturating_sub(time);
+    }
 }
 
 impl Client {
@@ -80,8 +101,8 @@ impl Client {
             .timeout(patience)
             .build()
             .map_err(|e| bad(e.to_string()))?;
-        let deadline = Instant::now().checked_add(patience).unwrap_or_else(Instant::now);
-        Ok(Self { http, url: url.trim_end_matches('/').to_owned(), deadline })
+        let patience = Patience(Mutex::new(patience));
+        Ok(Self { http, url: url.trim_end_matches('/').to_owned(), patience })
     }
 
     /// Fetches the trust bundle with this SHA-256 (hex digits in errors), before anything is sent.
@@ -145,13 +166,21 @@ impl Client {
 
     /// Sends a request, and again when the verifier asks for that (429 and 503 with Retry-After) and the deadline leaves room for it.
     fn send(&self, request: RequestBuilder) -> Result<Vec<u8>, HostError> {
+        let started = Instant::now();
+        let outcome = self.try_send(request, started);
+        self.patience.spend(started.elapsed());
+        outcome
+    }
+
+    fn try_send(&self, request: RequestBuilder, started: Instant) -> Result<Vec<u8>, HostError> {
+        let left = || self.patience.left().saturating_sub(started.elapsed());
         loop {
-            let left = self.deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let left_now = left();
+            if left_now.is_zero() {
                 return Err(self.unreachable("no answer before the deadline".into()));
             }
             let this = request.try_clone().ok_or_else(|| self.unreachable("the request cannot be repeated".into()))?;
-            let response = this.timeout(left).send().map_err(|e| self.unreachable(words(&e)))?;
+            let response = this.timeout(left_now).send().map_err(|e| self.unreachable(words(&e)))?;
             let status = response.status();
             let wait = retry_after(&response);
             let body = self.body(response)?;
@@ -159,9 +188,7 @@ impl Client {
                 return Ok(body);
             }
             match wait {
-                Some(wait) if wait < self.deadline.saturating_duration_since(Instant::now()) => {
-                    std::thread::sleep(wait)
-                }
+                Some(wait) if wait < left() => std::thread::sleep(wait),
                 _ => {
                     let problem = serde_json::from_slice(&body).unwrap_or_else(|_| Problem {
                         id: "http".into(),
@@ -313,5 +340,28 @@ impl ServerCertVerifier for Anybody {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_is_spent_on_the_verifier_alone() {
+        let client = Client::new("https://127.0.0.1:1", &[], None, Duration::from_secs(10)).unwrap();
+        assert_eq!(client.patience.left(), Duration::from_secs(10), "no clock runs beside it");
+        client.patience.spend(Duration::from_secs(4));
+        client.patience.spend(Duration::from_secs(4));
+        assert_eq!(client.patience.left(), Duration::from_secs(2), "requests share it");
+        client.patience.spend(Duration::from_secs(4));
+        let error = client.get("/").unwrap_err().to_string();
+        assert!(error.contains("no answer before the deadline"), "{error}");
+    }
+
+    #[test]
+    fn keys_are_not_shown() {
+        let identity = Identity { certificate: vec![1], key: vec![222, 173].into() };
+        assert!(!format!("{identity:?}").contains("222"));
     }
 }

@@ -163,7 +163,9 @@ impl HostError {
             }
             Self::Tpm(_) => "run the command again; if it persists, reboot".into(),
             Self::Unseal(_) => "attest again: run the command again".into(),
-            Self::NoCertificate => "the verifier's operator can allow this EK: verifier ek allow HOST-CARD".into(),
+            Self::NoCertificate => {
+                "verifiers admit TPMs with an EK certificate of a trusted vendor only: check the TPM's firmware settings".into()
+            }
             Self::Unreachable { .. } => "check the address in the token and that `verifier serve` runs there".into(),
             Self::Trust { .. } => {
                 "ask the verifier's operator for a new token; if it names the same digest, somebody else answers".into()

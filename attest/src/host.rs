@@ -189,9 +189,38 @@ impl Host {
     /// # Errors
     /// [`HostError`].
     pub fn enroll(&mut self, token: &JoinToken, name: &str) -> Result<Enrolled, HostError> {
-        let url = self.config.verifier.clone().unwrap_or_else(|| token.url.clone());
-        let trust = Client::fetch_trust(&url, &token.trust, self.config.deadline)?;
-        self.operation()?.enroll(&url, token, &trust, name)
+        self.enroll_at(&token.url.clone(), &token.trust, Some(token), name)
+    }
+
+    /// Shows this host to a verifier that it has no token of: it waits there until an operator admits it. The verifier at `url` is pinned by
+    /// the SHA-256 of its trust bundle, as a token would name it.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    pub fn enroll_without_token(&mut self, url: &str, trust: &[u8; 32], name: &str) -> Result<Enrolled, HostError> {
+        self.enroll_at(url, trust, None, name)
+    }
+
+    fn enroll_at(
+        &mut self,
+        url: &str,
+        trust: &[u8; 32],
+        token: Option<&JoinToken>,
+        name: &str,
+    ) -> Result<Enrolled, HostError> {
+        let url = self.config.verifier.clone().unwrap_or_else(|| url.to_owned());
+        let trust = Client::fetch_trust(&url, trust, self.config.deadline)?;
+        let mut outcome = self.operation()?.enroll(&url, token, &trust, name, 0);
+        // The lowest one that the verifier accepts: others than the first may lead to a root that it trusts.
+        for at in 1..Template::ALL.len() {
+            match outcome {
+                Err(ref refused) if enrol::another_may_do(refused) => {
+                    outcome = self.operation()?.enroll(&url, token, &trust, name, at);
+                }
+                done => return done,
+            }
+        }
+        outcome
     }
 
     /// One attestation.

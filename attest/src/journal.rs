@@ -128,6 +128,12 @@ impl Journal {
     pub fn write(&mut self, state: &StateDir, event: Event) -> Result<Vec<Digest>, HostError> {
         let corrupt = |e: countersign_wire::runlog::BadRunLog| HostError::Corrupt(e.to_string());
         let (line, digests) = self.log.next(self.pcr, &self.banks, event).map_err(corrupt)?;
+        // A file that is too long to be read again would stop this host for good: not even a reboot would help.
+        let end = self.log.entries.last().map_or(0, |entry| entry.end);
+        if end.saturating_add(line.len()) > limits::RUN_LOG {
+            let full = format!("the run log is full ({} bytes); reboot to begin a new one", limits::RUN_LOG);
+            return Err(HostError::Corrupt(full));
+        }
         state.append(FILE, &line)?;
         let bytes = state.read(FILE, limits::RUN_LOG)?.unwrap_or_default();
         self.log = RunLog::parse(&bytes).map_err(corrupt)?;
@@ -178,4 +184,25 @@ fn read_pcr(tpm: &mut Tpm, alg: HashAlg, pcr: u8) -> Result<Digest, HostError> {
     let selection = PcrSelection(vec![BankSelection::new(alg, &[pcr])]);
     let values = tpm.read_pcrs(&selection)?;
     values.first().map(|(_, _, value)| *value).ok_or_else(|| HostError::Corrupt(format!("the TPM has no PCR {pcr}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_log_stays_readable() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let mut journal = Journal { log: RunLog::empty(), pcr: 13, banks: vec![HashAlg::Sha256] };
+        let entry = || Event::End { run: RunId([1; 16]), status: "x".repeat(limits::RUN_LOG / 4) };
+        for _ in 0..3 {
+            journal.write(&state, entry()).unwrap();
+        }
+        let before = Journal::bytes(&state).unwrap();
+        let error = journal.write(&state, entry()).unwrap_err().to_string();
+        assert!(error.contains("full") && error.contains("reboot"), "{error}");
+        assert_eq!(Journal::bytes(&state).unwrap(), before);
+        journal.write(&state, Event::Resume {}).unwrap();
+    }
 }

@@ -14,7 +14,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -40,6 +40,12 @@ impl StateDir {
     pub fn open(path: &Path) -> Result<Self, HostError> {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
         made.map_err(|source| HostError::State { path: path.to_owned(), source })?;
+        // Whoever may write here may put another verifier in the place of the pinned one.
+        let mode = fs::metadata(path).map_err(|source| HostError::State { path: path.to_owned(), source })?.mode();
+        if mode & 0o002 != 0 {
+            let source = std::io::Error::new(std::io::ErrorKind::PermissionDenied, "everybody may write it; chmod 700");
+            return Err(HostError::State { path: path.to_owned(), source });
+        }
         Ok(Self(path.to_owned()))
     }
 
@@ -165,7 +171,8 @@ impl StateDir {
 /// # Errors
 /// Those of reading, and FileTooLarge.
 pub fn read_bounded(file: impl std::io::Read, max: usize) -> std::io::Result<Vec<u8>> {
-    let mut contents = Vec::new();
+    // Room at once: a secret that fits leaves no copies behind where the vector grew.
+    let mut contents = Vec::with_capacity(max.min(4096).saturating_add(1));
     let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
     file.take(limit).read_to_end(&mut contents)?;
     if contents.len() > max {
@@ -182,6 +189,15 @@ mod tests {
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn a_folder_that_everybody_may_write_is_refused() {
+        let dir = tempfile::TempDir::new().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(StateDir::open(dir.path()).unwrap_err().to_string().contains("chmod 700"));
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o750)).unwrap();
+        StateDir::open(dir.path()).unwrap();
     }
 
     #[test]

@@ -90,3 +90,34 @@ fn a_host_joins_attests_and_is_denied() {
     assert_eq!(denial["code"], 30);
     assert!(denial["denial"]["reasons"][0]["id"].is_string());
 }
+
+#[test]
+fn a_host_without_a_token_waits_for_the_operator() {
+    let Some(stage) = Stage::new() else { return };
+    let digest = hex::encode(stage.verifier.token(None).trust);
+    // Another bundle than the one named: nothing is sent.
+    let wrong = ["enroll", "--url", &stage.verifier.url, "--trust", &"00".repeat(32)];
+    assert_eq!(attest(&stage, &wrong, "").status.code(), Some(21));
+    let enroll = ["enroll", "--url", &stage.verifier.url, "--trust", &digest];
+    let out = attest(&stage, &enroll, "");
+    let stdout = String::from_utf8(out.stdout).unwrap();
+    assert!(stdout.contains(" is pending: `verifier host admit "), "{}", String::from_utf8_lossy(&out.stderr));
+    assert_eq!(stage.verifier.state(), "pending");
+    let out = attest(&stage, &["now"], "");
+    let stderr = String::from_utf8(out.stderr).unwrap();
+    assert_eq!(out.status.code(), Some(22), "{stderr}");
+    let command = stderr.split("hint: verifier host admit ").nth(1).unwrap().trim();
+    stage.verifier.ask(
+        serde_json::from_value(serde_json::json!(
+            {"op": "host-state", "host": command, "state": "active", "reason": "known"}
+        ))
+        .unwrap(),
+    );
+    for _ in 0..2 {
+        let out = attest(&stage, &["now"], "");
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    }
+    for usage in [&["enroll"][..], &["enroll", "--url", "https://v:1"], &["enroll", "--trust", &digest]] {
+        assert_eq!(attest(&stage, usage, "").status.code(), Some(2));
+    }
+}

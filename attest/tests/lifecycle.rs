@@ -11,6 +11,7 @@
 
 mod support;
 
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use countersign_attest::{HostError, Step};
@@ -411,4 +412,139 @@ fn a_token_is_good_once() {
     // An unknown CA: the other TPM has its own.
     let error = countersign_attest::Host::open(config).unwrap().enroll(&stage.verifier.token(None), "x").unwrap_err();
     assert_eq!(error.exit().code(), 22, "{error}");
+}
+
+/// Commands with platform authorisation, as a vendor's tool has it: another certificate in an NV index (TPM 2.0 Part 3, 31.3, 31.4, 31.7).
+fn replace_nv(stage: &Stage, index: u32, contents: &[u8]) {
+    use std::io::Read as _;
+    let mut tpm = std::os::unix::net::UnixStream::connect(stage.sim.socket()).unwrap();
+    let mut run = |code: u32, index: Option<u32>, parameters: &[u8]| {
+        let mut body = vec![0x40, 0, 0, 0x0C];
+        body.extend(index.into_iter().flat_map(u32::to_be_bytes));
+        body.extend([0, 0, 0, 9, 0x40, 0, 0, 9, 0, 0, 0, 0, 0]);
+        body.extend(parameters);
+        let size = u32::try_from(10 + body.len()).unwrap();
+        tpm.write_all(&[&[0x80, 0x02][..], &size.to_be_bytes(), &code.to_be_bytes(), &body].concat()).unwrap();
+        let mut response = [0; 256];
+        assert!(tpm.read(&mut response).unwrap() >= 10);
+        assert_eq!(response[6..10], [0; 4], "command {code:#x}");
+    };
+    let two = |length: usize| u16::try_from(length).unwrap().to_be_bytes();
+    run(0x122, Some(index), &[]);
+    // SHA-256, read by everybody, written and made by the platform.
+    let public = [&index.to_be_bytes()[..], &[0, 0x0B, 0x42, 0x07, 0, 1, 0, 0], &two(contents.len())].concat();
+    run(0x12A, None, &[&[0, 0][..], &two(public.len()), &public].concat());
+    for (part, at) in contents.chunks(512).zip((0..).step_by(512)) {
+        run(0x137, Some(index), &[&two(part.len())[..], part, &two(at)].concat());
+    }
+}
+
+#[test]
+fn the_second_ek_certificate_when_the_first_leads_nowhere() {
+    use countersign_tpm::ek::Template;
+    let Some(stage) = Stage::new() else { return };
+    let address = stage.sim.tpm_arg().parse().unwrap();
+    let mut tpm = countersign_attest::tpm::Tpm::connect(&address).unwrap();
+    let (found, _) = countersign_attest::endorsement::find_certificates(&mut tpm).unwrap();
+    drop(tpm);
+    assert!(found.len() >= 2, "swtpm has an RSA and an ECC EK");
+    // The last byte of the first one's signature.
+    let first = &found[0];
+    let mut forged = first.der.clone();
+    *forged.last_mut().unwrap() ^= 1;
+    replace_nv(&stage, first.index, &forged);
+    stage.host().enroll(&stage.verifier.token(None), "node-1").unwrap();
+    let card = stage.host().card().unwrap();
+    let ek = countersign_tpm::public::Public::parse(&card.ek_public).unwrap();
+    assert_eq!(Template::of(&ek), Some(found[1].template));
+    stage.host().attest().unwrap();
+    let workload = stage.register();
+    assert_eq!(*stage.host().release(workload, RUN).unwrap().key, VOLUME_KEY);
+    // The vendor fixes the first: the host stays who it is.
+    replace_nv(&stage, first.index, &first.der);
+    stage.host().enroll(&stage.verifier.token(None), "node-1").unwrap();
+    assert_eq!(stage.host().card().unwrap().host, card.host);
+    stage.host().attest().unwrap();
+    assert_eq!(stage.verifier.state(), "active");
+}
+
+/// The genuine verifier, taken over: what it then does with one connection after another, each with its request read. Its address.
+fn taken_over(
+    stage: &Stage,
+    mut answer: impl FnMut(usize, &mut dyn std::io::Write) -> bool + Send + 'static,
+) -> (String, std::thread::JoinHandle<()>) {
+    use std::io::Read as _;
+    let keys = countersign_verifier::keys::Keys::load(&stage.path("verifier")).unwrap();
+    let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap();
+    let tls = std::sync::Arc::new(countersign_verifier::tls::server_config(&keys, "127.0.0.1", now).unwrap());
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    let serve = move || {
+        for count in 0.. {
+            let (socket, _) = listener.accept().unwrap();
+            let connection = rustls::ServerConnection::new(std::sync::Arc::clone(&tls)).unwrap();
+            let mut stream = rustls::StreamOwned::new(connection, socket);
+            let mut request = Vec::new();
+            loop {
+                let mut part = [0; 4096];
+                let read = stream.read(&mut part).unwrap();
+                request.extend_from_slice(&part[..read]);
+                let Some(end) = request.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
+                let head = String::from_utf8_lossy(&request[..end]).to_lowercase();
+                let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+                if request.len() - end - 4 >= length.parse().unwrap() {
+                    break;
+                }
+            }
+            if !answer(count, &mut stream) {
+                return;
+            }
+            stream.conn.send_close_notify();
+            let _ = stream.flush();
+        }
+    };
+    (url, std::thread::spawn(serve))
+}
+
+#[test]
+fn a_verifier_that_asks_to_come_again() {
+    let Some(stage) = Stage::enrolled() else { return };
+    let (url, server) = taken_over(&stage, |count, stream| {
+        // Busy twice, then an answer that is none; then busy for longer than the host's deadline.
+        let answer = match count {
+            0 | 1 => "HTTP/1.1 429 Too Many Requests\r\nretry-after: 0\r\n",
+            2 => "HTTP/1.1 200 OK\r\n",
+            _ => "HTTP/1.1 503 Service Unavailable\r\nretry-after: 3600\r\n",
+        };
+        write!(stream, "{answer}connection: close\r\ncontent-length: 2\r\n\r\n{{}}").unwrap();
+        count < 3
+    });
+    let mut config = stage.config();
+    config.verifier = Some(url);
+    let error = countersign_attest::Host::open(config.clone()).unwrap().attest().unwrap_err();
+    assert_eq!(error.exit().code(), 23, "the third answer is taken, and is none: {error}");
+    let error = countersign_attest::Host::open(config).unwrap().attest().unwrap_err();
+    assert_eq!(error.exit().code(), 22, "an hour is not waited for: {error}");
+    server.join().unwrap();
+    stage.host().attest().unwrap();
+}
+
+#[test]
+fn a_verifier_that_trickles() {
+    let Some(stage) = Stage::enrolled() else { return };
+    // It answers for ever, a byte at a time, each of them in time.
+    let (url, server) = taken_over(&stage, |_, stream| {
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100000000\r\n\r\n").unwrap();
+        while stream.write_all(b"x").and_then(|()| stream.flush()).is_ok() {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        false
+    });
+    let mut config = stage.config();
+    config.verifier = Some(url);
+    config.deadline = Duration::from_secs(1);
+    let error = countersign_attest::Host::open(config).unwrap().attest().unwrap_err();
+    assert_eq!(error.exit().code(), 20, "{error}");
+    server.join().unwrap();
+    stage.host().attest().unwrap();
 }

@@ -120,7 +120,7 @@ pub enum Request {
         /// The policy bundle (base64).
         policy: String,
         /// The LUKS2 volume key, 64 bytes (base64).
-        volume_key: String,
+        volume_key: Secret,
         /// PCRs that every approval must cover; empty takes the default.
         least_selection: Vec<u8>,
     },
@@ -133,6 +133,34 @@ pub enum Request {
     },
     /// Tells the verifier that its database was restored from a backup.
     Restored {},
+}
+
+/// Text that is not shown and not left in memory.
+#[derive(Clone)]
+pub struct Secret(zeroize::Zeroizing<String>);
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text.into())
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(String::deserialize(deserializer)?.into())
+    }
 }
 
 fn bytes(field: &str, text: &str) -> Result<Vec<u8>, Error> {
@@ -274,7 +302,7 @@ pub async fn perform(service: &Service, request: Request, actor: &str) -> Result
         }
         Request::WorkloadRegister { name, workload, payload_root, sif_uuid, policy, volume_key, least_selection } => {
             let policy = bytes("policy", &policy)?;
-            let key = zeroize::Zeroizing::new(bytes("volume_key", &volume_key)?);
+            let key = zeroize::Zeroizing::new(bytes("volume_key", &volume_key.0)?);
             let uuid = hex::decode(&sif_uuid).ok().and_then(|uuid| uuid.try_into().ok());
             let uuid: [u8; 16] =
                 uuid.ok_or_else(|| Error::request("malformed", "sif_uuid is not 32 hex digits", None))?;

@@ -66,6 +66,18 @@ pub(crate) mod code {
     pub(crate) const VERDICT: u8 = 48;
 }
 
+/// Reads a file, no further than `max` bytes: what a file says of its size is not what it gives (devices, pipes, securityfs).
+pub(crate) fn read_bounded(path: &std::path::Path, max: usize) -> std::io::Result<Vec<u8>> {
+    use std::io::{Error, ErrorKind, Read as _};
+    let mut bytes = Vec::new();
+    let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
+    std::fs::File::open(path)?.take(limit).read_to_end(&mut bytes)?;
+    if bytes.len() > max {
+        return Err(Error::new(ErrorKind::FileTooLarge, format!("more than {max} bytes")));
+    }
+    Ok(bytes)
+}
+
 /// PCRS.json: {"sha256": {"0": "hex", ...}, ...}. In a SHA-384 bank "rtmr0" to "rtmr3" name a TDX guest's registers; its event log calls
 /// them 1 to 4.
 pub(crate) struct Pcrs {
@@ -94,7 +106,9 @@ impl Pcrs {
                     return Err(bad(format!("{name}:{pcr} twice")));
                 }
             }
-            banks.insert(alg, pcrs);
+            if banks.insert(alg, pcrs).is_some() {
+                return Err(bad(format!("bank {name:?} twice")));
+            }
         }
         if banks.is_empty() {
             return Err(bad("no bank".into()));
@@ -140,4 +154,24 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Unique<T> {
 fn rtmr(name: &str) -> Option<u8> {
     let number: u8 = name.strip_prefix("rtmr")?.parse().ok()?;
     (number < 4).then(|| number.saturating_add(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_listed_twice() {
+        let (zero, one) = ("00".repeat(32), "11".repeat(32));
+        let parse = |text: String| Pcrs::parse(text.as_bytes()).map(|pcrs| pcrs.banks.len()).map_err(|e| e.got);
+        assert_eq!(parse(format!(r#"{{"sha256": {{"0": "{zero}", "1": "{one}"}}}}"#)), Ok(1));
+        for (twice, says) in [
+            (format!(r#"{{"sha256": {{"0": "{zero}"}}, "sha256": {{"0": "{one}"}}}}"#), "\"sha256\" stands twice"),
+            (format!(r#"{{"sha256": {{"0": "{zero}", "0": "{one}"}}}}"#), "\"0\" stands twice"),
+            (format!(r#"{{"sha256": {{"0": "{zero}", "00": "{one}"}}}}"#), "sha256:0 twice"),
+        ] {
+            let got = parse(twice).unwrap_err();
+            assert!(got.contains(says), "{got}");
+        }
+    }
 }

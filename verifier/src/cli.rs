@@ -322,13 +322,10 @@ fn read(path: &Path) -> Result<Vec<u8>, Failure> {
 }
 
 fn read_at_most(path: &Path, max: usize) -> Result<Vec<u8>, Failure> {
-    let bad = |e: String| CheckError::new(code::INPUT, "file", e, "a readable file").about(path.display().to_string());
-    let max = u64::try_from(max).unwrap_or(u64::MAX);
-    let size = std::fs::metadata(path).map_err(|e| bad(e.to_string()))?.len();
-    if size > max {
-        return Err(bad(format!("{size} bytes, at most {max}")).into());
-    }
-    Ok(std::fs::read(path).map_err(|e| bad(e.to_string()))?)
+    let bad = |e: std::io::Error| {
+        CheckError::new(code::INPUT, "file", e.to_string(), "a readable file").about(path.display().to_string())
+    };
+    Ok(check::read_bounded(path, max).map_err(bad)?)
 }
 
 fn run(cli: &Cli) -> Result<(), Failure> {

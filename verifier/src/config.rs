@@ -18,6 +18,8 @@ pub struct Config {
     pub listen: Option<String>,
     /// Seconds that a challenge lives.
     pub challenge_ttl_s: u32,
+    /// How many hosts without a join token may wait for an operator at a time; 0 admits by tokens only.
+    pub pending_hosts: u32,
     /// Whether software TPMs may get keys.
     pub dangerous_allow_simulated_hosts: bool,
     /// The host policy's bundle.
@@ -32,6 +34,8 @@ struct File {
     listen: Option<String>,
     #[serde(default)]
     challenge_ttl_s: Option<u32>,
+    #[serde(default)]
+    pending_hosts: Option<u32>,
     #[serde(default)]
     dangerous_allow_simulated_hosts: bool,
     #[serde(default)]
@@ -65,6 +69,7 @@ impl Config {
             url,
             listen: env("COUNTERSIGN_LISTEN").or(file.listen),
             challenge_ttl_s: file.challenge_ttl_s.unwrap_or(60).clamp(5, 600),
+            pending_hosts: file.pending_hosts.unwrap_or(64),
             dangerous_allow_simulated_hosts: file.dangerous_allow_simulated_hosts,
             host_policy,
         })

@@ -1,5 +1,6 @@
 //! HTTPS: routes, limits, graceful stop.
 
+mod body;
 mod rate;
 
 use std::net::{IpAddr, SocketAddr};
@@ -30,6 +31,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::admin;
 use crate::error::Error;
 use crate::service::Service;
+use body::Budget;
 use rate::Rates;
 
 /// Longest TLS handshake.
@@ -55,6 +57,7 @@ struct Shared {
     rates: Arc<Rates>,
     operator: Arc<[u8; 32]>,
     appraisals: Arc<Semaphore>,
+    budget: Budget,
 }
 
 impl IntoResponse for Error {
@@ -85,11 +88,10 @@ fn decode<T: Message>(body: &[u8]) -> Result<T, Error> {
 
 fn router(shared: Shared) -> Router {
     let small = DefaultBodyLimit::max(limits::MESSAGE.saturating_mul(4));
-    let large = DefaultBodyLimit::max(limits::EVIDENCE);
     Router::new()
-        .route("/v1/attest", post(attest).layer(large))
-        .route("/v1/release", post(release).layer(large))
-        .route("/v1/admin", post(operate).layer(DefaultBodyLimit::max(limits::REFERENCE_SET / 2)))
+        .route("/v1/attest", post(attest))
+        .route("/v1/release", post(release))
+        .route("/v1/admin", post(operate))
         .route("/v1/trust", get(trust))
         .route("/v1/enrol", post(enrol).layer(small))
         .route("/v1/enrol/proof", post(enrol_proof).layer(small))
@@ -145,17 +147,19 @@ async fn challenge(
     Ok(message(cbor::encode(&shared.service.challenge(&request).await?)))
 }
 
-async fn attest(State(shared): State<Shared>, headers: HeaderMap, body: Bytes) -> Result<Response, Error> {
-    answer(&shared, &headers, &body, Purpose::Attest).await
+async fn attest(State(shared): State<Shared>, request: Request) -> Result<Response, Error> {
+    answer(&shared, request, Purpose::Attest).await
 }
 
-async fn release(State(shared): State<Shared>, headers: HeaderMap, body: Bytes) -> Result<Response, Error> {
-    answer(&shared, &headers, &body, Purpose::Release).await
+async fn release(State(shared): State<Shared>, request: Request) -> Result<Response, Error> {
+    answer(&shared, request, Purpose::Release).await
 }
 
-async fn answer(shared: &Shared, headers: &HeaderMap, body: &[u8], purpose: Purpose) -> Result<Response, Error> {
+async fn answer(shared: &Shared, request: Request, purpose: Purpose) -> Result<Response, Error> {
+    let (head, body) = request.into_parts();
+    let body = shared.budget.read(body, limits::EVIDENCE).await?;
     let _turn = shared.appraisals.acquire().await.map_err(|e| Error::Internal(e.to_string()))?;
-    Ok(message(shared.service.answer(uncompressed(headers, body)?, purpose).await?))
+    Ok(message(shared.service.answer(uncompressed(&head.headers, &body.bytes)?, purpose).await?))
 }
 
 /// A zstd body, decompressed up to the limit on evidence.
@@ -195,10 +199,10 @@ async fn bundle(
 async fn operate(
     State(shared): State<Shared>,
     Extension(peer): Extension<Peer>,
-    headers: HeaderMap,
-    body: Bytes,
+    request: Request,
 ) -> Result<Json<serde_json::Value>, Error> {
-    let given = headers
+    let given = request
+        .headers()
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.strip_prefix("Bearer "));
@@ -211,9 +215,10 @@ async fn operate(
             Some("--token-file STATE/operator.token"),
         ));
     }
-    // Not read before it is known who asks.
+    // Not a byte of it is read before it is known who asks.
+    let body = shared.budget.read(request.into_body(), limits::REFERENCE_SET / 2).await?;
     let request: admin::Request =
-        serde_json::from_slice(&body).map_err(|e| Error::request("malformed", e.to_string(), None))?;
+        serde_json::from_slice(&body.bytes).map_err(|e| Error::request("malformed", e.to_string(), None))?;
     admin::perform(&shared.service, request, "operator token").await.map(Json)
 }
 
@@ -235,7 +240,7 @@ pub async fn serve(service: Service, announce: impl FnOnce(&str)) -> Result<(), 
     let tls = TlsAcceptor::from(Arc::new(crate::tls::server_config(&service.keys, &host, now)?));
     let operator = Arc::new(<[u8; 32]>::from(Sha256::digest(token)));
     let appraisals = Arc::new(Semaphore::new(EVIDENCE_AT_ONCE));
-    let router = router(Shared { service, rates: Arc::default(), operator, appraisals });
+    let router = router(Shared { service, rates: Arc::default(), operator, appraisals, budget: Budget::default() });
     announce(&url);
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let mut signals = Signals::new()?;

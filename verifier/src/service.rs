@@ -57,6 +57,12 @@ impl Service {
     /// # Errors
     /// [`Error`].
     pub async fn open(dir: &Path) -> Result<Self, Error> {
+        use std::os::unix::fs::MetadataExt as _;
+        let bad = |reason: String| Error::State { path: dir.display().to_string(), reason };
+        // Whoever may write here may put other keys and another policy in place.
+        if std::fs::metadata(dir).is_ok_and(|folder| folder.mode() & 0o002 != 0) {
+            return Err(bad("everybody may write it; chmod 700".into()));
+        }
         let config = Config::load(dir)?;
         let keys = Keys::load(dir)?;
         let store = Store::open(dir, false).await?;
@@ -102,7 +108,8 @@ impl Service {
             issued_ms: now,
             expires_ms: now.saturating_add(i64::from(self.config.challenge_ttl_s).saturating_mul(1000)),
         };
-        sqlx::query("UPDATE challenges SET open = 0 WHERE host = ? AND open = 1")
+        // A closed challenge is kept for its answer, or for its reason; a host's snapshot may be megabytes, and anybody may ask for challenges.
+        sqlx::query("UPDATE challenges SET open = 0, snapshot_cbor = x'' WHERE host = ? AND open = 1")
             .bind(request.host.0.as_slice())
             .execute(&mut *transaction)
             .await?;
@@ -329,10 +336,13 @@ impl Service {
                 Some("verifier host list"),
             ));
         }
-        sqlx::query("UPDATE challenges SET open = 0 WHERE host = ?")
+        sqlx::query("UPDATE challenges SET open = 0, snapshot_cbor = x'' WHERE host = ?")
             .bind(host.0.as_slice())
             .execute(&mut *transaction)
             .await?;
+        if matches!(state, HostState::Suspended | HostState::Revoked) {
+            void_tokens(&mut transaction, host).await?;
+        }
         audit(&mut transaction, actor, "host-state", &format!("{host} {state:?} {reason}")).await?;
         transaction.commit().await?;
         Ok(())
@@ -369,6 +379,12 @@ async fn ima_from(
     let life = host.baseline.as_ref().map(|baseline| baseline.life);
     let state = ima.as_ref().and_then(ImaContext::resumable).filter(|state| Some(state.life) == life);
     Ok(state.map_or((0, None), |state| (state.entries, Some(state.boot))))
+}
+
+/// A token for a host that was handed out before the host was stopped admits it no longer: one that is to come back gets a new one.
+pub(crate) async fn void_tokens(connection: &mut sqlx::SqliteConnection, host: &HostId) -> Result<(), Error> {
+    sqlx::query("DELETE FROM tokens WHERE host = ?").bind(host.0.as_slice()).execute(connection).await?;
+    Ok(())
 }
 
 fn challenge_closed() -> Error {

@@ -65,6 +65,12 @@ impl Store {
         if !create && !path.exists() {
             return Err(Error::State { path: path.display().to_string(), reason: "there is no verifier here".into() });
         }
+        if create {
+            use std::os::unix::fs::OpenOptionsExt as _;
+            // Its folder may have been there before, and open to others. SQLite makes the files beside it with the same mode.
+            let file = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&path);
+            file.map_err(|e| Error::State { path: path.display().to_string(), reason: e.to_string() })?;
+        }
         let options = SqliteConnectOptions::new()
             .filename(&path)
             .create_if_missing(create)
@@ -308,5 +314,21 @@ mod tests {
         let synchronous: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(store.pool()).await.unwrap();
         assert_eq!((journal.as_str(), synchronous), ("wal", 2), "2 is FULL");
         assert!(matches!(Store::open(&dir.path().join("nothing"), false).await, Err(Error::State { .. })));
+    }
+
+    #[tokio::test]
+    async fn nobody_else_reads_the_database() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::TempDir::new().unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let store = Store::open(dir.path(), true).await.unwrap();
+        sqlx::query("UPDATE settings SET value = value + 1").execute(store.pool()).await.unwrap();
+        let mut files = 0;
+        for entry in std::fs::read_dir(dir.path()).unwrap() {
+            let entry = entry.unwrap();
+            assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", entry.file_name());
+            files += 1;
+        }
+        assert!(files >= 2, "the database and its WAL");
     }
 }

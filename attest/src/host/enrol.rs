@@ -25,20 +25,30 @@ use crate::tpm::TpmError;
 /// TPM_RC_INTEGRITY: this TPM never made the blob, or was cleared since.
 const INTEGRITY: u32 = 0x09F;
 
+/// Problem id: the verifier would take another of the EK certificates shown, and not the one of the EK shown.
+const EK_OTHER: &str = "ek-other";
+
+/// Whether a refusal says that another of this host's EK certificates may do.
+pub(super) fn another_may_do(error: &HostError) -> bool {
+    matches!(error, HostError::Refused { problem, .. } if problem.id == EK_OTHER)
+}
+
 impl Operation<'_> {
+    /// Enrols with the EK of the certificate at this position, by NV index, unless one was enrolled before.
     pub(super) fn enroll(
         &mut self,
         url: &str,
-        token: &JoinToken,
+        token: Option<&JoinToken>,
         trust_bytes: &[u8],
         name: &str,
+        at: usize,
     ) -> Result<Enrolled, HostError> {
         let trust: TrustBundle = cbor::decode(trust_bytes)?;
         let client = Client::new(url, &trust.ca, None, self.host.config.deadline)?;
         let state = self.host.state.clone();
         let (certificates, chain) = find_certificates(&mut self.tpm)?;
         let kept = self.host.keys().ok();
-        let mut ek = self.enrolment_ek(kept.as_ref(), &certificates)?;
+        let mut ek = self.enrolment_ek(kept.as_ref(), certificates.get(at))?;
         ek.make_persistent(&mut self.tpm);
         let ek_public = ek.key.public.clone();
         let host = HostId::of_ek_spki(&ek_public.spki().ok_or(HostError::NoCertificate)?);
@@ -57,10 +67,11 @@ impl Operation<'_> {
             run_pcr,
         };
         let (tls_key, tls_public) = tls_key(&state)?;
-        let secret = [token.id.as_slice(), &token.secret].concat();
+        let secret = token.map(|token| [token.id.as_slice(), &token.secret].concat());
+        let token_id = token.map_or(&[][..], |token| token.id.as_slice());
         let request = EnrolRequest {
             version: 1,
-            token: Some(secret),
+            token: secret,
             card: card.clone(),
             tls_key: tls_public.clone(),
             name: name.to_owned(),
@@ -68,7 +79,7 @@ impl Operation<'_> {
         let challenge: EnrolChallenge = client.post("/v1/enrol", &request)?;
         let opened = ak.activate(&mut self.tpm, &ek, &challenge.credential, &challenge.secret)?;
         let digest = TrustBundle::digest(trust_bytes);
-        let transcript = transcript(&card.ek_public, &card.ak_public, &tls_public, &token.id, &digest);
+        let transcript = transcript(&card.ek_public, &card.ak_public, &tls_public, token_id, &digest);
         let proof = hmac(HashAlg::Sha256, &opened, &[&transcript])
             .ok_or_else(|| HostError::Corrupt("HMAC-SHA256 is missing".into()))?;
         // What the verifier is about to admit must be on disk before it does: a lost answer is then no loss.
@@ -96,11 +107,11 @@ impl Operation<'_> {
         Ok(enrolled)
     }
 
-    /// The EK that was enrolled before; else the certified one with the lowest NV index. A TPM without certificates shows its RSA EK, for
+    /// The EK that was enrolled before; else the one of this certificate. A TPM without certificates shows its RSA EK, for
     /// an allow-list.
-    fn enrolment_ek(&mut self, kept: Option<&Keys>, certificates: &[FoundCertificate]) -> Result<Ek, HostError> {
+    fn enrolment_ek(&mut self, kept: Option<&Keys>, certificate: Option<&FoundCertificate>) -> Result<Ek, HostError> {
         let auth = self.host.config.endorsement_auth()?;
-        let rebuilt = certificates.first().map(|first| {
+        let rebuilt = certificate.map(|first| {
             let certified = certified_key(&first.der).ok().and_then(|key| Template::rebuild(&key));
             (first.template, certified.map(|(_, public)| public))
         });

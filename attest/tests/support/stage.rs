@@ -165,7 +165,7 @@ impl Stage {
             payload_root,
             sif_uuid: hex::encode([9; 16]),
             policy: STANDARD.encode(policy),
-            volume_key: STANDARD.encode(VOLUME_KEY),
+            volume_key: STANDARD.encode(VOLUME_KEY).into(),
             least_selection: Vec::new(),
         });
         workload

@@ -48,13 +48,14 @@ pub struct HostCard {
 message!(HostCard, "host card", limits::MESSAGE);
 
 /// Body of `POST /v1/enrol`.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
 pub struct EnrolRequest {
     /// Wire version, 1.
     #[n(0)]
     pub version: u16,
-    /// The join token's id and secret; none when a host that is already known comes back.
+    /// The join token's id and secret; none when a host that is already known comes back, or waits for an
+    /// operator to admit it.
     #[cbor(n(1), with = "minicbor::bytes")]
     pub token: Option<Vec<u8>>,
     /// EK, certificates and AK.
@@ -66,6 +67,13 @@ pub struct EnrolRequest {
     /// A label for people, for example the host name. Never an identity.
     #[n(4)]
     pub name: String,
+}
+
+impl std::fmt::Debug for EnrolRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Without the token's secret.
+        f.debug_struct("EnrolRequest").field("card", &self.card).field("name", &self.name).finish_non_exhaustive()
+    }
 }
 message!(EnrolRequest, "enrolment request", 4 * limits::MESSAGE);
 

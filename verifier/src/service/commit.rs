@@ -6,7 +6,7 @@ use countersign_wire::id::HostId;
 use countersign_wire::receipt::Receipt;
 use countersign_wire::record::Record;
 
-use super::{Service, audit, challenge_closed, unknown_host};
+use super::{Service, audit, challenge_closed, unknown_host, unknown_workload, void_tokens};
 use crate::appraise::{Context, Judged, ReceiptStatus, StoredReceipt, verdict_bytes};
 use crate::error::Error;
 use crate::keys::random;
@@ -29,7 +29,7 @@ impl Service {
         let mut transaction = self.store.write().await?;
         let now = now_ms(&mut transaction).await?;
         let closed = sqlx::query(
-            "UPDATE challenges SET open = 0, evidence_hash = ? WHERE nonce = ? AND open = 1 AND evidence_hash IS NULL",
+            "UPDATE challenges SET open = 0, snapshot_cbor = x'', evidence_hash = ? WHERE nonce = ? AND open = 1 AND evidence_hash IS NULL",
         )
         .bind(hash.as_slice())
         .bind(context.challenge.nonce.0.as_slice())
@@ -41,6 +41,9 @@ impl Service {
         let host = read_host(&mut transaction, &id).await?.ok_or_else(|| unknown_host(&id))?;
         if host.snapshot.version != context.host.version {
             return Err(challenge_closed());
+        }
+        if judged.verdict.allow {
+            still_decided_so(&mut transaction, &context, &judged).await?;
         }
         let document = verdict_bytes(&judged.verdict);
         let mut answer = Answer {
@@ -113,6 +116,7 @@ impl Service {
             .bind(id.0.as_slice())
             .execute(&mut *transaction)
             .await?;
+            void_tokens(&mut transaction, &id).await?;
         }
         if let (Some(basis), Some(workload)) = (&judged.release, &context.workload) {
             let least = &workload.least_selection;
@@ -161,6 +165,34 @@ impl Service {
         let mac = self.keys.receipt_mac(&Receipt::mac_input(host, number, &random));
         Receipt { number, random, mac }
     }
+}
+
+/// An operator may have revoked reference values or withdrawn the workload while this was appraised: what leaves after that is as if it was asked
+/// after that. The challenge stays open, so the host attests again.
+async fn still_decided_so(
+    connection: &mut sqlx::SqliteConnection,
+    context: &Context,
+    judged: &Judged,
+) -> Result<(), Error> {
+    if let Some(workload) = &context.challenge.workload {
+        let kept: Option<i64> = sqlx::query_scalar("SELECT 1 FROM workloads WHERE id = ? AND withdrawn = 0")
+            .bind(workload.0.as_slice())
+            .fetch_optional(&mut *connection)
+            .await?;
+        if kept.is_none() {
+            return Err(unknown_workload(workload));
+        }
+    }
+    let revision: i64 =
+        sqlx::query_scalar("SELECT value FROM settings WHERE key = 'reference_revision'").fetch_one(connection).await?;
+    if revision != to_db(judged.verdict.basis.reference_revision) {
+        return Err(Error::request(
+            "conflict",
+            "the reference values changed while this was appraised",
+            Some("attest again"),
+        ));
+    }
+    Ok(())
 }
 
 /// Receipts of earlier lives count only as far as the newest of them goes: a statement after a reset names that one.

@@ -25,6 +25,9 @@ use crate::store::{from_cbor, now_ms, read_host, state_number, to_cbor, to_db};
 /// How long a host has to prove activation, in milliseconds.
 const PROOF_MS: i64 = 60_000;
 
+/// EK certificates of one host that are looked at: three kinds are known, some TPMs have more.
+const CERTIFICATES: usize = 8;
+
 /// proof, request, enrolment, checked.
 type EnrolmentRow = (Vec<u8>, Vec<u8>, Vec<u8>, String);
 
@@ -52,11 +55,8 @@ impl Service {
             return Err(refuse("run-pcr", title, Some("run_pcr in the host's attest.toml; 13 is the default")));
         }
         let now = self.store.now_ms().await?;
-        let (ek, checked, enrolment) = self.check_ek(request, now).await?;
         let shown = Public::parse(&card.ek_public).map_err(|e| refuse("ek", format!("EK: {e}"), None))?;
-        if shown != ek {
-            return Err(refuse("ek", "the EK shown is not the one that its certificate certifies".into(), None));
-        }
+        let (ek, checked, enrolment) = self.check_ek(request, &shown, now).await?;
         let spki = ek.spki().ok_or_else(|| refuse("ek", "an unusable EK".into(), None))?;
         if HostId::of_ek_spki(&spki) != card.host {
             return Err(refuse("ek", "the host id is not that of the EK".into(), None));
@@ -91,29 +91,54 @@ impl Service {
         Ok(EnrolChallenge { version: 1, id, credential: credential.blob, secret: credential.secret })
     }
 
-    /// The EK's public area, rebuilt from a certificate with a path to a curated root. Nothing else that the host says of it counts.
-    async fn check_ek(&self, request: &EnrolRequest, now: i64) -> Result<(Public, Checked, EnrolmentRecord), Error> {
+    /// The EK's public area, rebuilt from a certificate with a path to a curated root. Nothing else that the host says of it counts. Of several
+    /// certificates it is the one of the EK shown; the host shows that of the lowest NV index first.
+    async fn check_ek(
+        &self,
+        request: &EnrolRequest,
+        shown: &Public,
+        now: i64,
+    ) -> Result<(Public, Checked, EnrolmentRecord), Error> {
         let card = &request.card;
         let roots = self.store.ek_roots().await?;
         let ders: Vec<Vec<u8>> = roots.iter().map(|(der, _)| der.clone()).collect();
         let chain: Vec<Vec<u8>> = card.chain.iter().map(|der| der.to_vec()).collect();
         let seconds = u64::try_from(now.div_euclid(1000)).unwrap_or(0);
-        let mut certificates = card.ek_certificates.clone();
+        let refuse = |title: String, hint: &str| Error::request("ek-certificate", title, Some(hint));
+        if card.ek_certificates.len() > CERTIFICATES {
+            let title = format!("{} EK certificates, at most {CERTIFICATES} are looked at", card.ek_certificates.len());
+            return Err(refuse(title, "show those of the TPM's EKs only"));
+        }
+        let mut certificates: Vec<_> = card.ek_certificates.iter().collect();
         certificates.sort_by_key(|certificate| certificate.nv_index);
-        let Some(first) = certificates.first() else {
-            return Err(Error::request(
-                "ek-certificate",
-                "this TPM shows no EK certificate",
-                Some("only TPMs with a certificate of a trusted vendor are admitted"),
-            ));
+        let (mut found, mut other, mut refused) = (None, None, None);
+        for certificate in certificates {
+            match ekcert::check(&certificate.der, &chain, &ders, seconds) {
+                Ok(checked) if checked.public == *shown => found = found.or(Some((certificate, checked))),
+                Ok(_) => other = other.or(Some(certificate.nv_index)),
+                Err(e) => refused = refused.or(Some(e)),
+            }
+        }
+        let Some((first, checked)) = found else {
+            return Err(match (other, refused) {
+                (Some(index), Some(_)) => Error::request(
+                    "ek-other",
+                    format!("the EK shown is not the one that its trusted certificate at {index:#010x} certifies"),
+                    Some("attest enroll shows each EK that has a certificate"),
+                ),
+                (Some(_), None) => {
+                    Error::request("ek", "the EK shown is not the one that its certificate certifies", None)
+                }
+                (None, Some(e)) => refuse(
+                    format!("EK certificate: {e}"),
+                    "verifier ek-root add VENDOR-ROOT.pem, if that vendor is to be trusted",
+                ),
+                (None, None) => refuse(
+                    "this TPM shows no EK certificate".into(),
+                    "only TPMs with a certificate of a trusted vendor are admitted",
+                ),
+            });
         };
-        let checked = ekcert::check(&first.der, &chain, &ders, seconds).map_err(|e| {
-            Error::request(
-                "ek-certificate",
-                format!("EK certificate: {e}"),
-                Some("verifier ek-root add VENDOR-ROOT.pem, if that vendor is to be trusted"),
-            )
-        })?;
         // By position: two roots may have one subject, and only one of them be for development.
         let Some((root, development)) = roots.get(checked.root_index) else {
             return Err(Error::Internal("the EK certificate leads to a root that is not there".into()));
@@ -163,6 +188,9 @@ impl Service {
             Some(known) if known.snapshot.state == HostState::Revoked => {
                 return Err(Error::request("host-revoked", "this host was revoked", None));
             }
+            Some(known) if known.snapshot.state == HostState::Pending => {
+                self.pending_again(&mut transaction, &request, &known.snapshot.ak_public, now).await?
+            }
             // A lost answer is no loss: the enrolled AK, proved again, keeps its state and gets its certificate.
             Some(known) if known.snapshot.ak_public == request.card.ak_public => known.snapshot.state,
             Some(known) => {
@@ -196,15 +224,14 @@ impl Service {
                 state
             }
             None => {
-                let admitted = self.use_token(&mut transaction, &request, None, now).await?;
-                if !admitted {
-                    return Err(Error::request(
-                        "token",
-                        "the join token is unknown, used up, expired or for another host",
-                        Some("ask the verifier's operator for one: verifier token new"),
-                    ));
-                }
-                let state = HostState::Active;
+                let (state, reason) = if self.use_token(&mut transaction, &request, None, now).await? {
+                    (HostState::Active, "admitted by a token")
+                } else if shows_a_token(&request) {
+                    return Err(bad_token());
+                } else {
+                    self.room_to_wait(&mut transaction).await?;
+                    (HostState::Pending, "no join token: waits for an operator")
+                };
                 let tpm = serde_json::to_string(&checked.facts).map_err(|e| Error::Internal(e.to_string()))?;
                 let name: String = request.name.chars().filter(|c| !c.is_control()).take(128).collect();
                 sqlx::query(
@@ -214,7 +241,7 @@ impl Service {
                 .bind(host.0.as_slice())
                 .bind(&name)
                 .bind(state_number(state))
-                .bind("admitted by a token")
+                .bind(reason)
                 .bind(checked.simulated)
                 .bind(&checked.root)
                 .bind(tpm)
@@ -225,7 +252,7 @@ impl Service {
                 .bind(now)
                 .execute(&mut *transaction)
                 .await?;
-                audit(&mut transaction, "enrolment", "host-new", &format!("{host} {name}")).await?;
+                audit(&mut transaction, "enrolment", "host-new", &format!("{host} {name} {reason}")).await?;
                 state
             }
         };
@@ -236,6 +263,62 @@ impl Service {
         };
         transaction.commit().await?;
         Ok(Enrolled { version: 1, host, state, certificate })
+    }
+
+    /// A host that nobody has admitted yet: a token admits it now; without one it goes on waiting, with the AK that it proved last.
+    async fn pending_again(
+        &self,
+        connection: &mut sqlx::SqliteConnection,
+        request: &EnrolRequest,
+        enrolled_ak: &[u8],
+        now: i64,
+    ) -> Result<HostState, Error> {
+        let host = request.card.host;
+        let admitted = self.use_token(connection, request, None, now).await?
+            || self.use_token(connection, request, Some(&host), now).await?;
+        if !admitted && shows_a_token(request) {
+            return Err(bad_token());
+        }
+        if !admitted && enrolled_ak == request.card.ak_public {
+            return Ok(HostState::Pending);
+        }
+        let (state, reason) = if admitted {
+            (HostState::Active, "admitted by a token")
+        } else {
+            (HostState::Pending, "no join token: waits for an operator")
+        };
+        sqlx::query(
+            "UPDATE hosts SET ak_public = ?, run_pcr = ?, state = ?, state_reason = ?, baseline_cbor = NULL, \
+             version = version + 1 WHERE host = ?",
+        )
+        .bind(&request.card.ak_public)
+        .bind(i64::from(request.card.run_pcr))
+        .bind(state_number(state))
+        .bind(reason)
+        .bind(host.0.as_slice())
+        .execute(&mut *connection)
+        .await?;
+        if admitted {
+            audit(connection, "enrolment", "host-admitted", &format!("{host} {reason}")).await?;
+        }
+        Ok(state)
+    }
+
+    /// Hosts without a token are recorded up to a number: whoever has many TPMs fills no database with them.
+    async fn room_to_wait(&self, connection: &mut sqlx::SqliteConnection) -> Result<(), Error> {
+        let waiting: i64 = sqlx::query_scalar("SELECT count(*) FROM hosts WHERE state = ?")
+            .bind(state_number(HostState::Pending))
+            .fetch_one(connection)
+            .await?;
+        if waiting < i64::from(self.config.pending_hosts) {
+            return Ok(());
+        }
+        let title = format!("this host shows no join token, and {waiting} others wait for an operator already");
+        Err(Error::request(
+            "token",
+            title,
+            Some("verifier token new, or admit or revoke those that wait: verifier host list"),
+        ))
     }
 
     /// Uses a token up: true when it is good for this host (`only`), or for any new one.
@@ -300,4 +383,17 @@ impl Service {
         let text = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(cbor::encode(&token));
         Ok(format!("{}{text}", countersign_wire::trust::JoinToken::PREFIX))
     }
+}
+
+/// Whether a request came with a join token, good or bad.
+fn shows_a_token(request: &EnrolRequest) -> bool {
+    request.token.as_ref().is_some_and(|token| !token.is_empty())
+}
+
+fn bad_token() -> Error {
+    Error::request(
+        "token",
+        "the join token is unknown, used up, expired or for another host",
+        Some("ask the verifier's operator for one: verifier token new"),
+    )
 }

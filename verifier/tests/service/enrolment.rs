@@ -53,6 +53,27 @@ fn a_genuine_certificate_with_another_ek_or_host_id() {
 }
 
 #[test]
+fn a_second_certificate_may_lead_to_a_root() {
+    use countersign_wire::enrol::EkCertificate;
+    let lab = Lab::new();
+    let machine = lab.vendor.machine();
+    let token = lab.token(None);
+    // The lower index holds one that leads nowhere, for an EK of another kind.
+    let stranger = Vendor::new("Unknown").machine();
+    let mut request = machine.request(Some(&token));
+    request.card.ek_certificates.insert(0, EkCertificate { nv_index: 0x01c0_0002, der: stranger.certificate.clone() });
+    let mut first = request.clone();
+    first.card.ek_public = stranger.case.tpm.ek.to_bytes();
+    first.card.host = stranger.case.host();
+    assert_eq!(problem(lab.run(lab.service.enrol(&first))), "ek-other");
+    let challenge = lab.run(lab.service.enrol(&request)).unwrap();
+    let enrolled = lab.run(lab.service.enrol_proof(&machine.prove(&lab, &request, &challenge))).unwrap();
+    assert_eq!(enrolled.host, machine.case.host());
+    request.card.ek_certificates = vec![request.card.ek_certificates[0].clone(); 9];
+    assert_eq!(problem(lab.run(lab.service.enrol(&request))), "ek-certificate", "more than are looked at");
+}
+
+#[test]
 fn an_ak_that_is_not_restricted() {
     let lab = Lab::new();
     let machine = lab.vendor.machine();
@@ -123,13 +144,69 @@ fn a_join_token_is_good_once_for_a_new_host_and_in_its_time() {
     assert_eq!(problem(second.enrol(&lab, Some(&token))), "token");
     assert_eq!(problem(second.enrol(&lab, Some(&lab.token_for(None, 0)))), "token", "expired");
     assert_eq!(problem(second.enrol(&lab, Some(&lab.token(Some(&first))))), "token", "for another host");
-    assert_eq!(problem(second.enrol(&lab, None)), "token");
     let mut forged = lab.token(None);
     forged.secret = [0; 32];
     assert_eq!(problem(second.enrol(&lab, Some(&forged))), "token", "a wrong secret");
     forged.id = [0; 16];
     assert_eq!(problem(second.enrol(&lab, Some(&forged))), "token", "an unknown token");
     second.enrol(&lab, Some(&lab.token(None))).unwrap();
+}
+
+#[test]
+fn without_a_token_a_host_waits_for_an_operator() {
+    let lab = Lab::new();
+    let mut machine = lab.vendor.machine();
+    for _ in 0..2 {
+        let enrolled = machine.enrol(&lab, None).unwrap();
+        assert_eq!((enrolled.state, enrolled.certificate), (HostState::Pending, None));
+    }
+    assert_eq!(problem(lab.challenge(&machine, None)), "host-pending");
+    let workload = lab.register(Vec::new()).unwrap();
+    assert_eq!(problem(lab.challenge(&machine, Some(workload))), "host-pending");
+    // A token that is bad admits nobody, and is not forgotten over that.
+    let spent = lab.token(None);
+    lab.vendor.machine().enrol(&lab, Some(&spent)).unwrap();
+    assert_eq!(problem(machine.enrol(&lab, Some(&spent))), "token");
+    // Another AK: still the same TPM, which nobody has admitted.
+    machine.clear();
+    assert_eq!(machine.enrol(&lab, None).unwrap().state, HostState::Pending);
+    lab.set(&machine, "active");
+    assert!(machine.enrol(&lab, None).unwrap().certificate.is_some());
+    assert!(machine.attest(&lab).allow);
+    assert!(machine.release(&lab, workload).release.is_some());
+}
+
+#[test]
+fn a_token_admits_a_host_that_waits() {
+    let lab = Lab::new();
+    for own in [false, true] {
+        let mut machine = lab.vendor.machine();
+        machine.enrol(&lab, None).unwrap();
+        let token = lab.token(own.then_some(&machine));
+        assert_eq!(machine.enrol(&lab, Some(&token)).unwrap().state, HostState::Active);
+        assert!(machine.attest(&lab).allow);
+        assert_eq!(problem(lab.vendor.machine().enrol(&lab, Some(&token))), "token", "used up");
+    }
+}
+
+#[test]
+fn as_many_wait_as_the_configuration_says() {
+    let mut lab = Lab::new();
+    let path = lab.path().join("verifier.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("# pending_hosts = 64", "pending_hosts = 2")).unwrap();
+    lab.reopen();
+    let waiting: Vec<_> = (0..2).map(|_| lab.vendor.machine()).collect();
+    for machine in &waiting {
+        assert_eq!(machine.enrol(&lab, None).unwrap().state, HostState::Pending);
+    }
+    let third = lab.vendor.machine();
+    assert_eq!(problem(third.enrol(&lab, None)), "token");
+    assert_eq!(waiting[0].enrol(&lab, None).unwrap().state, HostState::Pending, "those that wait go on waiting");
+    third.enrol(&lab, Some(&lab.token(None))).unwrap();
+    lab.set(&waiting[1], "revoked");
+    assert_eq!(problem(waiting[1].enrol(&lab, None)), "host-revoked");
+    assert_eq!(lab.vendor.machine().enrol(&lab, None).unwrap().state, HostState::Pending, "there is room again");
 }
 
 #[test]
@@ -172,6 +249,26 @@ fn tokens_admit_neither_revoked_nor_suspended_hosts() {
     let host = machine.case.host().to_string();
     let again = Request::HostState { host, state: HostState::Active, reason: "sorry".into() };
     assert_eq!(problem(lab.ask(again)), "host-unknown");
+}
+
+#[test]
+fn stopping_a_host_voids_the_tokens_that_it_holds() {
+    let (lab, mut machine) = Lab::enrolled();
+    // Diskless nodes hold tokens for many starts. Root of a stopped one makes a new AK.
+    let held = lab.token(Some(&machine));
+    lab.set(&machine, "suspended");
+    machine.clear();
+    assert_eq!(machine.enrol(&lab, Some(&held)).unwrap().state, HostState::Suspended);
+    // One that was made since admits the next.
+    machine.clear();
+    assert_eq!(machine.enrol(&lab, Some(&lab.token(Some(&machine)))).unwrap().state, HostState::Active);
+    // So does a contradiction.
+    assert!(machine.attest(&lab).allow);
+    let held = lab.token(Some(&machine));
+    (machine.case.clock.clock, machine.case.clock.reset_count) = (0, 0);
+    assert_eq!(denied(&machine.attest(&lab)), ["clock"]);
+    machine.clear();
+    assert_eq!(machine.enrol(&lab, Some(&held)).unwrap().state, HostState::Suspended);
 }
 
 #[test]
@@ -249,6 +346,15 @@ fn only_a_ca_becomes_a_root() {
     let both = vec![STANDARD.encode(&good.root), STANDARD.encode(&ek)];
     assert_eq!(problem(lab.ask(Request::EkRootAdd { certificates: both, development: false })), "ek-root");
     assert_eq!(lab.ask(Request::EkRootList {}).unwrap()["roots"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_state_folder_that_everybody_may_write() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let lab = Lab::new();
+    std::fs::set_permissions(lab.path(), std::fs::Permissions::from_mode(0o757)).unwrap();
+    let error = lab.run(countersign_verifier::service::Service::open(lab.path())).unwrap_err();
+    assert!(error.to_string().contains("chmod 700"), "{error}");
 }
 
 #[test]

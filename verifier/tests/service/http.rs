@@ -88,6 +88,26 @@ fn the_operators_token() {
 }
 
 #[test]
+fn strangers_get_their_answer_before_their_body_is_read() {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    let lab = Lab::new();
+    let served = Served::new(&lab);
+    let address = served.url.strip_prefix("https://").unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(std::fs::read(lab.path().join("ca.der")).unwrap().into()).unwrap();
+    let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    let tls = rustls::ClientConnection::new(std::sync::Arc::new(config), "127.0.0.1".try_into().unwrap()).unwrap();
+    let socket = std::net::TcpStream::connect(address).unwrap();
+    socket.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+    let mut stream = rustls::StreamOwned::new(tls, socket);
+    // Announced, and never sent.
+    stream.write_all(b"POST /v1/admin HTTP/1.1\r\nhost: v\r\ncontent-length: 1000000\r\n\r\n").unwrap();
+    let mut status = String::new();
+    BufReader::new(stream).read_line(&mut status).unwrap();
+    assert_eq!(status.trim_end(), "HTTP/1.1 401 Unauthorized");
+}
+
+#[test]
 fn evidence_goes_to_its_endpoint_compressed_or_not() {
     let (lab, mut machine) = Lab::enrolled();
     let served = Served::new(&lab);

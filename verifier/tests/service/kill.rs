@@ -1,4 +1,4 @@
-//! `kill -9` of a real `verifier serve` between the decision and the answer.
+//! `kill -9` of a real `verifier serve`, or an operator, between the decision and the answer.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -37,13 +37,17 @@ impl Process {
 
     /// Waits until the program says this in its log, and kills it there.
     fn kill_at(mut self, word: &str) {
+        self.wait_for(word);
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    fn wait_for(&mut self, word: &str) {
         let mut line = String::new();
         while !line.contains(word) {
             line.clear();
             assert_ne!(self.log.read_line(&mut line).unwrap(), 0, "the log ended before {word:?}");
         }
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
     }
 
     /// Sends evidence in a thread; the answer, if one comes.
@@ -111,4 +115,27 @@ fn killed_after_the_record_the_stored_answer_is_sent() {
     // A process that starts now says the same.
     let process = Process::start(&lab);
     assert_eq!(process.send(&lab, "/v1/release", &evidence).join().unwrap(), Some(stored));
+}
+
+#[test]
+fn what_an_operator_revokes_during_an_appraisal_is_revoked() {
+    for (change, refused) in [
+        ("UPDATE workloads SET withdrawn = 1", "workload-unknown"),
+        ("UPDATE settings SET value = value + 1 WHERE key = 'reference_revision'", "conflict"),
+    ] {
+        let (lab, mut machine) = Lab::enrolled();
+        let workload = lab.register(Vec::new()).unwrap();
+        let challenge = lab.challenge(&machine, Some(workload)).unwrap();
+        let evidence = machine.evidence(&challenge, Some(workload));
+        let mut process = Process::start(&lab);
+        let pool = lab.run(crate::nonces::pool(&lab));
+        let mut lock = lab.run(pool.begin_with("BEGIN IMMEDIATE")).unwrap();
+        let answer = process.send(&lab, "/v1/release", &evidence);
+        process.wait_for("decided");
+        lab.run(sqlx::query(change).execute(&mut *lock)).unwrap();
+        lab.run(lock.commit()).unwrap();
+        let problem: serde_json::Value = serde_json::from_slice(&answer.join().unwrap().unwrap()).unwrap();
+        assert_eq!(problem["type"], refused);
+        assert_eq!(lab.verdicts().len(), 0);
+    }
 }

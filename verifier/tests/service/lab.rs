@@ -316,7 +316,7 @@ impl Lab {
             payload_root,
             sif_uuid: hex::encode([9; 16]),
             policy: STANDARD.encode(policy),
-            volume_key: STANDARD.encode([0x5a; 64]),
+            volume_key: STANDARD.encode([0x5a; 64]).into(),
             least_selection,
         })?;
         Ok(workload)

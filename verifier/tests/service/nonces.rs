@@ -166,6 +166,31 @@ fn what_nobodys_tpm_signed_fills_no_disk() {
 }
 
 #[test]
+fn challenges_that_anybody_may_ask_for_fill_no_disk() {
+    let (lab, mut machine) = Lab::enrolled();
+    // A host that attests for a month has thousands of receipts, all of them in the snapshot of each challenge.
+    for _ in 0..20 {
+        assert!(machine.attest(&lab).allow);
+    }
+    let stored = || {
+        lab.run(async {
+            let sum = "SELECT coalesce(sum(length(snapshot_cbor)), 0) FROM challenges";
+            sqlx::query_scalar::<_, i64>(sum).fetch_one(&pool(&lab).await).await.unwrap()
+        })
+    };
+    assert_eq!(stored(), 0, "an answered challenge needs its answer only");
+    let challenge = lab.challenge(&machine, None).unwrap();
+    let one = stored();
+    assert!(one > 20 * 50);
+    for _ in 0..50 {
+        lab.challenge(&machine, None).unwrap();
+    }
+    assert_eq!(stored(), one, "of the open one alone");
+    assert_eq!(problem(lab.answer(machine.evidence(&challenge, None), Purpose::Attest)), "challenge-closed");
+    assert!(machine.attest(&lab).allow);
+}
+
+#[test]
 fn a_copied_machine_is_found_at_its_second_attestation() {
     for resets in [0, 1, 3] {
         let (lab, mut machine) = Lab::enrolled();
