@@ -15,6 +15,7 @@ use serde_json::json;
 pub use crate::bubble::Task;
 use crate::channel::Channel;
 use crate::exit::{Failure, Stage};
+use crate::owner::{of_image, signer};
 use crate::stage::Program;
 use crate::status::Status;
 use crate::watch::{Heard, Watch};
@@ -122,11 +123,17 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     for program in [Program::Squashfuse, Program::Bubblewrap] {
         program.find()?;
     }
-    let signers = read_signers(plan)?;
-    let trusted: Result<Vec<SignerKey>, SifError> =
-        signers.iter().map(|pem| SignerKey::from_pem(pem.as_bytes())).collect();
+    if let Some(path) = &plan.bundle {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        if path.is_dir() || folder.is_some_and(|folder| !folder.is_dir()) {
+            let what = format!("{}: a bundle cannot be written there", path.display());
+            return Err(Failure::new(Stage::Usage, what, "--bundle takes a file in a folder that exists").into());
+        }
+    }
+    let keys: Result<Vec<(SignerKey, String)>, Failure> = plan.signers.iter().map(|path| signer(path)).collect();
+    let (trusted, signers): (Vec<SignerKey>, Vec<String>) = keys?.into_iter().unzip();
     // Before anybody is asked for anything: one descriptor, opened here, is checked and used throughout.
-    let image = Image::open(&plan.image, &trusted?).map_err(|e| of_image(plan, e))?;
+    let image = Image::open(&plan.image, &trusted).map_err(|e| of_image(&plan.image, e))?;
     let workload = image.binding().workload;
     status.say("verified", json!({"workload": workload, "signer": image.signer}));
     let mut host = Host::open(config(plan.config.as_deref(), plan.tpm.as_deref(), plan.state_dir.clone())?)?;
@@ -174,29 +181,6 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     outcome
 }
 
-/// An image that cannot be read is better named.
-fn of_image(plan: &Plan, error: SifError) -> Failure {
-    if let SifError::Io(e) = &error {
-        return Failure::new(Stage::Image, format!("{}: {e}", plan.image.display()), "give the path of an image");
-    }
-    error.into()
-}
-
-fn read_signers(plan: &Plan) -> Result<Vec<String>, Failure> {
-    let mut signers = Vec::new();
-    for path in &plan.signers {
-        let bad = |e: std::io::Error| {
-            Failure::new(
-                Stage::Configuration,
-                format!("{}: {e}", path.display()),
-                "--signer takes the owner's public key (PEM)",
-            )
-        };
-        signers.push(std::fs::read_to_string(path).map_err(bad)?);
-    }
-    Ok(signers)
-}
-
 fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
@@ -208,7 +192,9 @@ fn now_ms() -> i64 {
 /// [`Stage::Usage`] for a TPM's address that is none, [`Stage::Configuration`].
 pub fn config(file: Option<&Path>, tpm: Option<&str>, state_dir: Option<PathBuf>) -> Result<Config, Failure> {
     let tpm = tpm.map(str::parse).transpose();
-    let tpm = tpm.map_err(|e: countersign_attest::tpm::BadAddress| Failure::new(Stage::Usage, e.to_string(), ""))?;
+    let tpm = tpm.map_err(|e: countersign_attest::tpm::BadAddress| {
+        Failure::new(Stage::Usage, e.to_string(), "--tpm device:/dev/tpmrm0 is the machine's own TPM")
+    })?;
     Ok(Config::load(file, Overrides { tpm, state_dir })?)
 }
 

@@ -40,7 +40,8 @@ fn every_known_attack_names_a_test_that_exists() {
         let tests = row.trim_end_matches('|').rsplit('|').next().unwrap();
         assert!(tests.contains('`'), "no test in: {row}");
         for test in tests.split('`').skip(1).step_by(2) {
-            let (file, function) = test.split_once("::").map_or((None, test), |(file, function)| (Some(file), function));
+            let (file, function) =
+                test.split_once("::").map_or((None, test), |(file, function)| (Some(file), function));
             if let Some(file) = file {
                 assert!(root().join(file).is_file(), "{file} is not there, in: {row}");
             }
