@@ -145,7 +145,9 @@ fn each_stage_has_its_exit_code() {
     let text = |name: &str| scene.path(name).display().to_string();
 
     failed(&run(&["--status-fd", "77"]), 200, &["--status-fd", "hint: give an open descriptor"]);
-    failed(&run(&["--tpm", "nonsense"]), 200, &["nonsense"]);
+    failed(&run(&["--tpm", "nonsense"]), 200, &["nonsense", "hint: --tpm"]);
+    // Said before a verdict is asked for.
+    failed(&run(&["--bundle", "/nonexistent/run.bundle"]), 200, &["/nonexistent/run.bundle", "hint: --bundle"]);
     std::fs::write(scene.path("bad.toml"), "colour = 1\n").unwrap();
     let out = scene.command("exec", &[], &image, &["true"]);
     let bad = text("bad.toml");
@@ -153,6 +155,8 @@ fn each_stage_has_its_exit_code() {
     out_of_order[2] = bad.as_ref();
     failed(&Command::new(support::SUPERVISOR).args(out_of_order).output().unwrap(), 201, &["colour"]);
     failed(&run(&["--signer", "/nonexistent"]), 201, &["/nonexistent", "owner's public key"]);
+    let private = scene.owner.path("owner.pem").display().to_string();
+    failed(&run(&["--signer", &private]), 201, &["owner.pem", "no PEM public key"]);
     let no_image = scene.command("exec", &[], &scene.path("boot"), &["true"]).output().unwrap();
     failed(&no_image, 202, &["SIF"]);
     failed(&scene.command("exec", &[], &scene.path("no"), &["true"]).output().unwrap(), 202, &["No such file"]);
