@@ -1,5 +1,6 @@
 //! `supervisor run`: checks the image, has the key released into the decryptor, mounts, runs, and ends everything together.
 
+use std::io::IsTerminal as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,8 @@ use crate::{decryptor, out, stage};
 
 /// How long the workload may take to end after a signal; then, or at a second signal, it is killed.
 const GRACE: Duration = Duration::from_secs(10);
+/// SIGINT.
+const INTERRUPT: u8 = 2;
 /// How long the stage may take to unmount.
 const LEAVE: Duration = Duration::from_secs(2);
 
@@ -163,7 +166,8 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     }
 
     let running = host.start_run(run, workload, now_ms())?;
-    let outcome = play(&watch, &fuse, run, status);
+    let at_terminal = matches!(plan.task, Task::Shell(_)) && std::io::stdin().is_terminal();
+    let outcome = play(&watch, &fuse, run, status, at_terminal);
     drop(fuse);
     if outcome.is_ok() {
         on_stage.leave(LEAVE);
@@ -237,8 +241,8 @@ fn released(watch: &Watch, status: &mut Status) -> Result<VerdictId, Stop> {
     }
 }
 
-/// From the released key to the end of the workload; its exit code.
-fn play(watch: &Watch, fuse: &OwnedFd, run: RunId, status: &mut Status) -> Result<u8, Stop> {
+/// From the released key to the end of the workload; its exit code. At a terminal, Ctrl-C is for what the shell runs and ends nothing else.
+fn play(watch: &Watch, fuse: &OwnedFd, run: RunId, status: &mut Status, at_terminal: bool) -> Result<u8, Stop> {
     watch.decryptor.send(&decryptor::Word::Serve, &[fuse.as_fd()]).map_err(|_| died())?;
     watch.stage.send(&stage::Word::Serving, &[]).map_err(|_| ended_early())?;
     let mut started = false;
@@ -270,6 +274,9 @@ fn play(watch: &Watch, fuse: &OwnedFd, run: RunId, status: &mut Status) -> Resul
                     return Err(watch.finding().unwrap_or_else(ended_early).into());
                 }
             },
+            Heard::Signal(INTERRUPT) if started && at_terminal && ending.is_none() => {
+                watch.stage.send(&stage::Word::Interrupt, &[]).map_err(|_| ended_early())?;
+            }
             Heard::Signal(number) if started && ending.is_none() => {
                 status.say("signal", json!({"signal": number}));
                 watch.stage.send(&stage::Word::Signal(number), &[]).map_err(|_| ended_early())?;

@@ -11,10 +11,10 @@
 
 mod support;
 
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Command, Stdio};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support::processes::signal;
 use support::{SECRET, Scene, failed, stderr, stdout};
@@ -213,7 +213,7 @@ fn signals_end_the_container_in_order() {
     let mut command = scene.command("exec", &["--status-fd", "1"], &scene.owner.path("app.sif"), &["true"]);
     let mut child = command.spawn().unwrap();
     let mut first = String::new();
-    let mut out = std::io::BufReader::new(child.stdout.take().unwrap());
+    let mut out = BufReader::new(child.stdout.take().unwrap());
     std::io::BufRead::read_line(&mut out, &mut first).unwrap();
     assert!(first.contains("verified"), "{first}");
     let helpers = loop {
@@ -226,6 +226,30 @@ fn signals_end_the_container_in_order() {
     assert_eq!(child.wait().unwrap().code(), Some(130));
     helpers.ended();
     assert_eq!(scene.runs().len(), 6);
+}
+
+#[test]
+fn an_interrupt_at_a_terminal_is_for_what_the_shell_runs() {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let Some(scene) = Scene::new() else { return };
+    let pty = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&pty).unwrap();
+    unlockpt(&pty).unwrap();
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
+    let terminal = rustix::fs::open(ptsname(&pty, Vec::new()).unwrap(), flags, rustix::fs::Mode::empty()).unwrap();
+    let mut pty = std::fs::File::from(pty);
+    let mut command = scene.command::<&str>("shell", &[], &scene.owner.path("app.sif"), &[]);
+    let again = || terminal.try_clone().unwrap();
+    let mut child = command.stdin(again()).stdout(again()).stderr(again()).spawn().unwrap();
+    drop((command, terminal));
+    // Its echo of what is typed is among them: hence the quotes.
+    let mut lines = BufReader::new(pty.try_clone().unwrap()).lines().map_while(Result::ok);
+    pty.write_all(b"echo rea''dy; sleep 1000\n").unwrap();
+    assert!(lines.any(|line| line.contains("ready")));
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    pty.write_all(b"echo ali''ve; exit 5\n").unwrap();
+    assert!(lines.any(|line| line.contains("alive")), "the shell goes on");
+    assert_eq!(child.wait().unwrap().code(), Some(5));
 }
 
 #[test]
