@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::exit::{Failure, Stage};
+use crate::out;
 use crate::workshop::{Workshop, exists};
 
 /// Longest `countersign.json` that is shown without being verified, bytes.
@@ -34,6 +35,21 @@ fn read<T, E: std::fmt::Display>(
     let bad = |e: &dyn std::fmt::Display| Failure::new(stage, format!("{}: {e}", path.display()), hint);
     let bytes = std::fs::read(path).map_err(|e| bad(&e))?;
     parse(Zeroizing::new(bytes)).map_err(|e| bad(&e))
+}
+
+/// As [`read`], for a secret; warns when everybody on the machine can read it.
+fn secret<T>(
+    stage: Stage,
+    path: &Path,
+    hint: &str,
+    parse: impl FnOnce(Zeroizing<Vec<u8>>) -> Result<T, SifError>,
+) -> Result<T, Failure> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let open = std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o007 != 0);
+    if open {
+        out::warn(&format!("others can read or change {0}: chmod 600 {0}", path.display()));
+    }
+    read(stage, path, hint, parse)
 }
 
 /// A public key of the owner, and its PEM.
@@ -71,7 +87,7 @@ pub fn escrow(path: &Path) -> Result<Escrow, Failure> {
 /// [`Stage::Escrow`].
 pub fn escrow_key(path: &Path) -> Result<EscrowKey, Failure> {
     let hint = "--escrow-key takes the private half (RSA, PEM) of the key that `protect --escrow` got";
-    read(Stage::Escrow, path, hint, |pem| EscrowKey::from_pem(&pem))
+    secret(Stage::Escrow, path, hint, |pem| EscrowKey::from_pem(&pem))
 }
 
 /// A passphrase from a file (its first line), for escrow without a key pair.
@@ -79,7 +95,7 @@ pub fn escrow_key(path: &Path) -> Result<EscrowKey, Failure> {
 /// # Errors
 /// [`Stage::Escrow`].
 pub fn passphrase(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
-    let mut bytes = read(Stage::Escrow, path, "the file's first line is the passphrase", Ok::<_, SifError>)?;
+    let mut bytes = secret(Stage::Escrow, path, "the file's first line is the passphrase", Ok)?;
     let end = bytes.iter().position(|&byte| byte == b'\n').unwrap_or(bytes.len());
     bytes.truncate(end);
     if bytes.len() < 8 {
@@ -139,7 +155,7 @@ pub fn protect_image(given: &Protect<'_>) -> Result<Value, Failure> {
     let parsed = PolicyBundle::parse(&policy).map_err(|e| failed(e.to_string()))?;
     Compiled::new(&parsed, Role::Workload).map_err(|e| failed(e.to_string()))?;
     let hint = "--sign takes the owner's private key: openssl genpkey -algorithm ed25519 -out owner.pem";
-    let signer = read(Stage::Protect, given.sign, hint, |pem| OwnerKey::from_pem(&pem))?;
+    let signer = secret(Stage::Protect, given.sign, hint, |pem| OwnerKey::from_pem(&pem))?;
     if let Err(e) = std::fs::File::open(given.input) {
         let what = format!("{}: {e}", given.input.display());
         return Err(Failure::new(Stage::Protect, what, "give a root folder, a plain SIF, or a squashfs"));
@@ -300,7 +316,7 @@ pub fn register(given: &Register<'_>) -> Result<Value, Failure> {
     use rustls_pki_types::pem::PemObject as _;
     let (image, key) = open(given.image, given.signers, &given.escrow)?;
     let hint = "give the verifier's operator.token, from its state folder";
-    let token = read(Stage::Configuration, given.token, hint, Ok::<_, SifError>)?;
+    let token = secret(Stage::Configuration, given.token, hint, Ok)?;
     let token = Zeroizing::new(String::from_utf8_lossy(&token).trim().to_owned());
     let hint = "give the verifier's ca.pem, from its state folder";
     let ca = read(Stage::Configuration, given.ca, hint, |pem| rustls_pki_types::CertificateDer::from_pem_slice(&pem))?;

@@ -171,6 +171,14 @@ fn a_wrong_key_or_input_is_named() {
     failed(&protect(&path("rootfs"), &key, &public), 215, &[&public, "no PEM RSA public key", "hint: --escrow"]);
     failed(&protect(&image, &key, &escrow), 202, &[&image, "encrypted already", "supervisor rekey"]);
     failed(&protect(&key, &key, &escrow), 202, &[&key, "a plain SIF, or a squashfs"]);
+    // A key that everybody can read is used, with a warning.
+    let open = |mode| std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    for (mode, warned) in [(0o600, false), (0o644, true)] {
+        open(mode);
+        let out = protect("/nonexistent", &key, &escrow);
+        failed(&out, 216, &["/nonexistent"]);
+        assert_eq!(stderr(&out).contains(&format!("warning: others can read or change {key}: chmod 600")), warned);
+    }
     let opened = call(&["unprotect", &image, "--signer", &public, "--escrow-key", &public, "-o", &made]);
     failed(&opened, 215, &[&public, "hint: --escrow-key"]);
     // Without mksquashfs: a program is missing, and which package has it is said.
