@@ -75,6 +75,8 @@ pub(crate) fn workload(
     let command_line = task.command_line(root);
     let mut command = Command::new(&program);
     countersign_sys::end_with_parent(&mut command);
+    // The container's first process is bubblewrap's own, and the workload can read that one's environment too.
+    command.env_clear().env("LC_ALL", "C");
     command.arg("--ro-bind").arg(root).arg("/");
     // A link is not followed: it would lead out of the image.
     let has = |name: &str| root.join(name).symlink_metadata().is_ok_and(|found| found.is_dir());

@@ -303,8 +303,11 @@ fn the_key_is_in_the_decryptor_and_nowhere_else() {
         }
     }
     assert_eq!(tried, 1);
-    // The policy's audience too: the workload's view of itself.
-    assert!(!stdout(&scene.shell("cat /proc/1/environ /proc/self/environ /proc/*/cmdline")).contains("countersign"));
+    // The workload's view of itself and of bubblewrap's process: nothing of us, nothing of the user's environment.
+    let script = "cat /proc/1/environ /proc/self/environ /proc/*/cmdline";
+    let mut command = scene.command("exec", &[], &scene.owner.path("app.sif"), &["sh", "-c", script]);
+    let seen = stdout(&command.env("HOST_TOKEN", "of-the-host").stdin(Stdio::null()).output().unwrap());
+    assert!(seen.contains("PATH=") && !seen.contains("countersign") && !seen.contains("of-the-host"), "{seen}");
 }
 
 /// A command as a user that does not exist.
