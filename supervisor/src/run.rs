@@ -143,11 +143,12 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     let run = RunId(countersign_attest::random::random());
 
     // Both helpers first: where namespaces or FUSE are missing nothing is released.
+    let signals = Watch::signals()?;
     let (to_decryptor, theirs) = Channel::pair().map_err(other)?;
     let decryptor = helper("decryptor-process", theirs)?;
     let (to_stage, theirs) = Channel::pair().map_err(other)?;
     let mut on_stage = helper("stage-process", theirs)?;
-    let watch = Watch::new(to_decryptor, to_stage)?;
+    let watch = Watch::new(signals, to_decryptor, to_stage);
     let order = stage::Order { task: plan.task.clone() };
     watch.stage.send(&order, &[std::io::stdin().as_fd()]).map_err(other)?;
     let fuse = mounted(&watch)?;
