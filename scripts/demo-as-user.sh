@@ -7,7 +7,10 @@ if [ "$(id -u)" -ne 0 ]; then
 	exec "$bin/demo" --bin-dir "$bin" --dir "$2"
 fi
 user=countersign-demo-$$
-home=$(mktemp -d /tmp/countersign-demo.XXXXXX)
+# The programs are copied to where that user may run them.
+place=/tmp
+if findmnt --noheadings --output OPTIONS --target "$place" | grep -qw noexec; then place=/var/tmp; fi
+home=$(mktemp -d "$place/countersign-demo.XXXXXX")
 cleanup() {
 	pkill -KILL -u "$user" 2>/dev/null || : # nothing should be left; never keep it if something is
 	userdel "$user" 2>/dev/null || :

@@ -3,9 +3,19 @@
 set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin"
 
+# Debian's own cargo, where it is installed, is too old to read this workspace, and does not say so.
+needed=$(sed -n 's/^rust-version = "\([0-9.]*\)".*/\1/p' "$(dirname "$0")/../Cargo.toml")
+found=$(${CARGO:-cargo} --version 2>/dev/null | awk '{ print $2 }') || found=
+if [ -z "$found" ] || [ "$(printf '%s\n' "$needed" "$found" | sort -V | head -n 1)" != "$needed" ]; then
+	echo "error: Rust $needed or later is needed; cargo is ${found:-not on the PATH}" >&2
+	echo "hint: see https://rustup.rs; if it is installed: . \"\$HOME/.cargo/env\", or rustup update" >&2
+	exit 1
+fi
+
 # package          why
 packages=(
 	gcc                # links the programs; builds SQLite
+	libc6-dev          # what it links against: gcc only recommends it
 	make               # this Makefile
 	pkg-config         # finds the libraries below
 	libssl-dev         # AES-XTS
@@ -47,8 +57,3 @@ else
 	echo "setup: all system packages are there"
 fi
 
-command -v cargo >/dev/null || {
-	echo "error: Rust is not installed (1.94 or later is needed)" >&2
-	echo "hint: see https://rustup.rs" >&2
-	exit 1
-}

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, getpgid, kill_process, kill_process_group, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 use crate::channel::Channel;
@@ -75,6 +75,8 @@ pub(crate) fn workload(
     let command_line = task.command_line(root);
     let mut command = Command::new(&program);
     countersign_sys::end_with_parent(&mut command);
+    // The container's first process is bubblewrap's own, and the workload can read that one's environment too.
+    command.env_clear().env("LC_ALL", "C");
     command.arg("--ro-bind").arg(root).arg("/");
     // A link is not followed: it would lead out of the image.
     let has = |name: &str| root.join(name).symlink_metadata().is_ok_and(|found| found.is_dir());
@@ -210,8 +212,18 @@ fn watch(
             let hint = "the system's log may say why (out of memory?)";
             return Err(Failure::new(Stage::Namespaces, "squashfuse ended: the container has lost its files", hint));
         } else if is_ready(0) {
-            let Some((Word::Signal(number), _)) = channel.receive::<Word>().map_err(start)? else { return Ok(None) };
-            let signal = Signal::from_named_raw(i32::from(number)).unwrap_or(Signal::TERM);
+            let signal = match channel.receive::<Word>().map_err(start)? {
+                Some((Word::Signal(number), _)) => Signal::from_named_raw(i32::from(number)).unwrap_or(Signal::TERM),
+                Some((Word::Interrupt, _)) => {
+                    // The group is the container's (--new-session): its number 1 is bubblewrap's, which the kernel spares.
+                    let group = told.workload().and_then(|pid| getpgid(Some(pid)).ok());
+                    if let Some(group) = group.filter(|group| told.init == Some(*group)) {
+                        let _ = kill_process_group(group, Signal::INT);
+                    }
+                    continue;
+                }
+                Some((Word::Serving, _)) | None => return Ok(None),
+            };
             match told.workload() {
                 Some(pid) => drop(kill_process(pid, signal)),
                 // Not there yet, or not any more.

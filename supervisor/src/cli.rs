@@ -154,7 +154,7 @@ struct FromArgs {
 impl FromArgs {
     fn escrow(&self) -> Result<EscrowKey, Failure> {
         match (&self.escrow_key, &self.escrow_passphrase_file) {
-            (Some(path), _) => Ok(EscrowKey::from_pem(&zeroize::Zeroizing::new(file(Stage::Escrow, path)?))?),
+            (Some(path), _) => owner::escrow_key(path),
             (None, Some(path)) => Ok(EscrowKey::Passphrase(owner::passphrase(path)?)),
             (None, None) => Err(Failure::new(Stage::Usage, "no escrow key", "--escrow-key KEY.pem")),
         }
@@ -239,10 +239,7 @@ struct RunArgs {
 pub fn main() -> u8 {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(e) => {
-            let _ = e.print();
-            return if e.use_stderr() { Stage::Usage.code() } else { 0 };
-        }
+        Err(e) => return out::usage(&e),
     };
     match cli.command {
         Command::DecryptorProcess => crate::decryptor::main(),
@@ -304,7 +301,7 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
     match command {
         Command::Protect(given) => {
             let escrow = match (&given.escrow, &given.escrow_passphrase_file) {
-                (Some(path), _) => Escrow::from_pem(&file(Stage::Escrow, path)?)?,
+                (Some(path), _) => owner::escrow(path)?,
                 (None, Some(path)) => Escrow::Passphrase(owner::passphrase(path)?),
                 (None, None) => return Err(Failure::new(Stage::Usage, "no escrow", "--escrow KEY.pem")),
             };
@@ -341,7 +338,7 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
             let new = Rekey {
                 sign: &given.sign,
                 policy: given.policy.as_deref(),
-                escrow: Escrow::from_pem(&file(Stage::Escrow, &given.escrow)?)?,
+                escrow: owner::escrow(&given.escrow)?,
                 output: &given.output,
                 force: given.force,
             };
@@ -358,8 +355,9 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
             clap_complete::generate(shell, &mut Cli::command(), "supervisor", &mut text);
             out::raw(&text)
         }
-        Command::Man { dir } => clap_mangen::generate_to(Cli::command(), &dir)
-            .map_err(|e| Failure::new(Stage::Other, format!("{}: {e}", dir.display()), "")),
+        Command::Man { dir } => clap_mangen::generate_to(Cli::command(), &dir).map_err(|e| {
+            Failure::new(Stage::Other, format!("{}: {e}", dir.display()), "make the folder first: mkdir -p DIR")
+        }),
         Command::Run { .. }
         | Command::Exec { .. }
         | Command::Shell { .. }
@@ -368,12 +366,6 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
         | Command::NamespaceProcess
         | Command::Doctor(_) => Ok(()),
     }
-}
-
-/// A key file's bytes.
-fn file(stage: Stage, path: &std::path::Path) -> Result<Vec<u8>, Failure> {
-    let hint = "escrow keys are RSA keys in PEM: the public half protects, the private half opens";
-    std::fs::read(path).map_err(|e| Failure::new(stage, format!("{}: {e}", path.display()), hint))
 }
 
 /// JSON, or a line a field and a line an object.
@@ -385,7 +377,8 @@ fn print(json: bool, value: &Value) -> Result<(), Failure> {
             match value.as_array() {
                 Some(list) => lines.extend(list.iter().map(|entry| {
                     let fields =
-                        entry.as_object().into_iter().flatten().map(|(name, value)| format!("{name} {}", text(value)));
+                        entry.as_object().into_iter().flatten().filter(|(_, value)| value.as_str() != Some(""));
+                    let fields = fields.map(|(name, value)| format!("{name} {}", text(value)));
                     format!("  {}", fields.collect::<Vec<_>>().join("  "))
                 })),
                 None => lines.push(format!("{name:12} {}", text(value))),

@@ -135,7 +135,7 @@ impl From<SifError> for Failure {
     fn from(error: SifError) -> Self {
         let (stage, hint) = match &error {
             SifError::Io(_) | SifError::Malformed(_) | SifError::Structure(_) => {
-                (Stage::Image, "supervisor inspect IMAGE says what is in it; supervisor protect makes one")
+                (Stage::Image, "it is no image of `supervisor protect`, or was damaged: copy it again from its owner")
             }
             SifError::Signature(_) => {
                 (Stage::Signature, "give the owner's public key with --signer; a changed image must be copied again")
@@ -148,6 +148,9 @@ impl From<SifError> for Failure {
             }
             SifError::Key(_) => (Stage::Escrow, "check the key file"),
             SifError::Program { .. } => {
+                (Stage::Protect, "check that the input can be read, and the free space in the output's folder")
+            }
+            SifError::Missing { .. } => {
                 (Stage::Missing, "apt-get install cryptsetup-bin squashfs-tools squashfuse fuse3 bubblewrap")
             }
             SifError::Crypto(_) => (Stage::Other, ""),

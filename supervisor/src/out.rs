@@ -30,6 +30,27 @@ pub fn raw(bytes: &[u8]) -> Result<(), Failure> {
     }
 }
 
+/// Says what is wrong with a command line, or prints the help that was asked for; the exit code. With `--json` a document as of any failure
+/// comes along.
+#[must_use]
+pub fn usage(error: &clap::Error) -> u8 {
+    let _ = error.print();
+    if !error.use_stderr() {
+        return 0;
+    }
+    if std::env::args_os().take_while(|given| given != "--").any(|given| given == "--json") {
+        let text = error.render().to_string();
+        let (first, rest) = match text.strip_prefix("error: ") {
+            Some(text) => text.split_once('\n').unwrap_or((text, "")),
+            None => ("no command was given", text.as_str()),
+        };
+        let mut failure = Failure::new(Stage::Usage, first, "supervisor --help");
+        failure.words = rest.trim().to_owned();
+        let _ = print(true, &serde_json::json!({"error": failure}), String::new);
+    }
+    Stage::Usage.code()
+}
+
 /// Says on standard error what went wrong without being a failure.
 pub fn warn(text: &str) {
     let _ = writeln!(anstream::stderr().lock(), "{HINT}warning:{HINT:#} {text}");

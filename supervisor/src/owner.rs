@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use countersign_attest::HostError;
 use countersign_policy::{Compiled, PolicyBundle, Role, shipped_workload_policy};
 use countersign_sif::binding::{Binding, names};
 use countersign_sif::dsse::{OwnerKey, SignerKey};
@@ -18,13 +19,49 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::exit::{Failure, Stage};
+use crate::out;
 use crate::workshop::{Workshop, exists};
 
 /// Longest `countersign.json` that is shown without being verified, bytes.
 const MAX_LOOK: u64 = 64 * 1024;
 
-fn read(stage: Stage, path: &Path) -> Result<Vec<u8>, Failure> {
-    std::fs::read(path).map_err(|e| Failure::new(stage, format!("{}: {e}", path.display()), ""))
+/// A file and what `parse` makes of it; whatever is wrong with it, its name and the hint are said.
+fn read<T, E: std::fmt::Display>(
+    stage: Stage,
+    path: &Path,
+    hint: &str,
+    parse: impl FnOnce(Zeroizing<Vec<u8>>) -> Result<T, E>,
+) -> Result<T, Failure> {
+    let bad = |e: &dyn std::fmt::Display| Failure::new(stage, format!("{}: {e}", path.display()), hint);
+    let bytes = std::fs::read(path).map_err(|e| bad(&e))?;
+    parse(Zeroizing::new(bytes)).map_err(|e| bad(&e))
+}
+
+/// As [`read`], for a secret; warns when everybody on the machine can read it.
+fn secret<T>(
+    stage: Stage,
+    path: &Path,
+    hint: &str,
+    parse: impl FnOnce(Zeroizing<Vec<u8>>) -> Result<T, SifError>,
+) -> Result<T, Failure> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let open = std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o007 != 0);
+    if open {
+        out::warn(&format!("others can read or change {0}: chmod 600 {0}", path.display()));
+    }
+    read(stage, path, hint, parse)
+}
+
+/// A public key of the owner, and its PEM.
+///
+/// # Errors
+/// [`Stage::Configuration`].
+pub fn signer(path: &Path) -> Result<(SignerKey, String), Failure> {
+    let hint = "--signer takes the owner's public key: openssl pkey -in owner.pem -pubout -out owner.pub.pem";
+    read(Stage::Configuration, path, hint, |pem| {
+        let key = SignerKey::from_pem(&pem)?;
+        Ok::<_, SifError>((key, String::from_utf8_lossy(&pem).into_owned()))
+    })
 }
 
 /// The owner's public keys.
@@ -32,11 +69,25 @@ fn read(stage: Stage, path: &Path) -> Result<Vec<u8>, Failure> {
 /// # Errors
 /// [`Stage::Configuration`].
 pub fn signers(paths: &[PathBuf]) -> Result<Vec<SignerKey>, Failure> {
-    let mut keys = Vec::new();
-    for path in paths {
-        keys.push(SignerKey::from_pem(&read(Stage::Configuration, path)?)?);
-    }
-    Ok(keys)
+    paths.iter().map(|path| signer(path).map(|(key, _)| key)).collect()
+}
+
+/// The public key that an escrow is made with.
+///
+/// # Errors
+/// [`Stage::Escrow`].
+pub fn escrow(path: &Path) -> Result<Escrow, Failure> {
+    let hint = "--escrow takes an RSA public key: openssl genrsa -out escrow.pem 3072; openssl rsa -in escrow.pem -pubout -out escrow.pub.pem";
+    read(Stage::Escrow, path, hint, |pem| Escrow::from_pem(&pem))
+}
+
+/// The private key that opens an escrow.
+///
+/// # Errors
+/// [`Stage::Escrow`].
+pub fn escrow_key(path: &Path) -> Result<EscrowKey, Failure> {
+    let hint = "--escrow-key takes the private half (RSA, PEM) of the key that `protect --escrow` got";
+    secret(Stage::Escrow, path, hint, |pem| EscrowKey::from_pem(&pem))
 }
 
 /// A passphrase from a file (its first line), for escrow without a key pair.
@@ -44,7 +95,7 @@ pub fn signers(paths: &[PathBuf]) -> Result<Vec<SignerKey>, Failure> {
 /// # Errors
 /// [`Stage::Escrow`].
 pub fn passphrase(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
-    let mut bytes = Zeroizing::new(read(Stage::Escrow, path)?);
+    let mut bytes = secret(Stage::Escrow, path, "the file's first line is the passphrase", Ok)?;
     let end = bytes.iter().position(|&byte| byte == b'\n').unwrap_or(bytes.len());
     bytes.truncate(end);
     if bytes.len() < 8 {
@@ -90,7 +141,9 @@ pub struct Protect<'a> {
 /// # Errors
 /// [`Failure`].
 pub fn protect_image(given: &Protect<'_>) -> Result<Value, Failure> {
-    let failed = |e: String| Failure::new(Stage::Protect, e, "");
+    let failed = |e: String| {
+        Failure::new(Stage::Protect, e, "--policy takes a folder with the Rego modules of package countersign.workload")
+    };
     if !given.force && given.output.symlink_metadata().is_ok() {
         return Err(exists(given.output));
     }
@@ -101,14 +154,23 @@ pub fn protect_image(given: &Protect<'_>) -> Result<Value, Failure> {
     };
     let parsed = PolicyBundle::parse(&policy).map_err(|e| failed(e.to_string()))?;
     Compiled::new(&parsed, Role::Workload).map_err(|e| failed(e.to_string()))?;
-    let signer = OwnerKey::from_pem(&Zeroizing::new(read(Stage::Protect, given.sign)?))?;
-    if let Err(e) = std::fs::metadata(given.input) {
+    let hint = "--sign takes the owner's private key: openssl genpkey -algorithm ed25519 -out owner.pem";
+    let signer = secret(Stage::Protect, given.sign, hint, |pem| OwnerKey::from_pem(&pem))?;
+    if let Err(e) = std::fs::File::open(given.input) {
         let what = format!("{}: {e}", given.input.display());
         return Err(Failure::new(Stage::Protect, what, "give a root folder, a plain SIF, or a squashfs"));
     }
     let workshop = Workshop::beside(given.output)?;
     let full = |error| not_written(given.output, error);
-    let squashfs = squashfs_of(given.input, workshop.path()).map_err(&full)?;
+    let squashfs = squashfs_of(given.input, workshop.path()).map_err(|e| {
+        let mut failure = full(e);
+        if failure.stage == Stage::Image {
+            failure.error = format!("{}: {}", given.input.display(), failure.error);
+            failure.hint =
+                "give a root folder, a plain SIF, or a squashfs; `supervisor rekey` takes an encrypted one".into();
+        }
+        failure
+    })?;
     let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let plan = Plan {
         squashfs: &squashfs,
@@ -155,8 +217,8 @@ pub(crate) fn progress(verb: &str) -> ProgressBar {
 /// # Errors
 /// [`Failure`].
 pub fn inspect(path: &Path, trusted: &[SignerKey], full: bool) -> Result<Value, Failure> {
-    let file = std::fs::File::open(path).map_err(|e| of_file(path, &e))?;
-    let image = Image::from_file(file, trusted, full)?;
+    let file = std::fs::File::open(path).map_err(|e| of_image(path, e.into()))?;
+    let image = Image::from_file(file, trusted, full).map_err(|e| of_image(path, e))?;
     let binding: &Binding = image.binding();
     Ok(json!({
         "verified": true,
@@ -175,8 +237,8 @@ pub fn inspect(path: &Path, trusted: &[SignerKey], full: bool) -> Result<Value, 
 /// # Errors
 /// [`Failure`]: it is no SIF.
 pub fn look(path: &Path) -> Result<Value, Failure> {
-    let file = std::fs::File::open(path).map_err(|e| of_file(path, &e))?;
-    let sif = Sif::read(&file)?;
+    let file = std::fs::File::open(path).map_err(|e| of_image(path, e.into()))?;
+    let sif = Sif::read(&file).map_err(|e| of_image(path, e))?;
     let binding = sif.named(data_type::JSON, names::BINDING).and_then(|object| read_object(&file, object, MAX_LOOK));
     let binding: Option<Binding> = binding.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let mut seen = json!({
@@ -198,8 +260,16 @@ fn objects(descriptors: &[Descriptor]) -> Vec<Value> {
     descriptors.iter().map(object).collect()
 }
 
-fn of_file(path: &Path, e: &std::io::Error) -> Failure {
-    Failure::new(Stage::Image, format!("{}: {e}", path.display()), "give the path of an image")
+/// An image that cannot be read is better named.
+pub(crate) fn of_image(path: &Path, error: SifError) -> Failure {
+    if let SifError::Io(e) = &error {
+        return Failure::new(Stage::Image, format!("{}: {e}", path.display()), "give the path of an image");
+    }
+    let mut failure = Failure::from(error);
+    if failure.stage == Stage::Image {
+        failure.error = format!("{}: {}", path.display(), failure.error);
+    }
+    failure
 }
 
 /// What `register` is told.
@@ -223,13 +293,17 @@ pub struct Register<'a> {
 
 /// A checked image and its volume key.
 pub(crate) fn open(path: &Path, signers: &[SignerKey], escrow: &EscrowKey) -> Result<(Image, VolumeKey), Failure> {
-    let file = std::fs::File::open(path).map_err(|e| of_file(path, &e))?;
-    let image = Image::from_file(file, signers, false)?;
+    let file = std::fs::File::open(path).map_err(|e| of_image(path, e.into()))?;
+    let image = Image::from_file(file, signers, false).map_err(|e| of_image(path, e))?;
     let key = image.open_escrow(escrow).map_err(|e| {
-        if let SifError::Integrity { .. } = e {
+        if let SifError::Integrity { .. } | SifError::Missing { .. } = e {
             return e.into();
         }
-        Failure::new(Stage::Escrow, e.to_string(), "give the private half of the key that `protect --escrow` got")
+        let hint = match escrow {
+            EscrowKey::Pem(_) => "give the private half of the key that `protect --escrow` got",
+            EscrowKey::Passphrase(_) => "give the file that `protect --escrow-passphrase-file` got",
+        };
+        Failure::new(Stage::Escrow, e.to_string(), hint)
     })?;
     Ok((image, key))
 }
@@ -241,12 +315,11 @@ pub(crate) fn open(path: &Path, signers: &[SignerKey], escrow: &EscrowKey) -> Re
 pub fn register(given: &Register<'_>) -> Result<Value, Failure> {
     use rustls_pki_types::pem::PemObject as _;
     let (image, key) = open(given.image, given.signers, &given.escrow)?;
-    let token = Zeroizing::new(read(Stage::Configuration, given.token)?);
+    let hint = "give the verifier's operator.token, from its state folder";
+    let token = secret(Stage::Configuration, given.token, hint, Ok)?;
     let token = Zeroizing::new(String::from_utf8_lossy(&token).trim().to_owned());
-    let ca = read(Stage::Configuration, given.ca)?;
-    let ca = rustls_pki_types::CertificateDer::from_pem_slice(&ca).map_err(|e| {
-        Failure::new(Stage::Configuration, format!("{}: {e}", given.ca.display()), "give the verifier's ca.pem")
-    })?;
+    let hint = "give the verifier's ca.pem, from its state folder";
+    let ca = read(Stage::Configuration, given.ca, hint, |pem| rustls_pki_types::CertificateDer::from_pem_slice(&pem))?;
     let binding = image.binding();
     let encoded = Zeroizing::new(STANDARD.encode(key.as_slice()));
     let request = json!({
@@ -260,12 +333,18 @@ pub fn register(given: &Register<'_>) -> Result<Value, Failure> {
         "least_selection": [],
     });
     let body = serde_json::to_vec(&request).map_err(|e| Failure::new(Stage::Other, e.to_string(), ""))?;
-    let client = countersign_attest::client::Client::new(given.url, &ca, None, Duration::from_secs(30))?;
+    let client = countersign_attest::client::Client::new(given.url, &ca, None, Duration::from_secs(30));
+    let client = client.map_err(|e| Failure::new(Stage::Usage, e.to_string(), "--url https://VERIFIER:7448"))?;
     let answer = client.post_json("/v1/admin", &token, body).map_err(|e| {
-        if let countersign_attest::HostError::Refused { problem, .. } = e {
+        if let HostError::Refused { problem, .. } = e {
             return Failure::new(Stage::Register, problem.title, problem.hint.unwrap_or_default());
         }
-        e.into()
+        let reached = !matches!(e, HostError::Unreachable { .. });
+        let mut failure = Failure::from(e);
+        if !reached {
+            failure.hint = "check --url and --ca, and that `verifier serve` runs there".into();
+        }
+        failure
     })?;
     serde_json::from_slice(&answer)
         .map_err(|e| Failure::new(Stage::Register, format!("the verifier's answer: {e}"), ""))

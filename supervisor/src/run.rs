@@ -1,5 +1,6 @@
 //! `supervisor run`: checks the image, has the key released into the decryptor, mounts, runs, and ends everything together.
 
+use std::io::IsTerminal as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use serde_json::json;
 pub use crate::bubble::Task;
 use crate::channel::Channel;
 use crate::exit::{Failure, Stage};
+use crate::owner::{of_image, signer};
 use crate::stage::Program;
 use crate::status::Status;
 use crate::watch::{Heard, Watch};
@@ -22,6 +24,8 @@ use crate::{decryptor, out, stage};
 
 /// How long the workload may take to end after a signal; then, or at a second signal, it is killed.
 const GRACE: Duration = Duration::from_secs(10);
+/// SIGINT.
+const INTERRUPT: u8 = 2;
 /// How long the stage may take to unmount.
 const LEAVE: Duration = Duration::from_secs(2);
 
@@ -122,22 +126,29 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     for program in [Program::Squashfuse, Program::Bubblewrap] {
         program.find()?;
     }
-    let signers = read_signers(plan)?;
-    let trusted: Result<Vec<SignerKey>, SifError> =
-        signers.iter().map(|pem| SignerKey::from_pem(pem.as_bytes())).collect();
+    if let Some(path) = &plan.bundle {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        if path.is_dir() || folder.is_some_and(|folder| !folder.is_dir()) {
+            let what = format!("{}: a bundle cannot be written there", path.display());
+            return Err(Failure::new(Stage::Usage, what, "--bundle takes a file in a folder that exists").into());
+        }
+    }
+    let keys: Result<Vec<(SignerKey, String)>, Failure> = plan.signers.iter().map(|path| signer(path)).collect();
+    let (trusted, signers): (Vec<SignerKey>, Vec<String>) = keys?.into_iter().unzip();
     // Before anybody is asked for anything: one descriptor, opened here, is checked and used throughout.
-    let image = Image::open(&plan.image, &trusted?).map_err(|e| of_image(plan, e))?;
+    let image = Image::open(&plan.image, &trusted).map_err(|e| of_image(&plan.image, e))?;
     let workload = image.binding().workload;
     status.say("verified", json!({"workload": workload, "signer": image.signer}));
     let mut host = Host::open(config(plan.config.as_deref(), plan.tpm.as_deref(), plan.state_dir.clone())?)?;
     let run = RunId(countersign_attest::random::random());
 
     // Both helpers first: where namespaces or FUSE are missing nothing is released.
+    let signals = Watch::signals()?;
     let (to_decryptor, theirs) = Channel::pair().map_err(other)?;
     let decryptor = helper("decryptor-process", theirs)?;
     let (to_stage, theirs) = Channel::pair().map_err(other)?;
     let mut on_stage = helper("stage-process", theirs)?;
-    let watch = Watch::new(to_decryptor, to_stage)?;
+    let watch = Watch::new(signals, to_decryptor, to_stage);
     let order = stage::Order { task: plan.task.clone() };
     watch.stage.send(&order, &[std::io::stdin().as_fd()]).map_err(other)?;
     let fuse = mounted(&watch)?;
@@ -156,7 +167,8 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     }
 
     let running = host.start_run(run, workload, now_ms())?;
-    let outcome = play(&watch, &fuse, run, status);
+    let at_terminal = matches!(plan.task, Task::Shell(_)) && std::io::stdin().is_terminal();
+    let outcome = play(&watch, &fuse, run, status, at_terminal);
     drop(fuse);
     if outcome.is_ok() {
         on_stage.leave(LEAVE);
@@ -174,29 +186,6 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     outcome
 }
 
-/// An image that cannot be read is better named.
-fn of_image(plan: &Plan, error: SifError) -> Failure {
-    if let SifError::Io(e) = &error {
-        return Failure::new(Stage::Image, format!("{}: {e}", plan.image.display()), "give the path of an image");
-    }
-    error.into()
-}
-
-fn read_signers(plan: &Plan) -> Result<Vec<String>, Failure> {
-    let mut signers = Vec::new();
-    for path in &plan.signers {
-        let bad = |e: std::io::Error| {
-            Failure::new(
-                Stage::Configuration,
-                format!("{}: {e}", path.display()),
-                "--signer takes the owner's public key (PEM)",
-            )
-        };
-        signers.push(std::fs::read_to_string(path).map_err(bad)?);
-    }
-    Ok(signers)
-}
-
 fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
@@ -208,7 +197,9 @@ fn now_ms() -> i64 {
 /// [`Stage::Usage`] for a TPM's address that is none, [`Stage::Configuration`].
 pub fn config(file: Option<&Path>, tpm: Option<&str>, state_dir: Option<PathBuf>) -> Result<Config, Failure> {
     let tpm = tpm.map(str::parse).transpose();
-    let tpm = tpm.map_err(|e: countersign_attest::tpm::BadAddress| Failure::new(Stage::Usage, e.to_string(), ""))?;
+    let tpm = tpm.map_err(|e: countersign_attest::tpm::BadAddress| {
+        Failure::new(Stage::Usage, e.to_string(), "--tpm device:/dev/tpmrm0 is the machine's own TPM")
+    })?;
     Ok(Config::load(file, Overrides { tpm, state_dir })?)
 }
 
@@ -251,8 +242,8 @@ fn released(watch: &Watch, status: &mut Status) -> Result<VerdictId, Stop> {
     }
 }
 
-/// From the released key to the end of the workload; its exit code.
-fn play(watch: &Watch, fuse: &OwnedFd, run: RunId, status: &mut Status) -> Result<u8, Stop> {
+/// From the released key to the end of the workload; its exit code. At a terminal, Ctrl-C is for what the shell runs and ends nothing else.
+fn play(watch: &Watch, fuse: &OwnedFd, run: RunId, status: &mut Status, at_terminal: bool) -> Result<u8, Stop> {
     watch.decryptor.send(&decryptor::Word::Serve, &[fuse.as_fd()]).map_err(|_| died())?;
     watch.stage.send(&stage::Word::Serving, &[]).map_err(|_| ended_early())?;
     let mut started = false;
@@ -284,6 +275,9 @@ fn play(watch: &Watch, fuse: &OwnedFd, run: RunId, status: &mut Status) -> Resul
                     return Err(watch.finding().unwrap_or_else(ended_early).into());
                 }
             },
+            Heard::Signal(INTERRUPT) if started && at_terminal && ending.is_none() => {
+                watch.stage.send(&stage::Word::Interrupt, &[]).map_err(|_| ended_early())?;
+            }
             Heard::Signal(number) if started && ending.is_none() => {
                 status.say("signal", json!({"signal": number}));
                 watch.stage.send(&stage::Word::Signal(number), &[]).map_err(|_| ended_early())?;

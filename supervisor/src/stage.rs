@@ -37,6 +37,8 @@ pub(crate) enum Word {
     Serving,
     /// Send the workload this signal.
     Signal(u8),
+    /// Interrupt the workload and what it runs (SIGINT to its process group), as a terminal would.
+    Interrupt,
 }
 
 /// What it tells the supervisor.

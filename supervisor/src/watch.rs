@@ -35,9 +35,13 @@ fn other(e: impl std::fmt::Display) -> Failure {
 }
 
 impl Watch {
-    /// From here on the ending signals are heard here.
-    pub(crate) fn new(decryptor: Channel, stage: Channel) -> Result<Self, Failure> {
-        Ok(Self { signals: countersign_sys::signals(&ENDING).map_err(other)?, decryptor, stage })
+    /// From here on the ending signals are heard, by whoever waits on this: before there is anything that they would leave behind.
+    pub(crate) fn signals() -> Result<OwnedFd, Failure> {
+        countersign_sys::signals(&ENDING).map_err(other)
+    }
+
+    pub(crate) const fn new(signals: OwnedFd, decryptor: Channel, stage: Channel) -> Self {
+        Self { signals, decryptor, stage }
     }
 
     /// Waits for the next thing. What the decryptor says comes first: it explains what the stage says. That it is gone comes after

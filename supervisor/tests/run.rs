@@ -11,10 +11,10 @@
 
 mod support;
 
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Command, Stdio};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support::processes::signal;
 use support::{SECRET, Scene, failed, stderr, stdout};
@@ -145,7 +145,9 @@ fn each_stage_has_its_exit_code() {
     let text = |name: &str| scene.path(name).display().to_string();
 
     failed(&run(&["--status-fd", "77"]), 200, &["--status-fd", "hint: give an open descriptor"]);
-    failed(&run(&["--tpm", "nonsense"]), 200, &["nonsense"]);
+    failed(&run(&["--tpm", "nonsense"]), 200, &["nonsense", "hint: --tpm"]);
+    // Said before a verdict is asked for.
+    failed(&run(&["--bundle", "/nonexistent/run.bundle"]), 200, &["/nonexistent/run.bundle", "hint: --bundle"]);
     std::fs::write(scene.path("bad.toml"), "colour = 1\n").unwrap();
     let out = scene.command("exec", &[], &image, &["true"]);
     let bad = text("bad.toml");
@@ -153,6 +155,8 @@ fn each_stage_has_its_exit_code() {
     out_of_order[2] = bad.as_ref();
     failed(&Command::new(support::SUPERVISOR).args(out_of_order).output().unwrap(), 201, &["colour"]);
     failed(&run(&["--signer", "/nonexistent"]), 201, &["/nonexistent", "owner's public key"]);
+    let private = scene.owner.path("owner.pem").display().to_string();
+    failed(&run(&["--signer", &private]), 201, &["owner.pem", "no PEM public key"]);
     let no_image = scene.command("exec", &[], &scene.path("boot"), &["true"]).output().unwrap();
     failed(&no_image, 202, &["SIF"]);
     failed(&scene.command("exec", &[], &scene.path("no"), &["true"]).output().unwrap(), 202, &["No such file"]);
@@ -209,7 +213,7 @@ fn signals_end_the_container_in_order() {
     let mut command = scene.command("exec", &["--status-fd", "1"], &scene.owner.path("app.sif"), &["true"]);
     let mut child = command.spawn().unwrap();
     let mut first = String::new();
-    let mut out = std::io::BufReader::new(child.stdout.take().unwrap());
+    let mut out = BufReader::new(child.stdout.take().unwrap());
     std::io::BufRead::read_line(&mut out, &mut first).unwrap();
     assert!(first.contains("verified"), "{first}");
     let helpers = loop {
@@ -222,6 +226,30 @@ fn signals_end_the_container_in_order() {
     assert_eq!(child.wait().unwrap().code(), Some(130));
     helpers.ended();
     assert_eq!(scene.runs().len(), 6);
+}
+
+#[test]
+fn an_interrupt_at_a_terminal_is_for_what_the_shell_runs() {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let Some(scene) = Scene::new() else { return };
+    let pty = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&pty).unwrap();
+    unlockpt(&pty).unwrap();
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
+    let terminal = rustix::fs::open(ptsname(&pty, Vec::new()).unwrap(), flags, rustix::fs::Mode::empty()).unwrap();
+    let mut pty = std::fs::File::from(pty);
+    let mut command = scene.command::<&str>("shell", &[], &scene.owner.path("app.sif"), &[]);
+    let again = || terminal.try_clone().unwrap();
+    let mut child = command.stdin(again()).stdout(again()).stderr(again()).spawn().unwrap();
+    drop((command, terminal));
+    // Its echo of what is typed is among them: hence the quotes.
+    let mut lines = BufReader::new(pty.try_clone().unwrap()).lines().map_while(Result::ok);
+    pty.write_all(b"echo rea''dy; sleep 1000\n").unwrap();
+    assert!(lines.any(|line| line.contains("ready")));
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    pty.write_all(b"echo ali''ve; exit 5\n").unwrap();
+    assert!(lines.any(|line| line.contains("alive")), "the shell goes on");
+    assert_eq!(child.wait().unwrap().code(), Some(5));
 }
 
 #[test]

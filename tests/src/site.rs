@@ -2,6 +2,7 @@
 //! as a user would.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -28,6 +29,7 @@ pub struct Site {
     tools: Tools,
     dir: PathBuf,
     watcher: Watcher,
+    signals: Option<OwnedFd>,
 }
 
 impl Site {
@@ -37,7 +39,27 @@ impl Site {
     /// There are no programs in `bin_dir`, or the folder cannot be made.
     pub fn new(bin_dir: &Path, dir: &Path, watcher: Watcher) -> anyhow::Result<Self> {
         fresh_folder(dir)?;
-        Ok(Self { tools: Tools::new(bin_dir)?, dir: dir.canonicalize()?, watcher })
+        Ok(Self { tools: Tools::new(bin_dir)?, dir: dir.canonicalize()?, watcher, signals: None })
+    }
+
+    /// From here on SIGHUP, SIGINT and SIGTERM end nothing at once: the next command is refused instead, so that whoever started something
+    /// gets to end it. Once in a process.
+    ///
+    /// # Errors
+    /// The handlers cannot be set.
+    pub fn end_in_order(mut self) -> anyhow::Result<Self> {
+        self.signals = Some(countersign_sys::signals(&[1, 2, 15])?);
+        Ok(self)
+    }
+
+    /// Refuses to go on after a signal.
+    fn go_on(&self) -> anyhow::Result<()> {
+        let mut number = [0];
+        let Some(signals) = &self.signals else { return Ok(()) };
+        if rustix::io::read(signals, &mut number).is_ok_and(|n| n > 0) {
+            bail!("ended by signal {}", number[0]);
+        }
+        Ok(())
     }
 
     /// The programs.
@@ -69,7 +91,11 @@ impl Site {
     /// # Errors
     /// It did not.
     pub fn ok(&self, program: &str, args: &[&str]) -> anyhow::Result<Ended> {
-        let ended = self.tools.ok(program, args)?;
+        self.go_on()?;
+        let ended = self.tools.ok(program, args);
+        // A terminal's signal has ended the command too: that is why it failed.
+        self.go_on()?;
+        let ended = ended?;
         (self.watcher)(&self.dir, &ended)?;
         Ok(ended)
     }
@@ -242,6 +268,7 @@ impl Site {
     /// # Errors
     /// The program could not be started.
     pub fn supervisor_run(&self, image: &str, more: &[&str]) -> anyhow::Result<Ended> {
+        self.go_on()?;
         self.tools.run("supervisor", &self.run_arguments(image, more))
     }
 }

@@ -11,12 +11,17 @@ use countersign_attest::tpm::TpmAddress;
 /// Longest command or response that a TPM has, and more.
 pub const MAX: usize = 64 * 1024;
 
+/// Longest path of a Unix socket, in bytes: `sun_path` is 108 with its NUL (unix(7)).
+const SOCKET_PATH: usize = 107;
+
 /// A tap in front of a TPM. It ends with this process.
 #[derive(Debug)]
 pub struct Tap {
     /// What to give to `--tpm`.
     pub address: String,
     seen: Arc<Mutex<Vec<Vec<u8>>>>,
+    /// Where the socket is when the path of its own place is too long; removed with the tap.
+    _short: Option<tempfile::TempDir>,
 }
 
 impl Tap {
@@ -26,7 +31,11 @@ impl Tap {
     /// The TPM is elsewhere, or the socket cannot be made.
     pub fn new(dir: &Path, tpm: &TpmAddress) -> anyhow::Result<Self> {
         let TpmAddress::Unix(tpm) = tpm.clone() else { bail!("the TPM {tpm} is not on a Unix socket") };
-        let path = dir.join("tap.sock");
+        let mut path = dir.join("tap.sock");
+        let short = (path.as_os_str().len() > SOCKET_PATH).then(tempfile::tempdir).transpose()?;
+        if let Some(short) = &short {
+            path = short.path().join("tap.sock");
+        }
         let listener = UnixListener::bind(&path).with_context(|| path.display().to_string())?;
         let seen = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&seen);
@@ -36,7 +45,7 @@ impl Tap {
                 let _ = relay(client, &tpm, &kept);
             }
         });
-        Ok(Self { address: format!("swtpm:unix={}", path.display()), seen })
+        Ok(Self { address: format!("swtpm:unix={}", path.display()), seen, _short: short })
     }
 
     /// The commands that passed by so far.
@@ -68,4 +77,31 @@ fn message(stream: &mut impl Read) -> std::io::Result<Vec<u8>> {
     bytes.resize(size, 0);
     stream.read_exact(bytes.get_mut(10..).unwrap_or_default())?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn a_folder_whose_path_is_too_long_for_a_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        let long = dir.path().join("x".repeat(120));
+        std::fs::create_dir(&long).unwrap();
+        let tpm = dir.path().join("tpm.sock");
+        let listener = UnixListener::bind(&tpm).unwrap();
+        let tap = Tap::new(&long, &TpmAddress::Unix(tpm)).unwrap();
+        let path = tap.address.strip_prefix("swtpm:unix=").unwrap().to_owned();
+        let command = [0x80, 1, 0, 0, 0, 10, 0, 0, 1, 0x44];
+        let mut client = UnixStream::connect(&path).unwrap();
+        client.write_all(&command).unwrap();
+        let (mut end, _) = listener.accept().unwrap();
+        assert_eq!(message(&mut end).unwrap(), command);
+        end.write_all(&command).unwrap();
+        assert_eq!(message(&mut client).unwrap(), command);
+        assert_eq!(tap.seen(), [command.to_vec()]);
+        drop(tap);
+        assert!(!Path::new(&path).exists());
+    }
 }

@@ -262,11 +262,9 @@ pub fn verify(
     for (object, claimed) in group.iter().zip(&claimed.objects) {
         let digest = digest_of(object)?.unwrap_or_else(|| claimed.object_digest.clone());
         if digest != claimed.object_digest {
-            return Err(SifError::Signature(format!(
-                "object {} ({}) is not what was signed",
-                object.id,
-                object.name()
-            )));
+            let name = object.name();
+            let name = if name.is_empty() { String::new() } else { format!(" ({name})") };
+            return Err(SifError::Signature(format!("object {}{name} is not what was signed", object.id)));
         }
         digests.push((*object, digest));
     }

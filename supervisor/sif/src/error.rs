@@ -31,6 +31,16 @@ pub enum SifError {
     /// A key is not usable.
     #[error("key: {0}")]
     Key(String),
+    /// A program that is needed is not there.
+    #[error("{program} cannot be started: {source} (package {package})")]
+    Missing {
+        /// Its name.
+        program: &'static str,
+        /// The Debian package that has it.
+        package: &'static str,
+        /// What the system says.
+        source: std::io::Error,
+    },
     /// A program that is needed failed.
     #[error("{program}: {reason}")]
     Program {

@@ -43,7 +43,8 @@ fn failed(reason: impl Into<String>) -> SifError {
 
 /// Runs cryptsetup with a secret on standard input; its standard output.
 fn run(mut command: Command, secret: &[u8]) -> Result<Zeroizing<Vec<u8>>, SifError> {
-    let mut child = command.spawn().map_err(|e| failed(format!("cannot be started: {e} (package cryptsetup-bin)")))?;
+    let missing = |source| SifError::Missing { program: "cryptsetup", package: "cryptsetup-bin", source };
+    let mut child = command.spawn().map_err(missing)?;
     drop(command);
     // If it ended before it read the secret, its own words say more than the broken pipe.
     let fed = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(secret));

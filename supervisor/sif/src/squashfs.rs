@@ -116,7 +116,8 @@ fn of_folder(input: &Path, folder: &Path) -> Result<Squashfs, SifError> {
     ]);
     command.env_remove("SOURCE_DATE_EPOCH").env("LC_ALL", "C");
     let output = command.stdin(Stdio::null()).output();
-    let output = output.map_err(|e| failed(format!("cannot be started: {e} (package squashfs-tools)")))?;
+    let missing = |source| SifError::Missing { program: "mksquashfs", package: "squashfs-tools", source };
+    let output = output.map_err(missing)?;
     if !output.status.success() {
         return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }

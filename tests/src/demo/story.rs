@@ -42,11 +42,10 @@ struct Stage {
 /// # Errors
 /// A step did not end as it must; the error says which command and what it printed.
 pub fn tell(options: &Options) -> anyhow::Result<()> {
-    let site = Site::new(&options.bin_dir, &options.dir, narrate::command)?;
+    let site = Site::new(&options.bin_dir, &options.dir, narrate::command)?.end_in_order()?;
     let mut stage = Stage { tell: Narrator::new(site.dir().to_owned()), site };
 
-    make_host(&mut stage)?;
-    // Declared after the TPM exists and dropped before it is destroyed.
+    // Whatever ends the story, the TPM is ended last.
     let result = with_host(&mut stage);
     let destroyed = stage.site.destroy_host();
     result?;
@@ -60,6 +59,7 @@ pub fn tell(options: &Options) -> anyhow::Result<()> {
 }
 
 fn with_host(stage: &mut Stage) -> anyhow::Result<()> {
+    make_host(stage)?;
     let mut service = start_verifier(stage)?;
     enrol(stage)?;
     protect(stage)?;
