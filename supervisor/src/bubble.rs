@@ -100,8 +100,7 @@ pub(crate) fn workload(
     }
     command.arg("--json-status-fd").arg(writer.as_raw_fd().to_string());
     command.arg("--").args(&command_line);
-    // bubblewrap stays as the workload's process 1, whose environment the workload can read: it gets nothing of the user's.
-    command.env_clear().env("PATH", "/usr/bin:/bin").stdin(Stdio::from(stdin));
+    command.stdin(Stdio::from(stdin));
     rustix::io::fcntl_setfd(&writer, rustix::io::FdFlags::empty()).map_err(start)?;
     let mut bubblewrap = command.spawn().map_err(|e| missing(&program, &e))?;
     drop((writer, command));
