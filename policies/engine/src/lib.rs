@@ -16,6 +16,7 @@
 
 mod bundle;
 mod compiled;
+pub mod docs;
 mod document;
 mod error;
 pub mod input;

@@ -148,7 +148,7 @@ pub struct KnownWorkload {
 /// signed: a host that is already bad teaches bad settings.
 #[must_use]
 pub fn learn(input: &Input) -> Settings {
-    let mut required: Vec<&str> = vec!["ek-root", "host-known", "resets-seen"];
+    let mut required: Vec<&str> = vec!["boot-complete", "ek-root", "host-known", "resets-seen"];
     let mut settings = Settings { hosts: vec![input.host.id.clone()], ..Settings::default() };
     settings.clock = Some(Clock { max_skipped_resets: Some(input.quote.skipped_resets), ..Clock::default() });
     let mut tpm = Tpm { ek_roots: vec![input.host.ek_root.clone()], ..Tpm::default() };

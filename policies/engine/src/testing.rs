@@ -134,6 +134,18 @@ pub fn run_tests(
     Ok(report)
 }
 
+/// What each rule of a policy came to, in the virtual machine: the trace of one decision. Rules that are undefined are left out.
+///
+/// # Errors
+/// The policy does not compile.
+pub fn rules(
+    bundle: &crate::bundle::PolicyBundle,
+    reference: &serde_json::Value,
+    input: &serde_json::Value,
+) -> Result<BTreeMap<String, serde_json::Value>, PolicyError> {
+    cover::rules(bundle, reference, input)
+}
+
 fn outcome(engine: &mut Engine, module: &Module, rule: &Rule, path: &str) -> TestOutcome {
     match engine.eval_rule(path.to_owned()) {
         Ok(value) if value == Value::from(true) => TestOutcome::Pass,

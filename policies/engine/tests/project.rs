@@ -100,6 +100,23 @@ fn published_schemas_are_those_of_the_types() {
 }
 
 #[test]
+fn the_reference_is_that_of_the_metadata() {
+    let made = countersign_policy::docs::reference().unwrap();
+    let path = folder("../docs/policy-reference.md");
+    if std::env::var_os("COUNTERSIGN_UPDATE").is_some() {
+        std::fs::write(&path, &made).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(&path).unwrap_or_default(), made, "run these tests with COUNTERSIGN_UPDATE=1");
+    // Every check that a rule proves has a row.
+    for (path, text) in modules().iter().filter(|(path, _)| !path.ends_with("_test.rego")) {
+        for line in text.lines().filter_map(|line| line.strip_prefix("passed contains \"")) {
+            let check = line.split('"').next().unwrap();
+            assert!(made.contains(&format!("| `{check}` |")), "{path}: {check}");
+        }
+    }
+}
+
+#[test]
 fn schemas_accept_what_the_types_write_and_nothing_more() {
     let schema = schema::input().unwrap();
     let whole = serde_json::to_value(support::input()).unwrap();

@@ -203,7 +203,8 @@ pub(super) fn compile(role: Role, bundle: &[u8]) -> Result<Compiled, String> {
     Compiled::new(&bundle, role).map_err(|e| e.to_string())
 }
 
-fn input(replayed: &Replayed, context: &Context) -> Input {
+/// What policies are given.
+pub(super) fn input(replayed: &Replayed, context: &Context) -> Input {
     let authentic = &replayed.authentic;
     let skipped_resets = match authentic.continuity {
         Continuity::Reset { skipped } => skipped,

@@ -63,6 +63,32 @@ passed contains "boot-chain" if {
 	}
 }
 
+# METADATA
+# title: boot-complete
+# description: |
+#   Everything of at least one set of reference values was measured: nothing that belongs to that boot was left out.
+# custom:
+#   check: boot-complete
+passed contains "boot-complete" if {
+	some name in sets
+	every value in reference.values {
+		present(value, name)
+	}
+}
+
+sets contains value.name if {
+	some value in reference.values
+	value.bank == "sha256"
+}
+
+measured contains [event.pcr, event.type, event.digests.sha256] if some event in input.boot.events
+
+present(value, name) if value.name != name
+
+present(value, _) if value.bank != "sha256"
+
+present(value, _) if [value.pcr, value.type, value.digest] in measured
+
 covered(pcr) if {
 	some event in input.boot.events
 	event.pcr == pcr
@@ -103,6 +129,13 @@ explanations contains {
 	"message": "the log does not show that the operating system took over from the firmware",
 	"want": "event \"Exit Boot Services Returned with Success\" in PCR 5",
 	"hint": "check that the log is the whole log of this boot",
+}
+
+explanations contains {
+	"id": "boot-complete",
+	"message": "something that belongs to this boot was not measured",
+	"want": "every value of one set of reference values",
+	"hint": "verifier reference add NAME --eventlog FILE, if this boot is meant to be accepted",
 }
 
 explanations contains {

@@ -60,3 +60,25 @@ test_no_sha256 if {
 }
 
 test_no_input if boot_chain.passed == {"reference-missing"} with input as {} with data.countersign.reference as reference
+
+values := [
+	{"name": "golden", "bank": "sha256", "pcr": 4, "type": "EV_EFI_BOOT_SERVICES_APPLICATION", "digest": "aa"},
+	{"name": "golden", "bank": "sha256", "pcr": 7, "type": "EV_SEPARATOR", "digest": "bb"},
+	{"name": "other", "bank": "sha256", "pcr": 4, "type": "EV_EFI_BOOT_SERVICES_APPLICATION", "digest": "ff"},
+	{"name": "golden", "bank": "sha1", "pcr": 4, "type": "EV_EFI_BOOT_SERVICES_APPLICATION", "digest": "00"},
+]
+
+whole := object.union(reference, {"values": values})
+
+test_complete if boot_chain.passed == all | {"boot-complete"} with input as good with data.countersign.reference as whole
+
+test_not_complete if {
+	bad := booted([separator, action])
+	not "boot-complete" in boot_chain.passed with input as bad with data.countersign.reference as whole
+	not "boot-complete" in boot_chain.passed with input as {} with data.countersign.reference as whole
+}
+
+test_parts_of_two_sets_are_not_complete if {
+	bad := booted([object.union(loader, {"digests": {"sha256": "fe"}}), separator])
+	not "boot-complete" in boot_chain.passed with input as bad with data.countersign.reference as whole
+}

@@ -11,6 +11,7 @@ use regorus::{Engine, Value};
 use serde_json::Map;
 
 use super::{Coverage, TestReport, name};
+use crate::bundle::PolicyBundle;
 use crate::compiled::Owners;
 use crate::error::PolicyError;
 
@@ -75,6 +76,40 @@ pub(super) fn compare(
     }
     report.coverage = lines.report(modules);
     Ok(())
+}
+
+/// Every rule's value for one input.
+pub(super) fn rules(
+    bundle: &PolicyBundle,
+    reference: &serde_json::Value,
+    input: &serde_json::Value,
+) -> Result<BTreeMap<String, serde_json::Value>, PolicyError> {
+    let failed = |e: &dyn std::fmt::Display| PolicyError::Compile(e.to_string());
+    let mut engine = Engine::new();
+    engine.set_strict_builtin_errors(true);
+    for (path, text) in bundle.modules() {
+        engine.add_policy(path.clone(), text.clone()).map_err(|e| failed(&e))?;
+    }
+    let with = serde_json::json!({"countersign.reference": reference});
+    let data = replaced(bundle.data(), Some(&with));
+    let input = Value::from(input.clone());
+    let mut values = BTreeMap::new();
+    let parsed = engine.get_modules().clone();
+    for module in &parsed {
+        let package = module.package.refr.span().text();
+        for name in module.policy.iter().filter_map(|rule| name(rule)) {
+            let path = format!("data.{package}.{name}");
+            let policy = engine.compile_with_entrypoint(&path.as_str().into()).map_err(|e| failed(&e))?;
+            let program = Compiler::compile_from_policy(&policy, &[path.as_str()]).map_err(|e| failed(&e))?;
+            let value = match ran(&program, &data, &input) {
+                Ok(Value::Undefined) => continue,
+                Ok(value) => value.to_json_str().ok().and_then(|text| serde_json::from_str(&text).ok()),
+                Err(e) => Some(serde_json::json!({"error": e.to_string()})),
+            };
+            values.insert(path, value.unwrap_or(serde_json::Value::Null));
+        }
+    }
+    Ok(values)
 }
 
 /// The data with what a situation puts in place.

@@ -1,0 +1,10 @@
+//! Policies from their author's desk to a verdict: signed bundles, loading and rolling back, a remote Open Policy Agent, and attacks on a good host
+//! (`verifier policy`).
+
+mod attacks;
+mod log;
+mod machine;
+pub mod mutate;
+pub mod opa;
+pub mod signed;
+pub mod store;
