@@ -103,6 +103,17 @@ fn cases(good: &Value) -> Vec<Value> {
         let mut changed = good.clone();
         *changed.pointer_mut(path).unwrap() = odd[number % odd.len()].clone();
         cases.push(changed);
+        // And another value of the same type.
+        let mut other = good.clone();
+        let place = other.pointer_mut(path).unwrap();
+        *place = match &*place {
+            Value::String(text) => json!(if number % 2 == 0 { text.chars().rev().collect() } else { String::new() }),
+            Value::Number(_) => json!(number % 24),
+            Value::Bool(value) => json!(!value),
+            Value::Array(list) => Value::Array(list.iter().rev().skip(number % 3).cloned().collect()),
+            Value::Null | Value::Object(_) => continue,
+        };
+        cases.push(other);
     }
     cases
 }
@@ -182,6 +193,7 @@ fn an_opa_that_misbehaves_denies_with_its_reason() {
     let new = r#""provenance": {"version": "1.21.3", "bundles": {"host": {"revision": "7"}}}"#;
     let allow = r#""result": {"allow": true, "reasons": [], "obligations": {}}"#;
     let whole = |rest: &str| http("200 OK", &format!("{{{rest}}}"));
+    let input = serde_json::to_value(shipped_input().unwrap()).unwrap();
     let cases: Vec<(&str, Option<String>, &str)> = vec![
         ("200 {}", Some(whole("")), opa::VERSION),
         ("undefined", Some(whole(new)), reason::UNDEFINED),
@@ -219,11 +231,11 @@ fn an_opa_that_misbehaves_denies_with_its_reason() {
         let options = Options {
             deadline: Duration::from_millis(if what == "slow" { 200 } else { 10_000 }),
             bundle: Some(("host".into(), "7".into())),
-            decision_id: true,
+            decision_id: what == "no decision id",
             dangerous_allow_old_opa: false,
             ..options(address)
         };
-        let decision = Opa::new(options, Role::Host).unwrap().decide(&json!({}));
+        let decision = Opa::new(options, Role::Host).unwrap().decide(&input);
         assert!(!decision.allow, "{what}");
         assert_eq!(ids(&decision), [id], "{what}: {decision:?}");
     }
@@ -235,11 +247,11 @@ fn an_opa_that_misbehaves_denies_with_its_reason() {
         ..options(address)
     };
     let good = Opa::new(options, Role::Host).unwrap();
-    assert!(good.decide(&json!({})).allow);
+    assert!(good.decide(&input).allow);
     assert_eq!(good.engine(), "opa 1.21.3");
     let (address, listener) = pretend(None);
     drop(listener);
-    assert_eq!(ids(&Opa::new(self::options(address), Role::Host).unwrap().decide(&json!({}))), [opa::UNREACHABLE]);
+    assert_eq!(ids(&Opa::new(self::options(address), Role::Host).unwrap().decide(&input)), [opa::UNREACHABLE]);
 }
 
 #[test]

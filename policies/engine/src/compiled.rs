@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use regorus::languages::rego::compiler::Compiler;
 use regorus::rvm::program::Program;
@@ -108,7 +108,8 @@ pub trait PolicyEngine: Send + Sync + std::fmt::Debug {
     /// Engine and version, as verdicts state it.
     fn engine(&self) -> String;
 
-    /// Decides. Never fails: whatever goes wrong is a denial with its reason.
+    /// Decides. Never fails: whatever goes wrong is a denial with its reason. Every engine refuses an input that breaks the published schema
+    /// ([`crate::schema::input`]) before its policy sees it: on such input engines may differ.
     fn decide(&self, input: &serde_json::Value) -> Decision;
 }
 
@@ -118,8 +119,20 @@ impl PolicyEngine for Ready {
     }
 
     fn decide(&self, input: &serde_json::Value) -> Decision {
-        self.decide_json(input.clone())
+        malformed(input, self.role.source()).unwrap_or_else(|| self.decide_json(input.clone()))
     }
+}
+
+static INPUT_SCHEMA: LazyLock<Option<serde_json::Value>> = LazyLock::new(|| crate::schema::input().ok());
+
+/// The denial of an input document that breaks the published schema; none for a good one.
+#[must_use]
+pub fn malformed(input: &serde_json::Value, source: Source) -> Option<Decision> {
+    let fault = match &*INPUT_SCHEMA {
+        Some(schema) => crate::schema::check(input, schema).err()?.to_string(),
+        None => "there is no schema".to_owned(),
+    };
+    Some(document::deny(source, reason::INPUT, format!("the input breaks its schema: {fault}")))
 }
 
 /// Engine and version, as verdicts state it.

@@ -31,7 +31,7 @@ pub mod testing;
 pub mod verdict;
 
 pub use bundle::{Manifest, PolicyBundle, Release, bundle_files};
-pub use compiled::{Compiled, PolicyEngine, Ready, ReferenceData, Role, engine_version};
+pub use compiled::{Compiled, PolicyEngine, Ready, ReferenceData, Role, engine_version, malformed};
 pub use document::{decision, deny};
 pub use error::PolicyError;
 pub use reference::reference_document;
@@ -39,6 +39,8 @@ pub use shipped::{library, shipped_host_policy, shipped_workload_policy};
 
 /// Ids of the reasons that the engine itself gives; a policy's own ids come beside them.
 pub mod reason {
+    /// The input is not of the documented form.
+    pub const INPUT: &str = "policy-input";
     /// `verdict` is undefined for this input.
     pub const UNDEFINED: &str = "policy-undefined";
     /// Evaluation failed, for example in a builtin.

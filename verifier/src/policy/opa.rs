@@ -172,6 +172,9 @@ impl PolicyEngine for Opa {
 
     fn decide(&self, input: &Value) -> Decision {
         let source = self.role.source();
+        if let Some(refused) = countersign_policy::malformed(input, source) {
+            return refused;
+        }
         let answer = self.ask(input).and_then(|answer| self.provenance(&answer).map(|()| answer));
         match answer {
             Err((id, message)) => deny(source, id, message),

@@ -81,13 +81,20 @@ sets contains value.name if {
 	value.bank == "sha256"
 }
 
-measured contains [event.pcr, event.type, event.digests.sha256] if some event in input.boot.events
+measured contains key if {
+	some event in input.boot.events
+	digest := event.digests.sha256
+	key := [event.pcr, event.type, digest]
+}
 
 present(value, name) if value.name != name
 
 present(value, _) if value.bank != "sha256"
 
-present(value, _) if [value.pcr, value.type, value.digest] in measured
+present(value, _) if {
+	key := [value.pcr, value.type, value.digest]
+	key in measured
+}
 
 covered(pcr) if {
 	some event in input.boot.events
