@@ -1,5 +1,13 @@
 //! The embedded engine against a real Open Policy Agent, and an OPA that misbehaves.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::print_stdout, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::arithmetic_side_effects,
+    clippy::wildcard_enum_match_arm,
+    reason = "tests"
+)]
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;

@@ -2,7 +2,7 @@
 
 use countersign_policy::input::{self, Input, Reference};
 use countersign_policy::verdict::{Basis, Check, Decision, Mode, Obligations, Outcome, Reason, Source, Verdict};
-use countersign_policy::{Compiled, PolicyBundle, Role, engine_version, reference_document};
+use countersign_policy::{Compiled, PolicyBundle, ReferenceData, Role, engine_version};
 use countersign_tpm::alg::HashAlg;
 use countersign_tpm::pcr::{BankSelection, PcrSelection};
 use countersign_tpm::public::Public;
@@ -79,8 +79,7 @@ pub(super) fn decide(
     let mut obligations = Obligations::default();
     if let Some(replayed) = replayed {
         let input = input(replayed, context);
-        let reference: Reference = serde_json::from_slice(&context.reference).unwrap_or_default();
-        let reference = reference_document(&reference);
+        let reference = super::policies::reference(&context.reference);
         let mut ask = |id: &str, role: Role, bundle: &[u8]| {
             let decision = evaluate(role, bundle, &input, &reference);
             let first = decision.reasons.first();
@@ -177,10 +176,10 @@ fn basis(context: &Context, evidence: [u8; 32]) -> Basis {
     }
 }
 
-fn evaluate(role: Role, bundle: &[u8], input: &Input, reference: &serde_json::Value) -> Decision {
+fn evaluate(role: Role, bundle: &[u8], input: &Input, reference: &ReferenceData) -> Decision {
     let compiled = super::policies::compiled(role, bundle);
     match compiled {
-        Ok(policy) => policy.decide(input, reference),
+        Ok(policy) => policy.ready(reference).decide(input),
         Err(e) => Decision {
             allow: false,
             reasons: vec![Reason {

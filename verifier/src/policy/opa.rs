@@ -123,9 +123,12 @@ impl Opa {
         })?;
         let status = response.status();
         let mut body = Vec::new();
-        response.take(ANSWER.saturating_add(1)).read_to_end(&mut body).map_err(|e| match e.kind() {
-            std::io::ErrorKind::TimedOut => (DEADLINE, "OPA's answer did not end in time".to_owned()),
-            _ => unreachable(&e),
+        response.take(ANSWER.saturating_add(1)).read_to_end(&mut body).map_err(|e| {
+            if e.kind() == std::io::ErrorKind::TimedOut {
+                (DEADLINE, "OPA's answer did not end in time".to_owned())
+            } else {
+                unreachable(&e)
+            }
         })?;
         if !status.is_success() {
             let text: String = String::from_utf8_lossy(&body).chars().take(300).collect();
