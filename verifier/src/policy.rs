@@ -2,6 +2,7 @@
 //! (`verifier policy`).
 
 mod attacks;
+pub mod decision_log;
 mod log;
 mod machine;
 pub mod mutate;

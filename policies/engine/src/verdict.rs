@@ -71,9 +71,8 @@ pub enum Mode {
     AuditOnly,
 }
 
-/// One check of the appraisal.
+/// One check of the appraisal. (Unknown fields are not refused: serde cannot together with `flatten`.)
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Check {
     /// Stable id, for example `quote-signature`.
     pub id: String,

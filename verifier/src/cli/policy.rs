@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use super::{read, state_dir};
 use crate::error::Error;
 use crate::out::{self, Failure};
-use crate::policy::{mutate, store};
+use crate::policy::{decision_log, mutate, store};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Policy {
@@ -140,6 +140,15 @@ pub(super) enum Policy {
         /// Newest verdicts to look at
         #[arg(long, default_value_t = 1000)]
         limit: u32,
+    },
+    /// Append a decision log in OPA's format to a file: every decision since the last call
+    Log {
+        /// The file
+        #[arg(short, long)]
+        output: PathBuf,
+        /// Fields to leave out, for example /input/host/name
+        #[arg(long, value_name = "POINTER")]
+        mask: Vec<String>,
     },
     /// Checks a bundle on standard input under limits; used by load itself
     #[command(hide = true)]
@@ -285,6 +294,13 @@ pub(super) fn run(cli: &super::Cli, command: &Policy) -> Result<(), Failure> {
                 store::preview(&crate::service::Service::open(&dir).await?, &policy, *limit).await
             })?;
             out::print(json, &json!(changes), || changes.to_string())
+        }
+        Policy::Log { output, mask } => {
+            let dir = state_dir(cli)?;
+            let written = super::runtime(false)?.block_on(async {
+                decision_log::export(&crate::service::Service::open(&dir).await?, output, mask).await
+            })?;
+            out::print(json, &json!({"file": output, "entries": written}), || format!("{written} decisions"))
         }
         Policy::Sandbox { workload } => {
             let role = if *workload { Role::Workload } else { Role::Host };

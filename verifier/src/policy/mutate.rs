@@ -114,6 +114,16 @@ pub fn shipped_input() -> Result<countersign_policy::input::Input, String> {
     Machine::shipped()?.input()
 }
 
+/// Context and evidence of the shipped good host, as a verdict's record holds them.
+///
+/// # Errors
+/// The shipped files cannot be read.
+pub fn shipped_evidence() -> Result<(crate::appraise::Context, Vec<u8>), String> {
+    let machine = Machine::shipped()?;
+    let evidence = machine.evidence();
+    Ok((machine.context, evidence))
+}
+
 /// The reference values of the shipped evidence, as stored.
 ///
 /// # Errors

@@ -268,7 +268,7 @@ fn highest(dir: &Path) -> Result<u64, Error> {
 }
 
 /// Writes a file so that there is always a whole one: synced beside it, renamed over it, the folder synced.
-fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let failed = |e: std::io::Error| state(path, &e);
     let parent = path.parent().unwrap_or_else(|| Path::new("."));
     std::fs::create_dir_all(parent).map_err(failed)?;
