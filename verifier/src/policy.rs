@@ -7,5 +7,7 @@ mod log;
 mod machine;
 pub mod mutate;
 pub mod opa;
+pub mod preview;
+pub mod sandbox;
 pub mod signed;
 pub mod store;

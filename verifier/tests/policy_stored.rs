@@ -4,7 +4,7 @@
 use countersign_policy::shipped_host_policy;
 use countersign_verifier::appraise::{appraise, verdict_bytes};
 use countersign_verifier::policy::mutate::{shipped_evidence, shipped_settings, with_settings};
-use countersign_verifier::policy::{decision_log, store};
+use countersign_verifier::policy::{decision_log, preview, store};
 use countersign_verifier::service::Service;
 use countersign_wire::cbor;
 use countersign_wire::record::{EnrolmentRecord, Record};
@@ -82,14 +82,14 @@ async fn decisions_are_logged_once_with_masked_fields_left_out() {
 async fn a_preview_says_what_would_change_and_why_and_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let service = verifier(&dir.path().join("state")).await;
-    let same = store::preview(&service, shipped_host_policy(), 10).await.unwrap();
+    let same = preview::preview(&service, shipped_host_policy(), 10).await.unwrap();
     assert_eq!((same.looked_at, same.changes.len()), (1, 0));
     let mut settings = shipped_settings().unwrap();
     settings.hosts = vec!["00".repeat(32)];
     let stricter = with_settings(shipped_host_policy(), &settings).unwrap();
-    let preview = store::preview(&service, &stricter, 10).await.unwrap();
-    assert_eq!(preview.changes.len(), 1);
-    assert!(preview.changes[0].was && !preview.changes[0].would_be);
-    assert!(preview.changes[0].reasons[0].starts_with("host-known: "), "{:?}", preview.changes);
+    let found = preview::preview(&service, &stricter, 10).await.unwrap();
+    assert_eq!(found.changes.len(), 1);
+    assert!(found.changes[0].was && !found.changes[0].would_be);
+    assert!(found.changes[0].reasons[0].starts_with("host-known: "), "{:?}", found.changes);
     assert_eq!(store::active(&service.dir).unwrap(), None);
 }

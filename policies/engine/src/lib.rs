@@ -20,6 +20,7 @@ pub mod docs;
 mod document;
 mod error;
 pub mod input;
+mod inspect;
 pub mod limits;
 pub mod lint;
 mod reference;

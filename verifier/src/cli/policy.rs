@@ -1,5 +1,7 @@
 //! `verifier policy ...`: write, test, attack, sign and load policies.
 
+mod eval;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -7,13 +9,13 @@ use clap::Subcommand;
 use countersign_policy::lint::{Severity, lint};
 use countersign_policy::settings::learn;
 use countersign_policy::testing::{TestOutcome, run_tests};
-use countersign_policy::{Compiled, PolicyBundle, ReferenceData, Role, library, reference_document, schema};
+use countersign_policy::{PolicyBundle, Role, library, schema};
 use serde_json::{Map, Value, json};
 
 use super::{read, state_dir};
 use crate::error::Error;
 use crate::out::{self, Failure};
-use crate::policy::{decision_log, mutate, store};
+use crate::policy::{decision_log, mutate, preview, sandbox, store};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Policy {
@@ -212,7 +214,7 @@ pub(super) fn run(cli: &super::Cli, command: &Policy) -> Result<(), Failure> {
         Policy::New { dir } => new(json, dir),
         Policy::Test { dir } => test(json, dir.as_deref()),
         Policy::Lint { dir } => lint_folder(json, dir.as_deref()),
-        Policy::Eval { .. } => eval(json, command),
+        Policy::Eval { .. } => eval::eval(json, command),
         Policy::Mutate { policy, evidence, default_settings } => {
             let subject = mutate::Subject {
                 evidence: evidence.as_deref().map(read).transpose()?,
@@ -291,7 +293,7 @@ pub(super) fn run(cli: &super::Cli, command: &Policy) -> Result<(), Failure> {
             let policy = bundle(path)?;
             let dir = state_dir(cli)?;
             let changes = super::runtime(false)?.block_on(async {
-                store::preview(&crate::service::Service::open(&dir).await?, &policy, *limit).await
+                preview::preview(&crate::service::Service::open(&dir).await?, &policy, *limit).await
             })?;
             out::print(json, &json!(changes), || changes.to_string())
         }
@@ -304,7 +306,7 @@ pub(super) fn run(cli: &super::Cli, command: &Policy) -> Result<(), Failure> {
         }
         Policy::Sandbox { workload } => {
             let role = if *workload { Role::Workload } else { Role::Host };
-            store::sandbox_child(role).map_err(|e| failed(e, ""))?;
+            sandbox::sandbox_child(role).map_err(|e| failed(e, ""))?;
             out::print(true, &json!({"ok": true}), String::new)
         }
     }
@@ -379,59 +381,4 @@ fn lint_folder(json: bool, dir: Option<&Path>) -> Result<(), Failure> {
     })?;
     let errors = findings.iter().filter(|finding| finding.severity == Severity::Error).count();
     if errors == 0 { Ok(()) } else { Err(failed(format!("{errors} traps"), "")) }
-}
-
-fn eval(json: bool, command: &Policy) -> Result<(), Failure> {
-    let Policy::Eval { policy, evidence, input, reference, workload, trace } = command else { return Ok(()) };
-    let role = if *workload { Role::Workload } else { Role::Host };
-    let shipped = if *workload {
-        countersign_policy::shipped_workload_policy()
-    } else {
-        countersign_policy::shipped_host_policy()
-    };
-    let bytes = policy.as_deref().map_or_else(|| Ok(shipped.to_vec()), bundle)?;
-    let (document, recorded) = match (input, evidence) {
-        (Some(file), _) => {
-            let document: Value =
-                serde_json::from_slice(&read(file)?).map_err(|e| failed(e, "an input document is JSON"))?;
-            (document, countersign_policy::input::Reference::default())
-        }
-        (None, Some(file)) => {
-            let file = read(file)?;
-            let input = mutate::recorded_input(&file).map_err(|e| failed(e, ""))?;
-            (json!(input), mutate::recorded_reference(&file).map_err(|e| failed(e, ""))?)
-        }
-        (None, None) => {
-            let input = mutate::shipped_input().map_err(|e| failed(e, ""))?;
-            (json!(input), mutate::shipped_reference().map_err(|e| failed(e, ""))?)
-        }
-    };
-    let recorded = match reference {
-        None => recorded,
-        Some(file) => serde_json::from_slice(&read(file)?).map_err(|e| failed(e, "see verifier policy schema"))?,
-    };
-    let reference = reference_document(&recorded);
-    let parsed = PolicyBundle::parse(&bytes).map_err(|e| failed(e, ""))?;
-    let compiled = Compiled::new(&parsed, role).map_err(|e| failed(e, ""))?;
-    let decision = compiled.ready(&ReferenceData::new(&reference)).decide_json(document.clone());
-    let rules = if *trace {
-        countersign_policy::testing::rules(&parsed, &reference, &document).map_err(|e| failed(e, ""))?
-    } else {
-        BTreeMap::new()
-    };
-    let value = json!({
-        "allow": decision.allow, "reasons": decision.reasons, "obligations": decision.obligations,
-        "policy": hex::encode(parsed.digest()), "rules": rules,
-    });
-    out::print(json, &value, || {
-        let mut lines = vec![if decision.allow { "ALLOW".to_owned() } else { "DENY".to_owned() }];
-        for reason in &decision.reasons {
-            lines.push(format!("{}: {}", reason.id, reason.message));
-            let more =
-                [("subject", &reason.subject), ("got", &reason.got), ("want", &reason.want), ("hint", &reason.hint)];
-            lines.extend(more.iter().filter_map(|(name, value)| Some(format!("  {name:8} {}", value.as_ref()?))));
-        }
-        lines.extend(rules.iter().map(|(name, value)| format!("{name} = {value}")));
-        lines.join("\n")
-    })
 }

@@ -10,25 +10,17 @@
 //! A bundle is written beside `current` and renamed over it: at every moment there is a whole one, and a refused one changes nothing.
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use countersign_policy::{Compiled, Manifest, PolicyBundle, ReferenceData, Role};
-use rustix::process::{Resource, Rlimit, setrlimit};
+use countersign_policy::{Manifest, PolicyBundle, Role};
 use serde::Serialize;
 use serde_json::json;
 
+use super::sandbox::sandbox;
 pub use super::signed::sign;
 use crate::error::Error;
-
-/// Address space of the process that tries a new policy, bytes.
-const SANDBOX_MEMORY: u64 = 2 << 30;
-/// Its processor time, seconds.
-const SANDBOX_CPU: u64 = 10;
-/// And its time by the clock.
-const SANDBOX_TIME: Duration = Duration::from_secs(30);
 
 /// What a bundle is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -92,7 +84,7 @@ pub fn now_ms() -> i64 {
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
-fn refuse(why: impl std::fmt::Display) -> Error {
+pub(super) fn refuse(why: impl std::fmt::Display) -> Error {
     Error::request("policy-refused", why.to_string(), Some("the policy in force stays as it is"))
 }
 
@@ -286,165 +278,4 @@ fn audit(dir: &Path, action: &str, detail: &str) -> Result<(), Error> {
     let file = std::fs::OpenOptions::new().create(true).append(true).open(&path);
     file.and_then(|mut file| file.write_all(line.as_bytes()).and_then(|()| file.sync_all()))
         .map_err(|e| state(&path, &e))
-}
-
-/// Tries a policy in a process of its own, under limits of memory, processor and time: it must compile, and decide on an empty input.
-///
-/// # Errors
-/// Why it is refused: the child's own words, or that it did not survive.
-pub fn sandbox(program: &Path, bundle: &[u8], role: Role) -> Result<(), String> {
-    let mut command = Command::new(program);
-    command.args(["policy", "sandbox"]).env_clear();
-    if role == Role::Workload {
-        command.arg("--workload");
-    }
-    let piped = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut child = piped.spawn().map_err(|e| format!("the trial cannot be started: {e}"))?;
-    let (mut stdin, mut stderr) = (child.stdin.take(), child.stderr.take());
-    let bytes = bundle.to_vec();
-    let feeder = std::thread::spawn(move || stdin.as_mut().map(|stdin| stdin.write_all(&bytes)));
-    let reader = std::thread::spawn(move || {
-        let mut words = String::new();
-        if let Some(stderr) = &mut stderr {
-            let _ = stderr.take(65_536).read_to_string(&mut words);
-        }
-        words
-    });
-    let (sender, ended) = std::sync::mpsc::channel();
-    let id = rustix::process::Pid::from_child(&child);
-    let waiter = std::thread::spawn(move || {
-        let status = child.wait();
-        let _ = sender.send(());
-        status
-    });
-    let late = ended.recv_timeout(SANDBOX_TIME).is_err();
-    if late {
-        let _ = rustix::process::kill_process(id, rustix::process::Signal::KILL);
-    }
-    let status = waiter.join().map_err(|_| "the trial's end was not seen".to_owned())?.map_err(|e| e.to_string())?;
-    let (_, words) = (feeder.join(), reader.join().unwrap_or_default());
-    if late {
-        return Err(format!("the policy did not come to an end within {} s", SANDBOX_TIME.as_secs()));
-    }
-    if status.success() {
-        return Ok(());
-    }
-    let words = words.trim().trim_start_matches("error: ").to_owned();
-    if status.code().is_some() && !words.is_empty() {
-        return Err(words);
-    }
-    Err(format!("the policy broke its trial ({status}): it needs more than {SANDBOX_MEMORY} bytes or {SANDBOX_CPU} s"))
-}
-
-/// The other side of [`sandbox`]: reads a bundle from standard input.
-///
-/// # Errors
-/// Why the policy is refused.
-pub fn sandbox_child(role: Role) -> Result<(), String> {
-    let limit = |resource, value| setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) });
-    limit(Resource::As, SANDBOX_MEMORY).map_err(|e| e.to_string())?;
-    limit(Resource::Cpu, SANDBOX_CPU).map_err(|e| e.to_string())?;
-    limit(Resource::Core, 0).map_err(|e| e.to_string())?;
-    let mut bytes = Vec::new();
-    let most = u64::try_from(countersign_policy::limits::BUNDLE_BYTES).unwrap_or(u64::MAX);
-    std::io::stdin().take(most.saturating_add(1)).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
-    let parsed = PolicyBundle::parse(&bytes).map_err(|e| e.to_string())?;
-    let compiled = Compiled::new(&parsed, role).map_err(|e| e.to_string())?;
-    let reference = countersign_policy::reference_document(&countersign_policy::input::Reference::default());
-    let ready = compiled.ready(&ReferenceData::new(&reference));
-    let shipped = super::mutate::shipped_input().map_err(|e| e.clone())?;
-    for (empty, input) in [(true, json!({"time_ms": 0})), (false, json!(shipped))] {
-        let decision = ready.decide_json(input);
-        let broken = [
-            countersign_policy::reason::TIMEOUT,
-            countersign_policy::reason::TYPE,
-            countersign_policy::reason::OBLIGATION,
-        ];
-        if let Some(reason) = decision.reasons.iter().find(|reason| broken.contains(&reason.id.as_str())) {
-            return Err(format!("{}: {}", reason.id, reason.message));
-        }
-        if empty && decision.allow && role == Role::Host {
-            return Err("the policy allows a host of which nothing is known".into());
-        }
-    }
-    Ok(())
-}
-
-/// One verdict that would be another.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Change {
-    /// The stored verdict.
-    pub verdict: String,
-    /// Host id.
-    pub host: String,
-    /// Workload id, for a release.
-    pub workload: Option<String>,
-    /// What was decided.
-    pub was: bool,
-    /// What would be.
-    pub would_be: bool,
-    /// Why: the reasons of the side that says no.
-    pub reasons: Vec<String>,
-}
-
-/// What a policy would change on stored evidence.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Preview {
-    /// Verdicts that were decided again.
-    pub looked_at: usize,
-    /// Those that would be another.
-    pub changes: Vec<Change>,
-}
-
-impl std::fmt::Display for Preview {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let word = |allow: bool| if allow { "ALLOW" } else { "DENY" };
-        for change in &self.changes {
-            writeln!(
-                f,
-                "{} -> {}  host {}  {}",
-                word(change.was),
-                word(change.would_be),
-                change.host,
-                change.reasons.join(", ")
-            )?;
-        }
-        write!(f, "{} of {} stored verdicts would change", self.changes.len(), self.looked_at)
-    }
-}
-
-/// Decides the newest stored evidence again with another host policy. Nothing is written.
-///
-/// # Errors
-/// [`Error`].
-pub async fn preview(service: &crate::service::Service, policy: &[u8], limit: u32) -> Result<Preview, Error> {
-    let parsed = PolicyBundle::parse(policy).map_err(refuse)?;
-    Compiled::new(&parsed, Role::Host).map_err(refuse)?;
-    let rows: Vec<Vec<u8>> = sqlx::query_scalar("SELECT record FROM verdicts ORDER BY time_ms DESC LIMIT ?")
-        .bind(i64::from(limit))
-        .fetch_all(service.store.pool())
-        .await?;
-    let mut preview = Preview::default();
-    for bytes in rows {
-        let corrupt = |e: &dyn std::fmt::Display| Error::Corrupt(e.to_string());
-        let record: countersign_wire::record::Record =
-            countersign_wire::cbor::decode(&bytes).map_err(|e| corrupt(&e))?;
-        let mut context: crate::appraise::Context = crate::store::from_cbor(&record.context)?;
-        let was = crate::appraise::appraise(&record.evidence, &context).verdict;
-        context.host_policy = policy.to_vec();
-        let new = crate::appraise::appraise(&record.evidence, &context).verdict;
-        preview.looked_at = preview.looked_at.saturating_add(1);
-        if was.allow != new.allow {
-            let why = if new.allow { &was.reasons } else { &new.reasons };
-            preview.changes.push(Change {
-                verdict: was.id,
-                host: was.host,
-                workload: was.workload,
-                was: was.allow,
-                would_be: new.allow,
-                reasons: why.iter().map(|reason| format!("{}: {}", reason.id, reason.message)).collect(),
-            });
-        }
-    }
-    Ok(preview)
 }

@@ -12,8 +12,8 @@ use serde_json::Map;
 
 use super::{Coverage, TestReport, name};
 use crate::bundle::PolicyBundle;
-use crate::compiled::Owners;
 use crate::error::PolicyError;
+use crate::inspect::Owners;
 
 /// Steps of one evaluation that are followed.
 const STEPS: usize = 200_000;
