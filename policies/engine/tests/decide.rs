@@ -38,7 +38,7 @@ fn input() -> Input {
             skipped_resets: 0,
             first: true,
         },
-        pcrs: BTreeMap::new(),
+        pcrs: BTreeMap::from([("sha256".to_owned(), BTreeMap::from([("0".to_owned(), "00".to_owned())]))]),
         boot: Some(Boot { secure_boot: Some(true), exit_boot_services: true, facts: Facts::default(), events }),
         ima: None,
         workload: Some(Workload {
