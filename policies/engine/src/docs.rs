@@ -76,11 +76,13 @@ pub fn reference() -> Result<String, String> {
     Ok(out)
 }
 
-const FACTS: &str = "\n### Facts of the boot\n\nThe library also reads these, where the input has them; where it has not, the check that needs them is not proved.\n\n\
-    | field | type | check |\n|---|---|---|\n\
-    | `input.boot.facts.kernel_command_line` | string | `kernel-command-line`, `kernel-words` (beside GRUB's commands in the events) |\n\
-    | `input.boot.facts.firmware_version` | string | `firmware-version` (beside EV_S_CRTM_VERSION in the events) |\n\
-    | `input.boot.facts.dbx_entries` | integer | `dbx-entries` |\n";
+const FACTS: &str = "\n### Facts of the boot\n\nEach fact of `input.boot.facts` is an object of `value`, `strength`, `log` and `events`. A fact proves something only \
+    where its strength is `authenticated`: one that is only `named` rests on a name in the log, which no PCR vouches for. The library reads these:\n\n\
+    | field | check |\n|---|---|\n\
+    | `input.boot.facts.command_lines` | `kernel-command-line`, `kernel-words` (beside GRUB's commands in the events); a `named` line proves nothing, and must be \
+    accepted all the same |\n\
+    | `input.boot.facts.firmware_version` | `firmware-version` (beside EV_S_CRTM_VERSION in the events) |\n\
+    | `input.boot.facts.databases` | `dbx-entries` |\n";
 
 /// Every field of a schema and its definitions, as tables.
 fn section(out: &mut String, title: &str, words: &str, schema: &Value) {
@@ -118,6 +120,9 @@ fn kind(schema: &Value) -> String {
     match schema.get("type").and_then(Value::as_str) {
         Some("array") => format!("array of {}", schema.get("items").map_or_else(|| "anything".into(), kind)),
         Some("object") => match schema.get("additionalProperties") {
+            _ if schema.pointer("/properties/strength").is_some() => {
+                format!("fact: {}", schema.pointer("/properties/value").map_or_else(|| "anything".into(), kind))
+            }
             Some(inner) if inner.is_object() => format!("object of {}", kind(inner)),
             _ => "object".into(),
         },

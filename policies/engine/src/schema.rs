@@ -13,7 +13,8 @@ pub use check::{Fault, check};
 /// # Errors
 /// A line of the types' source that this module does not understand.
 pub fn input() -> Result<Value, String> {
-    source::schema(&[include_str!("input.rs"), include_str!("verdict.rs")], "Input", "Input of a policy")
+    let facts = include_str!("../../../attest/wire/src/facts.rs");
+    source::schema(&[include_str!("input.rs"), include_str!("verdict.rs"), facts], "Input", "Input of a policy")
 }
 
 /// `policies/schema/verdict.json`: the verdict document that the verifier stores and sends.

@@ -4,9 +4,10 @@
 
 use std::collections::BTreeMap;
 
+use countersign_wire::facts::{Fact, KeyDatabase, Strength};
 use serde::{Deserialize, Serialize};
 
-use crate::input::{ImaFile, Input};
+use crate::input::{Ima, Input};
 use crate::verdict::Obligations;
 
 /// The whole document.
@@ -19,9 +20,9 @@ pub struct Settings {
     /// Obligations instead of the policy's own.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub obligations: Option<Obligations>,
-    /// Programs of ours: path to accepted digests (`alg:hex`). Check own-binaries.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
-    pub binaries: BTreeMap<String, Vec<String>>,
+    /// Names of the IMA reference sets that hold our own programs. Check own-binaries.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub binaries: Vec<String>,
     /// Times and resets.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub clock: Option<Clock>,
@@ -34,13 +35,10 @@ pub struct Settings {
     /// Host ids that are meant. Check host-known.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub hosts: Vec<String>,
-    /// What IMA may measure.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub ima: Option<ImaSettings>,
     /// The kernel's command line.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub kernel: Option<Kernel>,
-    /// What may run.
+    /// What may run beside the files of the IMA reference sets.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub runtime: Option<Runtime>,
     /// The TPM itself.
@@ -87,14 +85,6 @@ pub struct Firmware {
     pub versions: Vec<String>,
 }
 
-/// What IMA may measure.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ImaSettings {
-    /// Check ima-files: `alg:hex` to names of what has this digest.
-    pub digests: BTreeMap<String, Vec<String>>,
-}
-
 /// The kernel's command line.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -110,14 +100,14 @@ pub struct Kernel {
     pub required_words: Vec<String>,
 }
 
-/// What may run.
+/// What may run beside the files of the IMA reference sets.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Runtime {
-    /// Check runtime-paths: accepted beginnings of paths.
-    #[serde(skip_serializing_if = "Vec::is_empty", default)]
-    pub path_prefixes: Vec<String>,
-    /// Check runtime-modules: accepted digests (`alg:hex`) of kernel modules; an empty list accepts none.
+    /// Check runtime-paths: beginnings of paths below which files may be unknown to the sets; an empty list has none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub path_prefixes: Option<Vec<String>>,
+    /// Check runtime-modules: digests (`alg:hex`) of kernel modules that may be unknown to the sets; an empty list has none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub modules: Option<Vec<String>>,
 }
@@ -165,15 +155,26 @@ pub fn learn(input: &Input) -> Settings {
         let found = events.iter().filter(move |event| event.pcr == pcr && event.kind == kind && event.authentic);
         found.filter_map(|event| Some((event, event.text.as_deref()?)))
     };
-    let mut command_lines: Vec<String> =
-        texts(8, "EV_IPL").filter_map(|(_, text)| text.strip_prefix("linux ")).map(str::to_owned).collect();
+    let facts = input.boot.as_ref().map(|boot| &boot.facts);
+    // All lines are taken, as the check looks at all; GRUB's own command is what proves one.
+    let mut command_lines: Vec<String> = texts(8, "EV_IPL")
+        .filter_map(|(_, text)| text.strip_prefix("linux ").or_else(|| text.strip_prefix("linuxefi ")))
+        .map(str::to_owned)
+        .collect();
+    let lines = facts.map(|facts| facts.command_lines.as_slice()).unwrap_or_default();
+    let proved = !command_lines.is_empty() || lines.iter().any(authenticated);
+    command_lines.extend(lines.iter().map(|line| line.value.text.clone()));
     command_lines.sort();
     command_lines.dedup();
-    if !command_lines.is_empty() {
+    if proved {
         settings.kernel = Some(Kernel { command_lines, ..Kernel::default() });
         required.push("kernel-command-line");
     }
-    let versions: Vec<String> = texts(0, "EV_S_CRTM_VERSION").map(|(_, text)| text.to_owned()).collect();
+    let mut versions: Vec<String> = texts(0, "EV_S_CRTM_VERSION").map(|(_, text)| text.to_owned()).collect();
+    let version = facts.and_then(|facts| facts.firmware_version.as_ref()).filter(|fact| authenticated(fact));
+    versions.extend(version.map(|fact| fact.value.clone()));
+    versions.sort();
+    versions.dedup();
     if !versions.is_empty() {
         settings.firmware = Some(Firmware { versions });
         required.push("firmware-version");
@@ -183,17 +184,18 @@ pub fn learn(input: &Input) -> Settings {
         .filter_map(|(event, _)| event.digests.get("sha256").cloned())
         .collect();
     if digests.len() == 1 {
-        settings.dbx = Some(Dbx { digests, ..Dbx::default() });
+        let lists = facts.map(|facts| facts.databases.as_slice()).unwrap_or_default();
+        let mut lists = lists.iter().filter(|list| list.value.name == "dbx");
+        let min_entries = match (lists.next(), lists.next()) {
+            (Some(list), None) if authenticated(list) => entries(&list.value),
+            _ => None,
+        };
+        settings.dbx = Some(Dbx { digests, min_entries });
         required.push("dbx-current");
+        required.extend(min_entries.map(|_| "dbx-entries"));
     }
-    if let Some(ima) = input.ima.as_ref().filter(|ima| !ima.files.is_empty()) {
-        required.extend(["ima-files", "ima-list", "ima-strong-hash", "runtime-modules", "runtime-paths"]);
-        let whole = u64::try_from(ima.files.len()).is_ok_and(|files| files == ima.entries);
-        required.extend(whole.then_some("ima-whole"));
-        required.extend((ima.violations == 0).then_some("ima-violations"));
-        required.extend((ima.boot_aggregate == Some(true)).then_some("ima-aggregate"));
-        learn_files(&mut settings, &ima.files);
-        required.extend((!settings.binaries.is_empty()).then_some("own-binaries"));
+    if let Some(ima) = input.ima.as_ref().filter(|ima| ima.entries > 0) {
+        learn_ima(&mut settings, &mut required, ima);
     }
     if let Some(workload) = &input.workload {
         let known = KnownWorkload { payload_root: workload.payload_root.clone(), policy: workload.policy.clone() };
@@ -205,33 +207,32 @@ pub fn learn(input: &Input) -> Settings {
     settings
 }
 
-fn learn_files(settings: &mut Settings, files: &[ImaFile]) {
-    let mut digests: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    let mut modules = Vec::new();
-    let mut prefixes = Vec::new();
-    for file in files {
-        let names = digests.entry(file.digest.clone()).or_default();
-        if !names.contains(&file.path) {
-            names.push(file.path.clone());
-        }
-        let name = file.path.rsplit('/').next().unwrap_or_default();
-        if [".ko", ".ko.gz", ".ko.xz", ".ko.zst"].iter().any(|end| name.ends_with(end)) {
-            modules.push(file.digest.clone());
-        }
-        if ["attest", "supervisor"].contains(&name) {
-            let known = settings.binaries.entry(file.path.clone()).or_default();
-            if !known.contains(&file.digest) {
-                known.push(file.digest.clone());
-            }
-        }
-        // The first folder of the path: /usr/, /etc/, ...
-        let top = file.path.strip_prefix('/').and_then(|rest| rest.split_once('/')).map(|(top, _)| format!("/{top}/"));
-        prefixes.extend(top);
+fn authenticated<T>(fact: &Fact<T>) -> bool {
+    fact.strength == Strength::Authenticated
+}
+
+/// Certificates, hashes and other entries of a signature database.
+fn entries(list: &KeyDatabase) -> Option<u32> {
+    u32::try_from(list.certificates.len()).ok()?.checked_add(list.hashes)?.checked_add(list.other)
+}
+
+fn learn_ima(settings: &mut Settings, required: &mut Vec<&str>, ima: &Ima) {
+    required.push("ima-list");
+    required.extend(ima.strong.then_some("ima-strong-hash"));
+    required.extend((ima.violations == 0).then_some("ima-violations"));
+    required.extend((ima.kexecs == 0).then_some("ima-kexec"));
+    required.extend((ima.boot_aggregate == Some(true)).then_some("ima-aggregate"));
+    let Some(appraisal) = ima.appraisal.as_ref().filter(|appraisal| appraisal.unknown == 0 && appraisal.denied == 0)
+    else {
+        return;
+    };
+    required.push("ima-files");
+    if ima.violations == 0 {
+        required.extend(["runtime-modules", "runtime-paths"]);
+        settings.runtime = Some(Runtime { path_prefixes: Some(Vec::new()), modules: Some(Vec::new()) });
     }
-    for list in [&mut modules, &mut prefixes] {
-        list.sort();
-        list.dedup();
+    if appraisal.accepted > 0 || appraisal.signed > 0 {
+        required.push("own-binaries");
+        settings.binaries.clone_from(&appraisal.sets);
     }
-    settings.ima = Some(ImaSettings { digests });
-    settings.runtime = Some(Runtime { path_prefixes: prefixes, modules: Some(modules) });
 }

@@ -194,21 +194,33 @@ pub struct Obligations {
     /// What to do on a violation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_violation: Option<OnViolation>,
-    /// Seconds that a frozen container is kept before it is stopped, 1 to a year.
+    /// Seconds that a frozen container is kept before it is stopped, 1 to a year. Nothing enforces it yet: a policy that sets it denies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub freeze_hold_s: Option<u32>,
-    /// How often it is released.
+    /// How often it is released. Nothing enforces it yet: a policy that sets it denies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cap: Option<Cap>,
-    /// Flags that the runtime must be given.
+    /// Flags that the runtime must be given. Nothing enforces it yet: a policy that sets it denies.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub runtime_flags: Vec<RuntimeFlag>,
-    /// Seconds that the evidence of this verdict is kept at least, 1 to a year.
+    /// Seconds that the evidence of this verdict is kept at least, 1 to a year. Nothing enforces it yet: a policy that sets it denies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retain_evidence_s: Option<u32>,
 }
 
 impl Obligations {
+    /// Names of those that are set and that nothing enforces in this version: a policy that sets one denies.
+    #[must_use]
+    pub fn not_enforced(&self) -> Vec<&'static str> {
+        let set = [
+            ("freeze_hold_s", self.freeze_hold_s.is_some()),
+            ("cap", self.cap.is_some()),
+            ("runtime_flags", !self.runtime_flags.is_empty()),
+            ("retain_evidence_s", self.retain_evidence_s.is_some()),
+        ];
+        set.into_iter().filter(|(_, set)| *set).map(|(name, _)| name).collect()
+    }
+
     /// The stricter of two: the shortest times, the hardest reaction, every flag, the longest retention.
     #[must_use]
     pub fn stricter(&self, other: &Self) -> Self {

@@ -159,6 +159,28 @@ fn only_a_literal_true_of_the_documented_shape_grants() {
 }
 
 #[test]
+fn an_obligation_that_nothing_enforces_denies_and_says_so() {
+    for (name, value) in [
+        ("cap", "\"once-per-boot\""),
+        ("freeze_hold_s", "600"),
+        ("runtime_flags", "[\"net-none\"]"),
+        ("retain_evidence_s", "86400"),
+    ] {
+        let text = format!("verdict := {{\"allow\": true, \"obligations\": {{\"lease_s\": 60, \"{name}\": {value}}}}}");
+        let decision = made(&text).unwrap().decide(&input(), &reference());
+        assert!(!decision.allow, "{name}");
+        assert_eq!(decision.reasons.len(), 1);
+        assert_eq!(decision.reasons[0].id, reason::UNENFORCED);
+        assert_eq!(decision.reasons[0].message, format!("nothing enforces {name} yet"));
+    }
+    // A no keeps its own reasons beside it.
+    let no = "verdict := {\"allow\": false, \"reasons\": [{\"id\": \"x\", \"message\": \"y\"}], \"obligations\": {\"cap\": \"once-per-boot\"}}";
+    assert_eq!(ids(&made(no).unwrap(), &input(), &reference()), ["x", reason::UNENFORCED]);
+    let kept = "verdict := {\"allow\": true, \"obligations\": {\"lease_s\": 60, \"runtime_flags\": []}}";
+    assert!(made(kept).unwrap().decide(&input(), &reference()).allow);
+}
+
+#[test]
 fn hostile_policies_neither_hang_nor_crash() {
     assert!(made("f(x) := f(x + 1)\nverdict := {\"allow\": f(1)}").is_err(), "recursion");
     assert!(made("a := b\nb := a\nverdict := {\"allow\": a}").is_err(), "recursion between rules");

@@ -8,7 +8,7 @@ use countersign_wire::id::{HostId, Nonce, PayloadRoot, PolicyDigest, WorkloadId}
 use countersign_wire::receipt::Receipt;
 
 use super::log::{OwnEvent, OwnLog, ima_entry};
-use super::machine::{Machine, SHIPPED_OFF, reference};
+use super::machine::{DENIED, Machine, SHIPPED_OFF, reference};
 use crate::appraise::{ReceiptStatus, StoredReceipt};
 
 /// An attack: its name, what it is in one sentence, and what it does.
@@ -121,12 +121,13 @@ fn ran(machine: &mut Machine, alg: &str, digest: &[u8], path: &str) -> bool {
     true
 }
 
-/// Takes every IMA entry of a path away.
-fn not_run(machine: &mut Machine, path: &str) -> bool {
+/// Adds an entry as it stands.
+fn entry(machine: &mut Machine, change: impl FnOnce(&mut Vec<u8>), digest: &[u8], path: &str) -> bool {
     let Some(ima) = &mut machine.ima else { return false };
-    let before = ima.len();
-    ima.retain(|entry| !entry.windows(path.len()).any(|window| window == path.as_bytes()));
-    ima.len() < before
+    let mut entry = ima_entry("sha256", digest, path);
+    change(&mut entry);
+    ima.push(entry);
+    true
 }
 
 macro_rules! attacks {
@@ -272,12 +273,9 @@ attacks! {
 
     // while it runs
     "ima-violation", "a file changed while it was measured", |m| {
-        let Some(ima) = &mut m.ima else { return false };
-        let mut entry = ima_entry("sha256", &[0x5a; 32], "/usr/bin/bash");
-        entry.splice(4..24, [0; 20]);
-        ima.push(entry);
-        true
+        entry(m, |entry| drop(entry.splice(4..24, [0; 20])), &[0x5a; 32], "/usr/bin/bash")
     };
+    "kexec", "another kernel was started by kexec", |m| entry(m, |_| (), &[0x5e; 32], "boot_aggregate");
     "unknown-program", "an unknown program was run", |m| ran(m, "sha256", &[0x5a; 32], "/usr/bin/x");
     "program-in-tmp", "a known program was run from /tmp", |m| {
         let digest = HashAlg::Sha256.digest(&[b"/usr/bin/bash"]);
@@ -287,7 +285,14 @@ attacks! {
     "weak-hash", "a program was measured with SHA-1", |m| ran(m, "sha1", &[0x5a; 20], "/usr/bin/x");
     "attest-replaced", "another program in the place of attest", |m| ran(m, "sha256", &[0x5c; 32], "/usr/bin/attest");
     "supervisor-replaced", "another program in the place of supervisor", |m| ran(m, "sha256", &[0x5d; 32], "/usr/bin/supervisor");
-    "supervisor-unmeasured", "supervisor was never measured", |m| not_run(m, "/usr/bin/supervisor");
+    "denied-program", "a program on the deny-list was run", |m| ran(m, "sha256", HashAlg::Sha256.digest(&[DENIED]).as_bytes(), "/usr/bin/bash");
+    "many-unknown-programs", "more unknown programs than an appraisal lists", |m| {
+        (0..40).all(|number| ran(m, "sha256", &[number; 32], &format!("/usr/bin/{number}")))
+    };
+    "script-in-home", "a file that is a program elsewhere was run from a home directory", |m| {
+        let digest = HashAlg::Sha256.digest(&[b"/usr/bin/supervisor"]);
+        ran(m, "sha256", digest.as_bytes(), "/home/u/supervisor")
+    };
     "ima-list-missing", "no IMA list is sent", |m| { m.ima.take().is_some() };
     "ima-list-hidden", "IMA measured, and no list is sent", |m| {
         m.told_ima = m.ima.as_ref().map(|_| Vec::new());
@@ -301,6 +306,25 @@ attacks! {
         let Some(first) = m.ima.as_mut().and_then(|list| list.first_mut()) else { return false };
         *first = ima_entry("sha256", &[0x5e; 32], "boot_aggregate");
         true
+    };
+
+    "ima-first-entry-missing", "the list that is sent begins with its second entry", |m| {
+        let Some(ima) = m.ima.as_ref().filter(|ima| ima.len() > 1) else { return false };
+        m.told_ima = Some(ima.get(1..).unwrap_or_default().concat());
+        true
+    };
+    "ima-part-unasked", "a part of the list is sent as if the rest were known", |m| {
+        m.ima_from = m.ima_from.saturating_add(1);
+        m.ima.is_some()
+    };
+    "no-ima-reference", "the verifier has no reference sets: nothing is appraised", |m| {
+        m.context.ima.as_mut().is_some_and(|ima| { ima.sets.clear(); true })
+    };
+    "ima-reference-not-at-hand", "the reference sets of the record are not at hand", |m| {
+        m.context.ima.as_mut().and_then(|ima| ima.sets.first_mut()).is_some_and(|set| { set.digest = [0x5f; 32]; true })
+    };
+    "ima-reference-of-others", "another set has the place of the one with our programs", |m| {
+        m.context.ima.as_mut().and_then(|ima| ima.sets.first_mut()).is_some_and(|set| { set.name = "other".into(); true })
     };
 
     // quote, clock and counters

@@ -19,19 +19,51 @@ use countersign_wire::enrol::HostState;
 use countersign_wire::eventlog::{EventLog, PcrBank};
 use countersign_wire::evidence::{BankValues, Evidence, ImaPart, PcrValue};
 use countersign_wire::id::{HostId, Nonce, PayloadRoot, PolicyDigest, RunId, VerdictId, WorkloadId};
+use countersign_wire::refset::{Denied, Origin, ReferenceSet};
 use countersign_wire::runlog::RunLog;
 use countersign_wire::statement::{Label, Purpose, ReleaseRequest, Statement, qualifying_data};
 use countersign_wire::{ima, systemd_log};
 use p256::ecdsa::SigningKey;
 use p256::ecdsa::signature::Signer as _;
+use sha2::{Digest as _, Sha256};
 
 use super::log::{OwnLog, ima_entry};
-use crate::appraise::{Baseline, ChallengeRecord, Context, HostSnapshot, WorkloadRecord, appraise, policy_input};
+use crate::appraise::{
+    Baseline, ChallengeRecord, Context, HostSnapshot, ImaContext, NamedSet, WorkloadRecord, appraise, policy_input,
+};
+use crate::ima::SavedBank;
 
 const SHIPPED_LOG: &[u8] = include_bytes!("../../../fixtures/sb-ms-shim-grub212/binary_bios_measurements");
 const SHIPPED_IMA: &[u8] = include_bytes!("../../../fixtures/sb-ms-shim-grub212/ima_binary");
 /// A real boot of the same disk with Secure Boot off.
 pub(super) const SHIPPED_OFF: &[u8] = include_bytes!("../../../fixtures/nosb-shim-grub212/binary_bios_measurements");
+
+/// Files that the shipped host measured. Their contents are made up: each holds its own path.
+const SHIPPED_FILES: [&str; 4] =
+    ["/usr/bin/attest", "/usr/bin/supervisor", "/usr/lib/modules/6.1.0/kernel/drivers/nvme.ko", "/usr/bin/bash"];
+/// The contents of a program that the shipped set denies.
+pub(super) const DENIED: &[u8] = b"a program with a known fault";
+
+/// The shipped host's reference set: its files at their paths, and a deny-list.
+fn shipped_set() -> Vec<u8> {
+    let digest = |contents: &[u8]| format!("sha256:{}", HashAlg::Sha256.digest(&[contents]));
+    let mut origin = Origin::new("manual", "shipped evidence");
+    origin.files = SHIPPED_FILES.iter().map(|path| format!("{} {path}", digest(path.as_bytes()))).collect();
+    let deny = vec![Denied { digest: digest(DENIED), reason: "a known fault".into() }];
+    let set = ReferenceSet { origins: vec![origin], deny, ..ReferenceSet::default() };
+    serde_json::to_vec(&set).unwrap_or_default()
+}
+
+/// It compiled and at hand for the appraisal.
+fn shipped_sets() -> Result<ImaContext, String> {
+    let json = shipped_set();
+    let set = NamedSet { name: "shipped".into(), digest: Sha256::digest(&json).into() };
+    let context = ImaContext { sets: vec![set], state: None };
+    if crate::ima::loaded(&context.reference()).is_none() {
+        crate::ima::remember(crate::ima::Reference::compile([json.as_slice()]).map_err(|e| e.to_string())?);
+    }
+    Ok(context)
+}
 
 /// What the machine does, what it says, and what the verifier knows of it. Mutations change it.
 #[derive(Debug, Clone)]
@@ -46,6 +78,8 @@ pub(super) struct Machine {
     pub(super) ima: Option<Vec<Vec<u8>>>,
     /// What is sent instead.
     pub(super) told_ima: Option<Vec<u8>>,
+    /// Entries before those of `ima`: they came with earlier evidence, and `context.ima` holds what they led to.
+    pub(super) ima_from: u64,
     pub(super) systemd_log: Option<Vec<u8>>,
     pub(super) run_log: Option<Vec<u8>>,
     /// PCR values that are sent instead of the quoted ones.
@@ -88,15 +122,7 @@ impl Machine {
         let log = OwnLog::parse(SHIPPED_LOG)?;
         let mut ima = split(SHIPPED_IMA)?;
         let file = |path: &str| ima_entry("sha256", HashAlg::Sha256.digest(&[path.as_bytes()]).as_bytes(), path);
-        ima.extend(
-            [
-                "/usr/bin/attest",
-                "/usr/bin/supervisor",
-                "/usr/lib/modules/6.1.0/kernel/drivers/nvme.ko",
-                "/usr/bin/bash",
-            ]
-            .map(file),
-        );
+        ima.extend(SHIPPED_FILES.map(file));
         let host = HostId([0x42; 32]);
         let policy = countersign_policy::shipped_workload_policy().to_vec();
         let (payload_root, digest) = (PayloadRoot([0x22; 32]), PolicyDigest::of(&policy));
@@ -156,6 +182,7 @@ impl Machine {
                 allow_simulated: false,
                 epoch: 1,
                 vouched: Vec::new(),
+                ima: Some(shipped_sets()?),
             },
             ClockInfo { clock: 10_000_000, reset_count: 3, restart_count: 1, safe: true },
             0x0007_0002_0001_0000,
@@ -194,6 +221,7 @@ impl Machine {
         machine.statement = cbor::decode(&evidence.statement).map_err(|e| e.to_string())?;
         machine.log = evidence.event_log.as_deref().map(OwnLog::parse).transpose()?;
         machine.ima = evidence.ima.as_ref().map(|part| split(&part.bytes)).transpose()?;
+        machine.ima_from = evidence.ima.as_ref().map_or(0, |part| part.from);
         machine.systemd_log = evidence.systemd_log;
         machine.run_log = evidence.run_log;
         Ok(machine)
@@ -211,6 +239,7 @@ impl Machine {
             hide_log: false,
             ima: None,
             told_ima: None,
+            ima_from: 0,
             systemd_log: None,
             run_log: None,
             told_pcrs: BTreeMap::new(),
@@ -243,6 +272,13 @@ impl Machine {
         };
         let records = self.systemd_log.as_deref().and_then(|bytes| systemd_log::parse(bytes).ok());
         let _ = systemd_log::replay(&records.unwrap_or_default(), &mut bank);
+        if self.ima_from > 0 {
+            let banks = self.context.ima.iter().filter_map(|ima| ima.state.as_ref()).flat_map(|state| &state.banks);
+            let saved = banks.filter(|bank| bank.alg == alg.id()).find_map(SavedBank::digest);
+            if let Some(value) = saved {
+                bank.set(ima::PCR, value);
+            }
+        }
         let list = self.ima.as_deref().unwrap_or_default().concat();
         for entry in ima::entries(&list).into_iter().flatten().flatten() {
             bank.extend(ima::PCR, entry.extends(alg).as_bytes());
@@ -307,7 +343,7 @@ impl Machine {
             } else {
                 self.told_log.clone().or_else(|| self.log.as_ref().map(OwnLog::to_bytes))
             },
-            ima: self.told_ima.clone().or(ima).map(|bytes| ImaPart { from: 0, bytes }),
+            ima: self.told_ima.clone().or(ima).map(|bytes| ImaPart { from: self.ima_from, bytes }),
             systemd_log: self.systemd_log.clone(),
             run_log: self.run_log.clone(),
         })

@@ -148,7 +148,9 @@ pub fn with_settings(bundle: &[u8], settings: &Settings) -> Result<Vec<u8>, Stri
 fn record(file: &[u8]) -> Result<(crate::appraise::Context, Vec<u8>), String> {
     let bundle: Bundle = artefact::from_file(file).map_err(|e| e.to_string())?;
     let record: Record = countersign_wire::cbor::decode(&bundle.record).map_err(|e| e.to_string())?;
-    Ok((from_cbor(&record.context).map_err(|e| e.to_string())?, record.evidence))
+    let context = from_cbor(&record.context).map_err(|e| e.to_string())?;
+    crate::check::load_sets(&bundle, &context).map_err(|e| format!("{}: {}, not {}", e.check, e.got, e.want))?;
+    Ok((context, record.evidence))
 }
 
 /// The input that policies got for a recorded verdict.

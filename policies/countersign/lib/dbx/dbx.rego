@@ -22,10 +22,23 @@ passed contains "dbx-current" if {
 
 # METADATA
 # title: dbx-entries
-# description: dbx holds at least as many entries as `min_entries` (facts of the boot).
+# description: The contents of dbx are authenticated (facts of the boot), and it holds at least `min_entries` certificates, hashes and others.
 # custom:
 #   check: dbx-entries
-passed contains "dbx-entries" if input.boot.facts.dbx_entries >= settings.dbx.min_entries
+passed contains "dbx-entries" if {
+	count(lists) == 1
+	every list in lists {
+		list.strength == "authenticated"
+		entries(list.value) >= settings.dbx.min_entries
+	}
+}
+
+lists contains list if {
+	some list in input.boot.facts.databases
+	list.value.name == "dbx"
+}
+
+entries(database) := (count(database.certificates) + database.hashes) + database.other
 
 measured contains event if {
 	some event in input.boot.events
@@ -48,6 +61,7 @@ explanations contains {
 	"id": "dbx-entries",
 	"message": "the list of revoked boot loaders is too short",
 	"subject": "variable dbx (PCR 7)",
+	"got": concat(", ", {sprintf("%v entries (%s)", [entries(list.value), list.strength]) | some list in lists}),
 	"want": "at least settings.dbx.min_entries entries",
 	"hint": "fwupdmgr update, then reboot",
 }

@@ -1,31 +1,17 @@
 # METADATA
 # title: IMA
 # description: |
-#   What the kernel measured while the host ran. Settings: `data.countersign.settings.ima.digests`, an object from `alg:hex` to names.
+#   What the kernel measured while the host ran, against the verifier's IMA reference sets (`verifier reference add NAME --file SET`). The counts are over every entry
+#   of this boot, also over those that came with earlier evidence.
 # scope: package
 package countersign.lib.ima
-
-import data.countersign.settings
 
 # METADATA
 # title: ima-list
 # description: The host sent its IMA list, and it replays to PCR 10.
 # custom:
 #   check: ima-list
-passed contains "ima-list" if {
-	input.ima.entries > 0
-	count(input.ima.files) > 0
-}
-
-# METADATA
-# title: ima-whole
-# description: The list starts at the first entry of this boot, so every entry was looked at.
-# custom:
-#   check: ima-whole
-passed contains "ima-whole" if {
-	input.ima.entries > 0
-	input.ima.entries == count(input.ima.files)
-}
+passed contains "ima-list" if input.ima.entries > 0
 
 # METADATA
 # title: ima-violations
@@ -45,28 +31,35 @@ passed contains "ima-violations" if {
 passed contains "ima-aggregate" if input.ima.boot_aggregate == true
 
 # METADATA
+# title: ima-kexec
+# description: No other kernel was started by kexec, which no boot log shows.
+# custom:
+#   check: ima-kexec
+passed contains "ima-kexec" if {
+	input.ima.entries > 0
+	input.ima.kexecs == 0
+}
+
+# METADATA
 # title: ima-files
-# description: Every measured file has an accepted digest.
+# description: There are reference sets, and they accept every measured file; no denied digest was measured.
 # custom:
 #   check: ima-files
 passed contains "ima-files" if {
-	count(input.ima.files) > 0
-	every file in input.ima.files {
-		count(settings.ima.digests[file.digest]) > 0
-	}
+	input.ima.entries > 0
+	count(input.ima.appraisal.sets) > 0
+	input.ima.appraisal.unknown == 0
+	input.ima.appraisal.denied == 0
 }
 
 # METADATA
 # title: ima-strong-hash
-# description: Every entry holds a SHA-256 or stronger digest.
+# description: At least one quoted bank holds hashes of its own, SHA-256 or longer, over the list.
 # custom:
 #   check: ima-strong-hash
 passed contains "ima-strong-hash" if {
-	count(input.ima.files) > 0
-	every file in input.ima.files {
-		some prefix in ["sha256:", "sha384:", "sha512:"]
-		startswith(file.digest, prefix)
-	}
+	input.ima.entries > 0
+	input.ima.strong == true
 }
 
 explanations contains {
@@ -74,12 +67,6 @@ explanations contains {
 	"message": "the host sent no IMA list",
 	"want": "the kernel's list of measured files",
 	"hint": "check ima_log in the host's attest.toml, and boot with ima_policy=tcb",
-}
-
-explanations contains {
-	"id": "ima-whole",
-	"message": "the IMA list is not whole",
-	"want": "every entry of this boot",
 }
 
 explanations contains {
@@ -98,21 +85,39 @@ explanations contains {
 }
 
 explanations contains {
-	"id": "ima-files",
-	"message": "a file was measured whose digest is not accepted",
-	"subject": file.path,
-	"got": file.digest,
-	"want": "a digest of settings.ima.digests",
-} if {
-	some file in input.ima.files
-	count(names(file)) == 0
+	"id": "ima-kexec",
+	"message": "another kernel was started without a reboot",
+	"got": sprintf("%v kexecs", [input.ima.kexecs]),
+	"want": "none",
+	"hint": "reboot the host",
 }
 
 explanations contains {
-	"id": "ima-strong-hash",
-	"message": "a file was measured with a weak hash",
-	"want": "SHA-256 or stronger",
-	"hint": "boot with ima_hash=sha256",
+	"id": "ima-files",
+	"message": "the measured files were not appraised: there are no IMA reference sets",
+	"want": "at least one IMA reference set",
+	"hint": "verifier reference add NAME --file SET",
+} if {
+	object.get(input, ["ima", "appraisal"], null) == null
 }
 
-names(file) := [name | some name in settings.ima.digests[file.digest]]
+explanations contains {
+	"id": "ima-files",
+	"message": "a file was measured that the reference sets do not accept",
+	"subject": file.path,
+	"got": sprintf("%s: %s", [file.digest, file.reason]),
+	"want": "a file of the reference sets",
+} if {
+	some file in rejected
+}
+
+rejected contains file if some file in input.ima.appraisal.unknown_files
+
+rejected contains file if some file in input.ima.appraisal.denied_files
+
+explanations contains {
+	"id": "ima-strong-hash",
+	"message": "the list is measured with SHA-1 only",
+	"want": "a quoted bank with SHA-256 hashes or longer of its own",
+	"hint": "quote the SHA-256 bank, and run a kernel that extends it (Linux 5.8 or later)",
+}

@@ -2,42 +2,58 @@ package countersign.lib.ima_test
 
 import data.countersign.lib.ima
 
-good := {"ima": {"entries": 2, "violations": 0, "boot_aggregate": true, "files": [
-	{"path": "boot_aggregate", "digest": "sha256:00"},
-	{"path": "/usr/bin/attest", "digest": "sha256:01"},
-]}}
+good := {"ima": {
+	"entries": 2, "violations": 0, "boot_aggregate": true, "kexecs": 0, "strong": true,
+	"appraisal": {"sets": ["os"], "accepted": 1, "signed": 0, "unknown": 0, "denied": 0, "unknown_files": [], "denied_files": []},
+}}
 
-settings := {"ima": {"digests": {"sha256:00": ["boot"], "sha256:01": ["attest"]}}}
+all := {"ima-aggregate", "ima-files", "ima-kexec", "ima-list", "ima-strong-hash", "ima-violations"}
 
-all := {"ima-aggregate", "ima-files", "ima-list", "ima-strong-hash", "ima-violations", "ima-whole"}
+file := {"entry": 1, "path": "/tmp/x", "digest": "sha256:ff", "reason": "in no set"}
 
-test_good if ima.passed == all with input as good with data.countersign.settings as settings
+test_good if ima.passed == all with input as good
 
 test_unknown_file if {
-	bad := {"ima": {"entries": 1, "violations": 0, "boot_aggregate": true, "files": [{"path": "/tmp/x", "digest": "sha256:ff"}]}}
-	ima.passed == all - {"ima-files"} with input as bad with data.countersign.settings as settings
-	some reason in ima.explanations with input as bad with data.countersign.settings as settings
+	bad := object.union(good, {"ima": {"appraisal": {"unknown": 1, "unknown_files": [file]}}})
+	ima.passed == all - {"ima-files"} with input as bad
+	some reason in ima.explanations with input as bad
 	reason.id == "ima-files"
+	reason.subject == "/tmp/x"
+	reason.got == "sha256:ff: in no set"
+}
+
+test_denied_file if {
+	bad := object.union(good, {"ima": {"appraisal": {"denied": 1, "denied_files": [file]}}})
+	ima.passed == all - {"ima-files"} with input as bad
+	some reason in ima.explanations with input as bad
 	reason.subject == "/tmp/x"
 }
 
-test_violation if ima.passed == all - {"ima-violations"} with input as object.union(good, {"ima": {"violations": 1}}) with data.countersign.settings as settings
+test_a_count_without_files if {
+	every key in ["unknown", "denied"] {
+		ima.passed == all - {"ima-files"} with input as object.union(good, {"ima": {"appraisal": {key: 33}}})
+	}
+}
 
-test_part_of_the_list if ima.passed == all - {"ima-whole"} with input as object.union(good, {"ima": {"entries": 3}}) with data.countersign.settings as settings
+test_no_reference_sets if {
+	bad := {"ima": object.remove(good.ima, ["appraisal"])}
+	ima.passed == all - {"ima-files"} with input as bad
+	some reason in ima.explanations with input as bad
+	reason.message == "the measured files were not appraised: there are no IMA reference sets"
+	ima.passed == all - {"ima-files"} with input as object.union(good, {"ima": {"appraisal": {"sets": []}}})
+}
+
+test_violation if ima.passed == all - {"ima-violations"} with input as object.union(good, {"ima": {"violations": 1}})
+
+test_kexec if ima.passed == all - {"ima-kexec"} with input as object.union(good, {"ima": {"kexecs": 1}})
 
 test_another_boot if {
-	bad := object.union(good, {"ima": {"boot_aggregate": false}})
-	ima.passed == all - {"ima-aggregate"} with input as bad with data.countersign.settings as settings
+	ima.passed == all - {"ima-aggregate"} with input as object.union(good, {"ima": {"boot_aggregate": false}})
+	ima.passed == all - {"ima-aggregate"} with input as {"ima": object.remove(good.ima, ["boot_aggregate"])}
 }
 
-test_weak_hash if {
-	bad := {"ima": {"entries": 1, "violations": 0, "boot_aggregate": true, "files": [{"path": "/usr/bin/attest", "digest": "sha1:01"}]}}
-	ima.passed == all - {"ima-files", "ima-strong-hash"} with input as bad with data.countersign.settings as settings
-}
+test_weak_hash if ima.passed == all - {"ima-strong-hash"} with input as object.union(good, {"ima": {"strong": false}})
 
-test_no_settings if ima.passed == all - {"ima-files"} with input as good with data.countersign.settings as {}
+test_empty_list if ima.passed == {"ima-aggregate"} with input as object.union(good, {"ima": {"entries": 0}})
 
-test_no_input if {
-	ima.passed == set() with input as {} with data.countersign.settings as settings
-	ima.passed == set() with input as {"ima": {"entries": 0, "violations": 0, "files": []}} with data.countersign.settings as settings
-}
+test_no_input if ima.passed == set() with input as {}

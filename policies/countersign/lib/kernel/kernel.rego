@@ -9,12 +9,15 @@ package countersign.lib.kernel
 import data.countersign.settings
 
 # METADATA
-# title: Command lines that this boot used
+# title: Command lines that this boot is known to have used
 # description: |
-#   From the facts of the boot, and from every authentic GRUB command `linux` (PCR 8), without `linux` itself.
-lines contains input.boot.facts.kernel_command_line
+#   From authenticated facts of the boot, and from every authentic GRUB command `linux` (PCR 8), without `linux` itself.
+proved contains fact.value.text if {
+	some fact in input.boot.facts.command_lines
+	fact.strength == "authenticated"
+}
 
-lines contains line if {
+proved contains line if {
 	some event in input.boot.events
 	event.pcr == 8
 	event.type == "EV_IPL"
@@ -25,12 +28,17 @@ lines contains line if {
 }
 
 # METADATA
+# title: Command lines to be accepted
+# description: Those, and lines that the log only names as such. These prove nothing, but may not be anything either.
+lines := proved | {fact.value.text | some fact in input.boot.facts.command_lines}
+
+# METADATA
 # title: kernel-command-line
 # description: The command line is known, and every one that the boot used is accepted.
 # custom:
 #   check: kernel-command-line
 passed contains "kernel-command-line" if {
-	count(lines) > 0
+	count(proved) > 0
 	every line in lines {
 		accepted(line)
 	}
@@ -42,7 +50,7 @@ passed contains "kernel-command-line" if {
 # custom:
 #   check: kernel-words
 passed contains "kernel-words" if {
-	count(lines) > 0
+	count(proved) > 0
 	count(settings.kernel.required_words) > 0
 	every line in lines {
 		every word in settings.kernel.required_words {

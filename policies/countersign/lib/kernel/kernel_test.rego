@@ -8,7 +8,9 @@ command := {"index": 1, "pcr": 8, "type": "EV_IPL", "digests": {}, "authentic": 
 
 good := {"boot": {"events": [command]}}
 
-facts := {"boot": {"events": [], "facts": {"kernel_command_line": line}}}
+fact(text, strength) := {"value": {"by": "grub", "text": text}, "strength": strength, "log": "firmware", "events": [1]}
+
+facts := {"boot": {"events": [], "facts": {"command_lines": [fact(line, "authenticated")]}}}
 
 exact := {"kernel": {"command_lines": [line], "required_words": ["lockdown=integrity"]}}
 
@@ -35,6 +37,15 @@ test_second_line if {
 
 test_only_authentic_text_counts if {
 	kernel.passed == set() with input as {"boot": {"events": [object.union(command, {"authentic": false})]}} with data.countersign.settings as exact
+}
+
+test_a_line_that_is_only_named_proves_nothing if {
+	named := {"boot": {"events": [], "facts": {"command_lines": [fact(line, "named")]}}}
+	kernel.passed == set() with input as named with data.countersign.settings as exact
+	beside := {"boot": {"events": [command], "facts": {"command_lines": [fact(line, "named")]}}}
+	kernel.passed == {"kernel-command-line", "kernel-words"} with input as beside with data.countersign.settings as exact
+	other := {"boot": {"events": [command], "facts": {"command_lines": [fact("/vmlinuz init=/bin/sh", "named")]}}}
+	kernel.passed == set() with input as other with data.countersign.settings as exact
 }
 
 test_no_settings if kernel.passed == set() with input as good with data.countersign.settings as {}

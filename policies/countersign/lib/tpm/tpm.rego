@@ -49,7 +49,7 @@ passed contains "firmware-version" if {
 	}
 }
 
-versions contains input.boot.facts.firmware_version
+versions contains input.boot.facts.firmware_version.value if input.boot.facts.firmware_version.strength == "authenticated"
 
 versions contains event.text if {
 	some event in input.boot.events

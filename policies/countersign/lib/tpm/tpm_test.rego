@@ -34,8 +34,17 @@ test_simulated if tpm.passed == all - {"hardware-tpm"} with input as object.unio
 test_other_root if tpm.passed == all - {"ek-root"} with input as object.union(good, {"host": {"ek_root": "CN=Other"}}) with data.countersign.settings as settings
 
 test_old_firmware if {
-	bad := object.union(good, {"boot": {"facts": {"firmware_version": "1.1"}}})
+	bad := object.union(good, {"boot": {"facts": {"firmware_version": fact("1.1", "authenticated")}}})
 	tpm.passed == all - {"firmware-version"} with input as bad with data.countersign.settings as settings
+}
+
+fact(text, strength) := {"value": text, "strength": strength, "log": "firmware", "events": [1]}
+
+test_a_version_that_is_only_named_proves_nothing if {
+	boot := {"events": [], "facts": {"firmware_version": fact("1.2", "authenticated")}}
+	tpm.passed == all with input as object.union(good, {"boot": boot}) with data.countersign.settings as settings
+	named := {"events": [], "facts": {"firmware_version": fact("1.2", "named")}}
+	tpm.passed == all - {"firmware-version"} with input as object.union(good, {"boot": named}) with data.countersign.settings as settings
 }
 
 test_no_settings if tpm.passed == {"hardware-tpm"} with input as good with data.countersign.settings as {}

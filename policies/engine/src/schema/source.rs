@@ -10,13 +10,15 @@ struct Type {
     doc: String,
     closed: bool,
     kebab: bool,
+    /// Variants in lower case.
+    lower: bool,
     tag: Option<String>,
     default: bool,
     fields: Vec<Field>,
     variants: Vec<Variant>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Field {
     name: String,
     doc: String,
@@ -65,7 +67,11 @@ fn describe(described: &Type, types: &BTreeMap<String, Type>, wanted: &mut BTree
         object.insert("description".into(), json!(described.doc));
         return Ok(Value::Object(object));
     }
-    let name = |name: &str| if described.kebab { kebab(name) } else { name.to_owned() };
+    let name = |name: &str| match (described.kebab, described.lower) {
+        (true, _) => kebab(name),
+        (_, true) => name.to_lowercase(),
+        _ => name.to_owned(),
+    };
     let Some(tag) = &described.tag else {
         let names: Vec<String> = described.variants.iter().map(|variant| name(&variant.name)).collect();
         return Ok(json!({"description": described.doc, "enum": names}));
@@ -133,6 +139,13 @@ fn kind(rust: &str, types: &BTreeMap<String, Type>, wanted: &mut BTreeSet<String
         "u64" | "usize" => json!({"type": "integer", "minimum": 0}),
         "i32" | "i64" => json!({"type": "integer"}),
         "Value" | "serde_json::Value" => json!({}),
+        // Forms of countersign_wire::facts::values, which write themselves.
+        "Tagged" => json!({"type": "string"}),
+        "Events" => kind("Vec<u32>", types, wanted)?,
+        "Certificate" => json!({
+            "type": "object", "properties": {"subject": {"type": "string"}, "sha256": {"type": "string"}},
+            "required": ["subject", "sha256"], "additionalProperties": false
+        }),
         "Digests" => json!({"type": "object", "additionalProperties": {"type": "string"}}),
         _ => {
             if let Some(item) = inner("Option<") {
@@ -143,6 +156,15 @@ fn kind(rust: &str, types: &BTreeMap<String, Type>, wanted: &mut BTreeSet<String
             }
             if let Some(item) = inner("BTreeMap<String,") {
                 return Ok(json!({"type": "object", "additionalProperties": kind(item, types, wanted)?}));
+            }
+            if let Some((generic, argument)) = rust.strip_suffix('>').and_then(|rust| rust.split_once('<')) {
+                let made = types.get(generic).ok_or_else(|| format!("the type {rust} has no schema"))?;
+                let mut fields = made.fields.clone();
+                fields
+                    .iter_mut()
+                    .filter(|field| field.rust == "T")
+                    .for_each(|field| argument.clone_into(&mut field.rust));
+                return object(&fields, made.closed, made.default, types, wanted).map(Value::Object);
             }
             let name = rust.rsplit("::").next().unwrap_or(rust);
             if !types.contains_key(name) {
@@ -174,6 +196,7 @@ fn read(source: &str) -> Result<BTreeMap<String, Type>, String> {
                 doc: std::mem::take(&mut doc),
                 closed: attributes.contains("deny_unknown_fields"),
                 kebab: attributes.contains("rename_all = \"kebab-case\""),
+                lower: attributes.contains("rename_all = \"lowercase\""),
                 tag: quoted(&attributes, "tag = "),
                 default: attributes.contains("serde(deny_unknown_fields, default)")
                     || attributes.contains("serde(default"),

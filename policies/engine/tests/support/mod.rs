@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use countersign_policy::input::{Boot, Event, Host, Ima, ImaFile, Input, Quote, Reference, ReferenceValue, Workload};
+use countersign_policy::input::{
+    Boot, Event, Host, Ima, ImaAppraisal, Input, Quote, Reference, ReferenceValue, Workload,
+};
 use countersign_policy::{PolicyBundle, library, reference_document};
 use serde_json::{Value, json};
 
@@ -22,7 +24,13 @@ pub(crate) fn input() -> Input {
         event(4, 7, "EV_EFI_VARIABLE_DRIVER_CONFIG", "dd", Some("dbx = 00 (76 bytes)")),
         event(5, 8, "EV_IPL", "ee", Some("linux /vmlinuz ro quiet")),
     ];
-    let file = |path: &str, digest: &str| ImaFile { path: path.into(), digest: digest.into() };
+    let fact = |value: Value| json!({"value": value, "strength": "authenticated", "log": "firmware", "events": [4]});
+    let hash = format!("sha256:{}", "dd".repeat(32));
+    let dbx = json!({"name": "dbx", "certificates": [{"subject": "CN=old", "sha256": "00"}], "hashes": 2, "other": 0, "digest": hash});
+    let facts = json!({
+        "databases": [fact(dbx)], "command_lines": [fact(json!({"by": "grub", "text": "/vmlinuz ro quiet"}))],
+        "firmware_version": fact(json!("1.2"))
+    });
     Input {
         version: 1,
         purpose: "release".into(),
@@ -49,16 +57,32 @@ pub(crate) fn input() -> Input {
             first: true,
         },
         pcrs: BTreeMap::from([("sha256".to_owned(), BTreeMap::from([("0".to_owned(), "00".to_owned())]))]),
-        boot: Some(Boot { secure_boot: Some(true), exit_boot_services: true, events }),
+        boot: Some(Boot {
+            secure_boot: Some(true),
+            exit_boot_services: true,
+            facts: serde_json::from_value(facts).unwrap(),
+            events,
+        }),
         ima: Some(Ima {
             entries: 3,
+            from: 0,
             violations: 0,
+            violating_files: Vec::new(),
             boot_aggregate: Some(true),
-            files: vec![
-                file("boot_aggregate", "sha256:00"),
-                file("/usr/bin/attest", "sha256:01"),
-                file("/usr/lib/modules/6.1/nvme.ko", "sha256:02"),
-            ],
+            kexecs: 0,
+            strong: true,
+            appraisal: Some(ImaAppraisal {
+                reference: "00".into(),
+                sets: vec!["os".into()],
+                accepted: 2,
+                excluded: 0,
+                signed: 0,
+                keys: 0,
+                unknown: 0,
+                denied: 0,
+                unknown_files: Vec::new(),
+                denied_files: Vec::new(),
+            }),
         }),
         workload: Some(Workload {
             id: "11".into(),
@@ -73,14 +97,13 @@ pub(crate) fn input() -> Input {
 pub(crate) fn settings() -> Value {
     json!({
         "required": [],
-        "binaries": {"/usr/bin/attest": ["sha256:01"]},
+        "binaries": ["os"],
         "clock": {"max_skipped_resets": 0, "not_before_ms": 1000, "not_after_ms": 2000},
-        "dbx": {"digests": ["dd"]},
+        "dbx": {"digests": ["dd"], "min_entries": 3},
         "firmware": {"versions": ["1.2"]},
         "hosts": ["00"],
-        "ima": {"digests": {"sha256:00": ["boot"], "sha256:01": ["attest"], "sha256:02": ["nvme"]}},
         "kernel": {"words": ["/vmlinuz*", "ro", "quiet"], "required_words": ["ro"]},
-        "runtime": {"path_prefixes": ["/usr/"], "modules": ["sha256:02"]},
+        "runtime": {"path_prefixes": [], "modules": []},
         "tpm": {"firmware": {"id:4E544300": "0007000200000000"}, "ek_roots": ["CN=root"]},
         "workloads": {"11": {"payload_root": "22", "policy": "33"}}
     })
