@@ -443,16 +443,16 @@ async fn ek_root_add(
     Ok(json!({"added": added}))
 }
 
-async fn reference_add(service: &Service, name: &str, log: &[u8], pcrs: &[u8], actor: &str) -> Result<Value, Error> {
-    if name.is_empty() || name.len() > 128 {
-        return Err(Error::request("malformed", "a set's name has 1 to 128 characters", None));
-    }
-    let refuse = |e: String| Error::request("eventlog", e, Some("verifier check eventlog FILE --pcrs PCRS.json"));
-    let log = EventLog::parse(log).map_err(|e| refuse(e.to_string()))?;
+/// The reference values that a boot log holds for some PCRs; none take [`DEFAULT_PCRS`].
+///
+/// # Errors
+/// The log does not replay in the SHA-256 bank, or lies.
+pub fn reference_values(name: &str, log: &[u8], pcrs: &[u8]) -> Result<Vec<ReferenceValue>, String> {
+    let log = EventLog::parse(log).map_err(|e| e.to_string())?;
     let alg = HashAlg::Sha256;
-    log.replay(alg).map_err(|e| refuse(e.to_string()))?;
+    log.replay(alg).map_err(|e| e.to_string())?;
     if let Some(lie) = log.lies(alg) {
-        return Err(refuse(format!("{}: {}", lie.event, lie.got)));
+        return Err(format!("{}: {}", lie.event, lie.got));
     }
     let pcrs = if pcrs.is_empty() { &DEFAULT_PCRS[..] } else { pcrs };
     let mut values = Vec::new();
@@ -470,6 +470,16 @@ async fn reference_add(service: &Service, name: &str, log: &[u8], pcrs: &[u8], a
     }
     values.sort();
     values.dedup();
+    Ok(values)
+}
+
+async fn reference_add(service: &Service, name: &str, log: &[u8], pcrs: &[u8], actor: &str) -> Result<Value, Error> {
+    if name.is_empty() || name.len() > 128 {
+        return Err(Error::request("malformed", "a set's name has 1 to 128 characters", None));
+    }
+    let refuse = |e: String| Error::request("eventlog", e, Some("verifier check eventlog FILE --pcrs PCRS.json"));
+    let values = reference_values(name, log, pcrs).map_err(refuse)?;
+    let pcrs = if pcrs.is_empty() { &DEFAULT_PCRS[..] } else { pcrs };
     let data = serde_json::to_string(&values).map_err(|e| Error::Internal(e.to_string()))?;
     let mut transaction = service.store.write().await?;
     let now = now_ms(&mut transaction).await?;

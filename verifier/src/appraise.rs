@@ -72,6 +72,21 @@ pub fn appraise(evidence: &[u8], context: &Context) -> Judged {
     }
 }
 
+/// The input that both policies would get, for tools.
+///
+/// # Errors
+/// The evidence is not authentic: the reasons of its verdict.
+pub fn policy_input(
+    evidence: &[u8],
+    context: &Context,
+) -> Result<countersign_policy::input::Input, Vec<countersign_policy::verdict::Reason>> {
+    let mut checks = Checks::default();
+    match stages(evidence, context, &mut checks) {
+        Ok(replayed) => Ok(decide::input(&replayed, context)),
+        Err(Stop) => Err(checks.finish(&ORDER).1),
+    }
+}
+
 fn stages(evidence: &[u8], context: &Context, checks: &mut Checks) -> Result<Replayed, Stop> {
     let parsed =
         cbor::decode::<Evidence>(evidence).map_err(|e| Failure::new(e.to_string(), "evidence").about("evidence"));

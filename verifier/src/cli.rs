@@ -1,5 +1,6 @@
 //! The `verifier` command line.
 
+mod policy;
 mod reference;
 mod words;
 
@@ -86,6 +87,9 @@ enum Command {
     /// Verdicts
     #[command(subcommand)]
     Verdict(Verdict),
+    /// Write, test, attack, sign and load policies
+    #[command(subcommand)]
+    Policy(policy::Policy),
     /// Registered workloads (supervisor register adds them)
     #[command(subcommand)]
     Workload(Workload),
@@ -333,6 +337,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Init { dev, url } => init(cli, *dev, url),
         Command::Serve => serve(cli),
         Command::Check(check) => run_check(cli, check),
+        Command::Policy(command) => policy::run(cli, command),
         Command::Config => {
             out::print(cli.json, &json!(crate::config::EXAMPLE), || crate::config::EXAMPLE.trim_end().to_owned())
         }
@@ -405,6 +410,7 @@ fn request(command: &Command) -> Result<Option<Request>, Failure> {
         Command::Init { .. }
         | Command::Serve
         | Command::Check(_)
+        | Command::Policy(_)
         | Command::Config
         | Command::Completions { .. }
         | Command::Man { .. } => return Ok(None),

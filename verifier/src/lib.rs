@@ -7,6 +7,7 @@
 //! | [`check`] | the same checks for auditors, offline: logs, quotes, bundles |
 //! | [`release`] | the two signatures of a release, in their strict forms |
 //! | [`service`] | enrolment, challenges, answers: the database transactions around the appraisal |
+//! | [`policy`] | policies: signed bundles, loading, attacks on a good host, other engines |
 //! | [`admin`] | what operators ask |
 //! | [`server`], [`tls`] | HTTPS |
 //! | [`store`], [`keys`], [`config`] | what lies in the state folder |
@@ -20,6 +21,7 @@ pub mod error;
 pub mod ima;
 pub mod keys;
 pub mod out;
+pub mod policy;
 pub mod release;
 pub mod server;
 pub mod service;

@@ -247,7 +247,7 @@ impl Service {
             workload,
             workload_policy,
             reference: self.store.reference().await?,
-            host_policy: self.config.host_policy.clone(),
+            host_policy: crate::policy::store::active(&self.dir)?.unwrap_or_else(|| self.config.host_policy.clone()),
             allow_simulated: self.config.dangerous_allow_simulated_hosts,
             epoch: self.store.setting("epoch").await?,
             ima: self.ima(&host_id).await?,

@@ -5,34 +5,38 @@
 # scope: package
 package countersign.workload
 
-# METADATA
-# title: Verdict
-# entrypoint: true
-default verdict := {"allow": false, "reasons": [{"id": "policy-undefined", "message": "the workload policy came to no verdict"}], "obligations": {}}
-
-verdict := {
-	"allow": count(failed) == 0,
-	"reasons": [reason | some reason in reasons],
-	"obligations": {"lease_s": 3600, "reattest_s": 300, "on_violation": "kill"},
-}
+import data.countersign.lib.identity
+import data.countersign.lib.secure_boot
+import data.countersign.lib.verdict as document
 
 required := {"release", "workload-secure-boot"}
 
-failed := required - passed
+# METADATA
+# title: Verdict
+# description: The one document that the verifier asks for.
+# entrypoint: true
+default verdict := {"allow": false, "reasons": [{"id": "policy-undefined", "message": "the workload policy came to no verdict"}], "obligations": {}}
 
-passed contains "release" if {
-	input.purpose == "release"
-	is_string(input.workload.id)
-}
+verdict := document.of(required, passed, explanations, {"lease_s": 3600, "reattest_s": 300, "on_violation": "kill"})
 
-passed contains "workload-secure-boot" if input.boot.secure_boot == true
+# METADATA
+# title: release
+# description: The decision is about a release.
+# custom:
+#   check: release
+passed contains "release" if "release" in identity.passed
 
-reasons contains {"id": "release", "message": "this policy decides about releases only"} if "release" in failed
+# METADATA
+# title: workload-secure-boot
+# description: The host booted with Secure Boot.
+# custom:
+#   check: workload-secure-boot
+passed contains "workload-secure-boot" if "secure-boot" in secure_boot.passed
 
-reasons contains {
+explanations contains reason if some reason in identity.explanations
+
+explanations contains {
 	"id": "workload-secure-boot",
 	"message": "this workload runs on hosts with Secure Boot only",
 	"want": "on",
-} if {
-	"workload-secure-boot" in failed
 }

@@ -17,6 +17,7 @@ use crate::{
 };
 
 const MANIFEST: &str = ".manifest";
+const SIGNATURES: &str = ".signatures.json";
 const DATA: &str = "data.json";
 
 /// `.manifest`. Keys that it does not list are refused: they could change what the bundle means to another engine.
@@ -30,9 +31,36 @@ pub struct Manifest {
     /// 1: Rego v1, the only version accepted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rego_version: Option<u8>,
-    /// Free; not interpreted.
+    /// Free, but for `countersign`: [`Release`].
     #[serde(skip_serializing_if = "Map::is_empty")]
     pub metadata: Map<String, Value>,
+}
+
+/// `metadata.countersign` of a manifest: what orders the versions of a policy and ends their validity.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Release {
+    /// Rises with every version; a lower one is refused once a higher one was loaded. 0: none.
+    #[serde(default)]
+    pub revision: u64,
+    /// From when on the policy denies, milliseconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub expires_ms: Option<i64>,
+}
+
+impl Manifest {
+    /// Revision and expiry.
+    ///
+    /// # Errors
+    /// `metadata.countersign` has another form.
+    pub fn release(&self) -> Result<Release, String> {
+        match self.metadata.get("countersign") {
+            None => Ok(Release::default()),
+            Some(given) => {
+                serde_json::from_value(given.clone()).map_err(|e| format!("{MANIFEST}: metadata.countersign: {e}"))
+            }
+        }
+    }
 }
 
 /// A bundle that was unpacked within the limits of [`limits`]. Nothing in it was compiled yet: see [`crate::Compiled`].
@@ -90,7 +118,7 @@ impl PolicyBundle {
     /// [`PolicyError`]: a limit of [`limits`], or what is wrong with which entry.
     pub fn parse(bytes: &[u8]) -> Result<Self, PolicyError> {
         let files: BTreeMap<String, Vec<u8>> =
-            tar::read(&unpack(bytes)?)?.into_iter().map(|entry| (entry.path, entry.content)).collect();
+            tar::read(&unpack(bytes)?, false)?.into_iter().map(|entry| (entry.path, entry.content)).collect();
         let manifest =
             files.get(MANIFEST).ok_or_else(|| file(MANIFEST, "is missing: it says which roots the bundle owns"))?;
         let manifest: Manifest =
@@ -133,6 +161,15 @@ impl PolicyBundle {
     }
 }
 
+/// Every file of a bundle by its path, within the limits of [`limits`], nothing interpreted. `opa build` writes its paths with a slash in
+/// front: it is taken away.
+///
+/// # Errors
+/// [`PolicyError`].
+pub fn bundle_files(bytes: &[u8]) -> Result<BTreeMap<String, Vec<u8>>, PolicyError> {
+    Ok(tar::read(&unpack(bytes)?, true)?.into_iter().map(|entry| (entry.path, entry.content)).collect())
+}
+
 fn unpack(bytes: &[u8]) -> Result<Vec<u8>, PolicyError> {
     if bytes.len() > limits::BUNDLE_BYTES {
         return Err(PolicyError::TooLarge {
@@ -164,7 +201,8 @@ fn sort_files(files: &BTreeMap<String, Vec<u8>>) -> Result<Sorted, PolicyError> 
     let mut rego_bytes = 0_usize;
     for (path, content) in files {
         let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
-        if path == MANIFEST {
+        // The signatures are whoever loads a signed bundle's business.
+        if path == MANIFEST || path == SIGNATURES {
             continue;
         }
         if name == DATA {

@@ -1,13 +1,12 @@
 //! A policy that was checked and compiled, and its decisions.
 
-use std::collections::BTreeSet;
 use std::num::NonZeroU32;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use regorus::languages::rego::compiler::Compiler;
+use regorus::rvm::RegoVM;
 use regorus::rvm::program::Program;
 use regorus::rvm::vm::VmError;
-use regorus::rvm::{Instruction, RegoVM};
 use regorus::utils::limits::ExecutionTimerConfig;
 use regorus::{Engine, Value};
 
@@ -15,7 +14,9 @@ use crate::bundle::{PolicyBundle, package};
 use crate::document;
 use crate::error::PolicyError;
 use crate::input::Input;
-use crate::verdict::{Decision, Obligations, Reason, Source};
+use crate::inspect::{inspect, slim};
+use crate::settings::Settings;
+use crate::verdict::{Decision, Source};
 use crate::{limits, reason};
 
 /// What a policy decides about.
@@ -35,14 +36,18 @@ impl Role {
         }
     }
 
-    const fn package(self) -> &'static str {
+    /// The package with its `verdict`.
+    #[must_use]
+    pub const fn package(self) -> &'static str {
         match self {
             Self::Host => "countersign.host",
             Self::Workload => "countersign.workload",
         }
     }
 
-    const fn source(self) -> Source {
+    /// Who speaks in its reasons.
+    #[must_use]
+    pub const fn source(self) -> Source {
         match self {
             Self::Host => Source::HostPolicy,
             Self::Workload => Source::WorkloadPolicy,
@@ -50,18 +55,84 @@ impl Role {
     }
 }
 
-/// A policy, ready to decide. Cloning is cheap.
+/// A policy, compiled. Cloning is cheap: program and data are shared.
 #[derive(Clone)]
 pub struct Compiled {
     role: Role,
     program: Arc<Program>,
-    data: serde_json::Map<String, serde_json::Value>,
+    data: Value,
+    expires_ms: Option<i64>,
+}
+
+/// Reference values in the engine's form, shared by all policies that decide with them. Cloning is cheap.
+#[derive(Clone)]
+pub struct ReferenceData(Value);
+
+/// A policy with its data and the reference values in place: deciding copies neither. Cloning is cheap.
+#[derive(Clone)]
+pub struct Ready {
+    role: Role,
+    program: Arc<Program>,
+    data: Value,
+    expires_ms: Option<i64>,
 }
 
 impl std::fmt::Debug for Compiled {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Compiled").field("role", &self.role).finish_non_exhaustive()
     }
+}
+
+impl std::fmt::Debug for ReferenceData {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ReferenceData")
+    }
+}
+
+impl std::fmt::Debug for Ready {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ready").field("role", &self.role).finish_non_exhaustive()
+    }
+}
+
+impl ReferenceData {
+    /// From [`crate::reference_document`]'s answer.
+    #[must_use]
+    pub fn new(document: &serde_json::Value) -> Self {
+        Self(Value::from(document.clone()))
+    }
+}
+
+/// What decides: the embedded machine, or another engine elsewhere. Same policies, inputs and verdict documents in all of them.
+pub trait PolicyEngine: Send + Sync + std::fmt::Debug {
+    /// Engine and version, as verdicts state it.
+    fn engine(&self) -> String;
+
+    /// Decides. Never fails: whatever goes wrong is a denial with its reason. Every engine refuses an input that breaks the published schema
+    /// ([`crate::schema::input`]) before its policy sees it: on such input engines may differ.
+    fn decide(&self, input: &serde_json::Value) -> Decision;
+}
+
+impl PolicyEngine for Ready {
+    fn engine(&self) -> String {
+        engine_version()
+    }
+
+    fn decide(&self, input: &serde_json::Value) -> Decision {
+        malformed(input, self.role.source()).unwrap_or_else(|| self.decide_json(input.clone()))
+    }
+}
+
+static INPUT_SCHEMA: LazyLock<Option<serde_json::Value>> = LazyLock::new(|| crate::schema::input().ok());
+
+/// The denial of an input document that breaks the published schema; none for a good one.
+#[must_use]
+pub fn malformed(input: &serde_json::Value, source: Source) -> Option<Decision> {
+    let fault = match &*INPUT_SCHEMA {
+        Some(schema) => crate::schema::check(input, schema).err()?.to_string(),
+        None => "there is no schema".to_owned(),
+    };
+    Some(document::deny(source, reason::INPUT, format!("the input breaks its schema: {fault}")))
 }
 
 /// Engine and version, as verdicts state it.
@@ -97,8 +168,17 @@ impl Compiled {
             .spawn(move || compile(&owned, role))
             .map_err(|e| PolicyError::Engine(e.to_string()))?;
         let program = worker.join().map_err(|_| PolicyError::Engine("it panicked while compiling".into()))??;
-        inspect(&program)?;
-        Ok(Self { role, program, data: bundle.data().clone() })
+        inspect(&program, bundle.modules())?;
+        if let Some(settings) = bundle.data().get("countersign").and_then(|data| data.get("settings")) {
+            serde_json::from_value::<Settings>(settings.clone())
+                .map_err(|e| PolicyError::Compile(format!("data.countersign.settings: {e}")))?;
+        }
+        let data = Value::from(serde_json::Value::Object(bundle.data().clone()));
+        let expires_ms = bundle.manifest().release().map_err(PolicyError::Compile)?.expires_ms;
+        let compiled = Self { role, program: slim(&program), data, expires_ms };
+        // Data that stands where a rule stands would fail in every decision.
+        compiled.vm(&compiled.data).map_err(|e| PolicyError::Compile(e.to_string()))?;
+        Ok(compiled)
     }
 
     /// What it decides about.
@@ -107,36 +187,82 @@ impl Compiled {
         self.role
     }
 
-    /// Decides. Whatever goes wrong is a denial with a reason id of [`reason`].
+    /// The policy with its data and these reference values. The reference values are the verifier's: a bundle cannot bring its own.
+    #[must_use]
+    pub fn ready(&self, reference: &ReferenceData) -> Ready {
+        let mut data = self.data.clone();
+        // Copies two small maps and shares everything below them.
+        let (top, own) = (Value::from("countersign"), Value::from("reference"));
+        let mut place = data.as_object().ok().and_then(|map| map.get(&top).cloned()).unwrap_or(Value::Undefined);
+        if place.as_object().is_err() {
+            place = Value::new_object();
+        }
+        if let Ok(map) = place.as_object_mut() {
+            map.insert(own, reference.0.clone());
+        }
+        if let Ok(map) = data.as_object_mut() {
+            map.insert(top, place);
+        }
+        Ready { role: self.role, program: Arc::clone(&self.program), data, expires_ms: self.expires_ms }
+    }
+
+    /// Decides once. Whatever goes wrong is a denial with a reason id of [`reason`]. Who decides more often uses [`Compiled::ready`].
     ///
     /// `reference` is [`crate::reference_document`]'s answer.
     #[must_use]
     pub fn decide(&self, input: &Input, reference: &serde_json::Value) -> Decision {
-        let deny = |id: &str, message: String| Decision {
-            allow: false,
-            reasons: vec![Reason {
-                source: self.role.source(),
-                id: id.to_owned(),
-                message,
-                subject: None,
-                got: None,
-                want: None,
-                hint: None,
-            }],
-            obligations: Obligations::default(),
-        };
-        let input = match serde_json::to_value(input) {
-            Ok(input) => Value::from(input),
-            Err(e) => return deny(reason::ERROR, format!("the input cannot be written: {e}")),
-        };
-        match self.run(input, reference) {
+        self.ready(&ReferenceData::new(reference)).decide(input)
+    }
+
+    fn vm(&self, data: &Value) -> Result<RegoVM, VmError> {
+        machine(&self.program, data)
+    }
+}
+
+pub(crate) fn machine(program: &Arc<Program>, data: &Value) -> Result<RegoVM, VmError> {
+    let mut vm = RegoVM::new();
+    vm.load_program(Arc::clone(program));
+    vm.set_data(data.clone())?;
+    vm.set_max_instructions(limits::INSTRUCTIONS);
+    vm.set_strict_builtin_errors(true);
+    let check_interval = NonZeroU32::new(limits::TIME_CHECK).unwrap_or(NonZeroU32::MIN);
+    vm.set_execution_timer_config(Some(ExecutionTimerConfig { limit: limits::TIME, check_interval }));
+    Ok(vm)
+}
+
+impl Ready {
+    /// What it decides about.
+    #[must_use]
+    pub const fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Decides. Whatever goes wrong is a denial with a reason id of [`reason`].
+    #[must_use]
+    pub fn decide(&self, input: &Input) -> Decision {
+        match serde_json::to_value(input) {
+            Ok(input) => self.decide_json(input),
+            Err(e) => document::deny(self.role.source(), reason::ERROR, format!("the input cannot be written: {e}")),
+        }
+    }
+
+    /// As [`Ready::decide`], for an input document that may be anything.
+    #[must_use]
+    pub fn decide_json(&self, input: serde_json::Value) -> Decision {
+        let deny = |id: &str, message: String| document::deny(self.role.source(), id, message);
+        // An expired policy denies, and so does one that cannot tell whether it is.
+        let now = input.get("time_ms").and_then(serde_json::Value::as_i64);
+        if let Some(expires) = self.expires_ms
+            && now.is_none_or(|now| now >= expires)
+        {
+            return deny(reason::EXPIRED, format!("the {} policy expired ({expires} ms since 1970)", self.role.name()));
+        }
+        match self.run(Value::from(input)) {
             Ok(Value::Undefined) => {
                 deny(reason::UNDEFINED, format!("data.{}.verdict is undefined for this host", self.role.package()))
             }
             Ok(value) => match value.to_json_str().ok().and_then(|json| serde_json::from_str(&json).ok()) {
-                Some(json) => {
-                    document::read(json, self.role.source()).unwrap_or_else(|(id, message)| deny(id, message))
-                }
+                Some(json) => document::decision(json, self.role.source()),
                 None => deny(reason::TYPE, "the verdict cannot be written as JSON".into()),
             },
             Err(e) => {
@@ -147,23 +273,9 @@ impl Compiled {
         }
     }
 
-    fn run(&self, input: Value, reference: &serde_json::Value) -> Result<Value, VmError> {
-        let mut vm = RegoVM::new();
-        vm.load_program(Arc::clone(&self.program));
-        let mut data = self.data.clone();
-        // The reference values are the verifier's: a bundle cannot bring its own.
-        let place = data.entry("countersign").or_insert_with(|| serde_json::json!({}));
-        if let Some(place) = place.as_object_mut() {
-            place.insert("reference".into(), reference.clone());
-        } else {
-            *place = serde_json::json!({"reference": reference});
-        }
-        vm.set_data(Value::from(serde_json::Value::Object(data)))?;
+    fn run(&self, input: Value) -> Result<Value, VmError> {
+        let mut vm = machine(&self.program, &self.data)?;
         vm.set_input(input);
-        vm.set_max_instructions(limits::INSTRUCTIONS);
-        vm.set_strict_builtin_errors(true);
-        let check_interval = NonZeroU32::new(limits::TIME_CHECK).unwrap_or(NonZeroU32::MIN);
-        vm.set_execution_timer_config(Some(ExecutionTimerConfig { limit: limits::TIME, check_interval }));
         vm.execute()
     }
 }
@@ -178,75 +290,4 @@ fn compile(bundle: &PolicyBundle, role: Role) -> Result<Arc<Program>, PolicyErro
     let entry = format!("data.{}.verdict", role.package());
     let policy = engine.compile_with_entrypoint(&regorus::Rc::from(entry.as_str())).map_err(|e| failed(&e))?;
     Compiler::compile_from_policy(&policy, &[entry.as_str()]).map_err(|e| failed(&e))
-}
-
-/// Refuses what the machine would not survive: builtins off the list, recursion, long chains of calls.
-fn inspect(program: &Program) -> Result<(), PolicyError> {
-    for builtin in &program.builtin_info_table {
-        if !limits::BUILTINS.contains(&builtin.name.as_str()) {
-            let why = limits::refusal(&builtin.name);
-            return Err(PolicyError::Builtin { builtin: builtin.name.clone(), place: "the bundle".into(), why });
-        }
-    }
-    // Which rule an instruction belongs to: the last entry point at or before it.
-    let mut entries: Vec<(usize, usize)> = Vec::new();
-    for (rule, info) in program.rule_infos.iter().enumerate() {
-        let blocks = info.destructuring_blocks.iter().flatten();
-        for pc in info.definitions.iter().flatten().chain(blocks) {
-            entries.push((usize::try_from(*pc).unwrap_or(usize::MAX), rule));
-        }
-    }
-    entries.sort_unstable();
-    let mut calls: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); program.rule_infos.len()];
-    for (pc, instruction) in program.instructions.iter().enumerate() {
-        let callee = if let Instruction::CallRule { rule_index, .. } = instruction {
-            usize::from(*rule_index)
-        } else if let Instruction::FunctionCall { params_index } = instruction {
-            let params = program.instruction_data.function_call_params.get(usize::from(*params_index));
-            params.map_or(usize::MAX, |params| usize::from(params.func_rule_index))
-        } else {
-            continue;
-        };
-        let owner = entries.partition_point(|(start, _)| *start <= pc).checked_sub(1).and_then(|at| entries.get(at));
-        if let Some(set) = owner.and_then(|(_, rule)| calls.get_mut(*rule)) {
-            set.insert(callee);
-        }
-    }
-    let mut depths = vec![None; calls.len()];
-    for rule in 0..calls.len() {
-        let depth = depth(rule, &calls, &mut depths, &mut Vec::new()).map_err(|cycle| {
-            let names = cycle.iter().filter_map(|rule| program.rule_infos.get(*rule)).map(|info| info.name.as_str());
-            PolicyError::Recursive(names.collect::<Vec<_>>().join(" -> "))
-        })?;
-        if depth > limits::CALL_DEPTH {
-            return Err(PolicyError::Depth { got: depth, limit: limits::CALL_DEPTH });
-        }
-    }
-    Ok(())
-}
-
-/// Longest chain of calls from a rule; a chain that comes back to itself is the error.
-fn depth(
-    rule: usize,
-    calls: &[BTreeSet<usize>],
-    known: &mut [Option<usize>],
-    path: &mut Vec<usize>,
-) -> Result<usize, Vec<usize>> {
-    if let Some(Some(depth)) = known.get(rule) {
-        return Ok(*depth);
-    }
-    if path.contains(&rule) || path.len() > 4 * limits::CALL_DEPTH {
-        path.push(rule);
-        return Err(path.clone());
-    }
-    path.push(rule);
-    let mut longest: usize = 0;
-    for callee in calls.get(rule).into_iter().flatten() {
-        longest = longest.max(depth(*callee, calls, known, path)?.saturating_add(1));
-    }
-    path.pop();
-    if let Some(slot) = known.get_mut(rule) {
-        *slot = Some(longest);
-    }
-    Ok(longest)
 }

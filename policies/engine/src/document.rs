@@ -21,8 +21,21 @@ struct Given {
     hint: Option<String>,
 }
 
+/// A denial with one reason.
+#[must_use]
+pub fn deny(source: Source, id: &str, message: String) -> Decision {
+    let reason = Reason { source, id: id.to_owned(), message, subject: None, got: None, want: None, hint: None };
+    Decision { allow: false, reasons: vec![reason], obligations: Obligations::default() }
+}
+
+/// A decision from a policy's verdict document, whichever engine made it. Another shape than the documented one is a denial.
+#[must_use]
+pub fn decision(document: Value, source: Source) -> Decision {
+    read(document, source).unwrap_or_else(|(id, message)| deny(source, id, message))
+}
+
 /// A decision from a verdict document; (reason id, message) when it has another shape.
-pub(crate) fn read(document: Value, source: Source) -> Result<Decision, (&'static str, String)> {
+fn read(document: Value, source: Source) -> Result<Decision, (&'static str, String)> {
     let wrong = |message: &str| (reason::TYPE, format!("the policy's verdict: {message}"));
     let Value::Object(mut document) = document else { return Err(wrong("it is no object")) };
     // Only a literal true grants.
@@ -65,15 +78,21 @@ pub(crate) fn read(document: Value, source: Source) -> Result<Decision, (&'stati
             hint: None,
         });
     }
-    let reasons = if allow { Vec::new() } else { reasons };
-    Ok(Decision { allow, reasons, obligations })
+    let mut reasons = if allow { Vec::new() } else { reasons };
+    // Allowed on a condition that nobody keeps is not allowed.
+    let missing = obligations.not_enforced();
+    if !missing.is_empty() {
+        let message = format!("nothing enforces {} yet", missing.join(", "));
+        reasons.extend(deny(source, reason::UNENFORCED, message).reasons);
+    }
+    Ok(Decision { allow: allow && missing.is_empty(), reasons, obligations })
 }
 
 /// Known obligations with values of their type; anything else denies.
 fn obligations(given: Value) -> Result<Obligations, (&'static str, String)> {
     let unknown = |message: String| (reason::OBLIGATION, message);
     let Value::Object(map) = &given else { return Err(unknown("obligations is no object".into())) };
-    for key in ["lease_s", "reattest_s"] {
+    for key in ["lease_s", "reattest_s", "freeze_hold_s", "retain_evidence_s"] {
         let valid = |value: &Value| value.as_u64().is_some_and(|s| (1..=limits::SECONDS).contains(&s));
         if map.get(key).is_some_and(|value| !valid(value)) {
             return Err(unknown(format!("{key} is not a number of seconds from 1 to {}", limits::SECONDS)));

@@ -16,23 +16,32 @@
 
 mod bundle;
 mod compiled;
+pub mod docs;
 mod document;
 mod error;
 pub mod input;
+mod inspect;
 pub mod limits;
+pub mod lint;
 mod reference;
+pub mod schema;
+pub mod settings;
 mod shipped;
 mod tar;
+pub mod testing;
 pub mod verdict;
 
-pub use bundle::{Manifest, PolicyBundle};
-pub use compiled::{Compiled, Role, engine_version};
+pub use bundle::{Manifest, PolicyBundle, Release, bundle_files};
+pub use compiled::{Compiled, PolicyEngine, Ready, ReferenceData, Role, engine_version, malformed};
+pub use document::{decision, deny};
 pub use error::PolicyError;
 pub use reference::reference_document;
-pub use shipped::{shipped_host_policy, shipped_workload_policy};
+pub use shipped::{library, shipped_host_policy, shipped_workload_policy};
 
 /// Ids of the reasons that the engine itself gives; a policy's own ids come beside them.
 pub mod reason {
+    /// The input is not of the documented form.
+    pub const INPUT: &str = "policy-input";
     /// `verdict` is undefined for this input.
     pub const UNDEFINED: &str = "policy-undefined";
     /// Evaluation failed, for example in a builtin.
@@ -41,8 +50,12 @@ pub mod reason {
     pub const TIMEOUT: &str = "policy-timeout";
     /// `verdict` or a part of it has another type or form than documented.
     pub const TYPE: &str = "policy-type";
+    /// The policy's bundle is valid no longer.
+    pub const EXPIRED: &str = "policy-expired";
     /// An obligation that this version does not know.
     pub const OBLIGATION: &str = "obligation-unknown";
+    /// An obligation that nothing enforces yet.
+    pub const UNENFORCED: &str = "obligation-not-enforced";
     /// `allow` is false and the policy said nothing more.
     pub const UNEXPLAINED: &str = "policy-denied";
 }

@@ -13,8 +13,8 @@ pub(crate) struct Entry {
     pub(crate) content: Vec<u8>,
 }
 
-/// Read a whole archive; links, folders, devices, absolute and climbing paths, and whatever follows the end are refused.
-pub(crate) fn read(archive: &[u8]) -> Result<Vec<Entry>, PolicyError> {
+/// Read a whole archive (`rooted`: paths may begin with one slash, which is taken away); links, folders, devices, absolute and climbing paths, and whatever follows the end are refused.
+pub(crate) fn read(archive: &[u8], rooted: bool) -> Result<Vec<Entry>, PolicyError> {
     let mut entries: Vec<Entry> = Vec::new();
     let mut offset = 0_usize;
     loop {
@@ -50,7 +50,7 @@ pub(crate) fn read(archive: &[u8]) -> Result<Vec<Entry>, PolicyError> {
         if slice(header, 157, 100).is_none_or(|name| name.iter().any(|&byte| byte != 0)) {
             return Err(refuse("a regular file with a link target"));
         }
-        let path = path(header).map_err(|why| refuse(&why))?;
+        let path = path(header, rooted).map_err(|why| refuse(&why))?;
         if entries.iter().any(|entry| entry.path == path) {
             return Err(refuse(&format!("{path} is listed twice")));
         }
@@ -123,7 +123,7 @@ pub(crate) fn check_path(path: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn path(header: &[u8]) -> Result<String, String> {
+fn path(header: &[u8], rooted: bool) -> Result<String, String> {
     let text = |at: usize, len: usize| -> Result<String, String> {
         let bytes = slice(header, at, len).unwrap_or_default();
         let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
@@ -135,6 +135,10 @@ fn path(header: &[u8]) -> Result<String, String> {
     };
     let (name, prefix) = (text(0, 100)?, text(345, 155)?);
     let path = if prefix.is_empty() { name } else { format!("{prefix}/{name}") };
+    let path = match path.strip_prefix('/') {
+        Some(rest) if rooted => rest.to_owned(),
+        _ => path,
+    };
     check_path(&path)?;
     Ok(path)
 }

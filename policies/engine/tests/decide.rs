@@ -38,7 +38,7 @@ fn input() -> Input {
             skipped_resets: 0,
             first: true,
         },
-        pcrs: BTreeMap::new(),
+        pcrs: BTreeMap::from([("sha256".to_owned(), BTreeMap::from([("0".to_owned(), "00".to_owned())]))]),
         boot: Some(Boot { secure_boot: Some(true), exit_boot_services: true, facts: Facts::default(), events }),
         ima: None,
         workload: Some(Workload {
@@ -156,6 +156,28 @@ fn only_a_literal_true_of_the_documented_shape_grants() {
         assert_eq!(ids(&made(text).unwrap(), &input(), &reference()), [id], "{text}");
     }
     assert!(made("verdict := {\"allow\": true}").unwrap().decide(&input(), &reference()).allow);
+}
+
+#[test]
+fn an_obligation_that_nothing_enforces_denies_and_says_so() {
+    for (name, value) in [
+        ("cap", "\"once-per-boot\""),
+        ("freeze_hold_s", "600"),
+        ("runtime_flags", "[\"net-none\"]"),
+        ("retain_evidence_s", "86400"),
+    ] {
+        let text = format!("verdict := {{\"allow\": true, \"obligations\": {{\"lease_s\": 60, \"{name}\": {value}}}}}");
+        let decision = made(&text).unwrap().decide(&input(), &reference());
+        assert!(!decision.allow, "{name}");
+        assert_eq!(decision.reasons.len(), 1);
+        assert_eq!(decision.reasons[0].id, reason::UNENFORCED);
+        assert_eq!(decision.reasons[0].message, format!("nothing enforces {name} yet"));
+    }
+    // A no keeps its own reasons beside it.
+    let no = "verdict := {\"allow\": false, \"reasons\": [{\"id\": \"x\", \"message\": \"y\"}], \"obligations\": {\"cap\": \"once-per-boot\"}}";
+    assert_eq!(ids(&made(no).unwrap(), &input(), &reference()), ["x", reason::UNENFORCED]);
+    let kept = "verdict := {\"allow\": true, \"obligations\": {\"lease_s\": 60, \"runtime_flags\": []}}";
+    assert!(made(kept).unwrap().decide(&input(), &reference()).allow);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use countersign_policy::input::{self, Input, Reference};
 use countersign_policy::verdict::{Basis, Check, Decision, Mode, Obligations, Outcome, Reason, Source, Verdict};
-use countersign_policy::{Compiled, PolicyBundle, Role, engine_version, reference_document};
+use countersign_policy::{Compiled, PolicyBundle, ReferenceData, Role, engine_version, reference_document};
 use countersign_tpm::alg::HashAlg;
 use countersign_tpm::pcr::{BankSelection, PcrSelection};
 use countersign_tpm::policy::covers;
@@ -86,13 +86,11 @@ pub(super) fn decide(
     let mut obligations = Obligations::default();
     if let Some(replayed) = replayed {
         let input = input(replayed, context);
-        let reference: Reference = serde_json::from_slice(&context.reference).unwrap_or_else(|e| {
+        let reference = super::policies::reference(&context.reference).unwrap_or_else(|words| {
             // A policy that refuses what is listed would accept everything under an empty list.
-            let words = format!("the reference values cannot be read: {e}");
             reasons.push(by_verifier("reference-unreadable", &words, Some("restore the verifier's database".into())));
-            Reference::default()
+            ReferenceData::new(&reference_document(&Reference::default()))
         });
-        let reference = reference_document(&reference);
         let mut ask = |id: &str, role: Role, bundle: &[u8]| {
             let decision = evaluate(role, bundle, &input, &reference);
             let first = decision.reasons.first();
@@ -199,10 +197,10 @@ fn basis(context: &Context, evidence: [u8; 32]) -> Basis {
     }
 }
 
-fn evaluate(role: Role, bundle: &[u8], input: &Input, reference: &serde_json::Value) -> Decision {
+fn evaluate(role: Role, bundle: &[u8], input: &Input, reference: &ReferenceData) -> Decision {
     let compiled = super::policies::compiled(role, bundle);
     match compiled {
-        Ok(policy) => policy.decide(input, reference),
+        Ok(policy) => policy.ready(reference).decide(input),
         Err(e) => Decision {
             allow: false,
             reasons: vec![Reason {
@@ -225,7 +223,8 @@ pub(super) fn compile(role: Role, bundle: &[u8]) -> Result<Compiled, String> {
     Compiled::new(&bundle, role).map_err(|e| e.to_string())
 }
 
-fn input(replayed: &Replayed, context: &Context) -> Input {
+/// What policies are given.
+pub(super) fn input(replayed: &Replayed, context: &Context) -> Input {
     let authentic = &replayed.authentic;
     let skipped_resets = match authentic.continuity {
         Continuity::Reset { skipped } => skipped,

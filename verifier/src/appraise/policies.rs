@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-use countersign_policy::{Compiled, Role};
+use countersign_policy::input::Reference;
+use countersign_policy::{Compiled, ReferenceData, Role, reference_document};
 use sha2::{Digest as _, Sha256};
 
 /// Policies kept; when there are more, all are forgotten and compiled again as they are needed.
@@ -12,6 +13,26 @@ const KEPT: usize = 1024;
 type Kept = HashMap<(bool, [u8; 32]), Compiled>;
 
 static CACHE: LazyLock<Mutex<Kept>> = LazyLock::new(Mutex::default);
+
+/// Digest and values.
+type Known = ([u8; 32], ReferenceData);
+
+/// The reference values that were used last, by digest of their JSON: they change seldom and every decision needs them.
+static REFERENCE: LazyLock<Mutex<Option<Known>>> = LazyLock::new(Mutex::default);
+
+/// Reference values in the engine's form, or why they cannot be read.
+pub(super) fn reference(json: &[u8]) -> Result<ReferenceData, String> {
+    let key: [u8; 32] = Sha256::digest(json).into();
+    let mut kept = REFERENCE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, data)) = kept.as_ref().filter(|(known, _)| *known == key) {
+        return Ok(data.clone());
+    }
+    let values: Reference =
+        serde_json::from_slice(json).map_err(|e| format!("the reference values cannot be read: {e}"))?;
+    let data = ReferenceData::new(&reference_document(&values));
+    *kept = Some((key, data.clone()));
+    Ok(data)
+}
 
 /// The compiled policy of a bundle.
 pub(super) fn compiled(role: Role, bundle: &[u8]) -> Result<Compiled, String> {

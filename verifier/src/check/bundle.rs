@@ -102,7 +102,7 @@ pub fn check_bundle(file: &[u8], trust: Option<[u8; 32]>) -> Result<CheckedBundl
 }
 
 /// The IMA reference sets that the signed context names are those that came beside the record.
-fn load_sets(bundle: &Bundle, context: &Context) -> Result<(), CheckError> {
+pub(crate) fn load_sets(bundle: &Bundle, context: &Context) -> Result<(), CheckError> {
     let Some(ima) = context.ima.as_ref().filter(|ima| !ima.sets.is_empty()) else { return Ok(()) };
     let given = bundle.sets.as_deref().unwrap_or_default();
     let bad = |got: String, want: String| CheckError::new(code::INPUT, "ima-reference", got, want).about("bundle");

@@ -1,0 +1,281 @@
+//! The host policy in a state folder: which keys may sign it, which bundle is in force, what came before.
+//!
+//! ```text
+//! policy/keys/ID.pem      trusted public keys
+//! policy/current          the bundle in force (none: the policy of verifier.toml, or the shipped one)
+//! policy/previous         the one before it
+//! policy/highest          the highest revision that was ever loaded
+//! policy/audit.jsonl      what was loaded, refused and rolled back
+//! ```
+//! A bundle is written beside `current` and renamed over it: at every moment there is a whole one, and a refused one changes nothing.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use countersign_policy::{Manifest, PolicyBundle, Role};
+use serde::Serialize;
+use serde_json::json;
+
+use super::sandbox::sandbox;
+pub use super::signed::sign;
+use crate::error::Error;
+
+/// What a bundle is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct About {
+    /// SHA-256 (hex) of the bundle as stored: what verdicts name.
+    pub digest: String,
+    /// Its own revision.
+    pub revision: u64,
+    /// From when on it denies, milliseconds since 1970.
+    pub expires_ms: Option<i64>,
+    /// Id of the key that signed it.
+    pub keyid: String,
+}
+
+impl std::fmt::Display for About {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "revision {}, signed by {}, SHA-256 {}", self.revision, self.keyid, self.digest)?;
+        self.expires_ms.map_or(Ok(()), |expires| write!(f, ", until {expires} ms since 1970"))
+    }
+}
+
+/// A bundle whose signature holds.
+#[derive(Debug)]
+pub struct Verified {
+    /// What it is.
+    pub about: About,
+    /// The bundle in this program's own form.
+    pub bundle: Vec<u8>,
+}
+
+/// What is in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Status {
+    /// The bundle in force; none: the policy of verifier.toml, or the shipped one.
+    pub current: Option<About>,
+    /// The one before it.
+    pub previous: Option<About>,
+    /// The highest revision that was ever loaded.
+    pub highest: u64,
+    /// Ids of the trusted keys.
+    pub keys: Vec<String>,
+}
+
+impl std::fmt::Display for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.current {
+            Some(about) => writeln!(f, "in force   {about}")?,
+            None => writeln!(f, "in force   no bundle: the policy of verifier.toml, or the shipped one")?,
+        }
+        if let Some(about) = &self.previous {
+            writeln!(f, "before it  {about}")?;
+        }
+        write!(f, "highest    {}\nkeys       {}", self.highest, self.keys.join(", "))
+    }
+}
+
+/// Milliseconds since 1970 by this machine's clock: for expiry when a bundle is built or loaded, never for a verdict.
+#[must_use]
+pub fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+pub(super) fn refuse(why: impl std::fmt::Display) -> Error {
+    Error::request("policy-refused", why.to_string(), Some("the policy in force stays as it is"))
+}
+
+fn state(path: &Path, e: &dyn std::fmt::Display) -> Error {
+    Error::State { path: path.display().to_string(), reason: e.to_string() }
+}
+
+fn folder(dir: &Path) -> PathBuf {
+    dir.join("policy")
+}
+
+/// Builds a bundle with revision and expiry in its manifest.
+///
+/// # Errors
+/// The folder is no policy.
+pub fn build(dir: &Path, revision: u64, expires_ms: i64) -> Result<Vec<u8>, String> {
+    let plain = PolicyBundle::from_dir(dir).map_err(|e| e.to_string())?;
+    let mut files = countersign_policy::bundle_files(&plain).map_err(|e| e.to_string())?;
+    let parsed = PolicyBundle::parse(&plain).map_err(|e| e.to_string())?;
+    let mut manifest: Manifest = parsed.manifest().clone();
+    manifest.revision = revision.to_string();
+    manifest.metadata.insert("countersign".into(), json!({"revision": revision, "expires_ms": expires_ms}));
+    files.insert(".manifest".into(), serde_json::to_vec(&manifest).map_err(|e| e.to_string())?);
+    PolicyBundle::build(files).map_err(|e| e.to_string())
+}
+
+/// Verifies a signed bundle with trusted keys (id to PEM).
+///
+/// # Errors
+/// What is wrong.
+pub fn verify(bundle: &[u8], keys: &BTreeMap<String, Vec<u8>>) -> Result<Verified, String> {
+    let (own, keyid) = super::signed::verify(bundle, keys)?;
+    Ok(Verified { about: about(&own, keyid)?, bundle: own })
+}
+
+fn about(own: &[u8], keyid: String) -> Result<About, String> {
+    let parsed = PolicyBundle::parse(own).map_err(|e| e.to_string())?;
+    let release = parsed.manifest().release()?;
+    Ok(About {
+        digest: hex::encode(parsed.digest()),
+        revision: release.revision,
+        expires_ms: release.expires_ms,
+        keyid,
+    })
+}
+
+/// Trusts a public key; answers its id.
+///
+/// # Errors
+/// [`Error`].
+pub fn trust(dir: &Path, file: &Path, pem: &[u8]) -> Result<String, Error> {
+    use rustls_pki_types::pem::PemObject as _;
+    rustls_pki_types::SubjectPublicKeyInfoDer::from_pem_slice(pem)
+        .map_err(|e| refuse(format!("{} is no public key in PEM: {e}", file.display())))?;
+    let id = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)) {
+        return Err(refuse("a key's file name has letters, digits, - _ . only"));
+    }
+    let keys = folder(dir).join("keys");
+    std::fs::create_dir_all(&keys).map_err(|e| state(&keys, &e))?;
+    replace(&keys.join(format!("{id}.pem")), pem)?;
+    audit(dir, "trust", &id)?;
+    Ok(id)
+}
+
+fn keys(dir: &Path) -> Result<BTreeMap<String, Vec<u8>>, Error> {
+    let place = folder(dir).join("keys");
+    let mut keys = BTreeMap::new();
+    let Ok(entries) = std::fs::read_dir(&place) else { return Ok(keys) };
+    for entry in entries {
+        let path = entry.map_err(|e| state(&place, &e))?.path();
+        if let Some(id) = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".pem")) {
+            keys.insert(id.to_owned(), std::fs::read(&path).map_err(|e| state(&path, &e))?);
+        }
+    }
+    Ok(keys)
+}
+
+/// Makes a signed bundle the host policy: signature, revision, expiry, then a trial under limits in a process of its own (`program` is the
+/// verifier's own binary), then the change.
+///
+/// # Errors
+/// [`Error::Request`] says why it is refused: nothing has changed then, but the audit.
+pub fn load(dir: &Path, bundle: &[u8], program: &Path) -> Result<About, Error> {
+    let done = try_load(dir, bundle, program);
+    match &done {
+        Ok(about) => audit(dir, "load", &about.to_string())?,
+        Err(e) => audit(dir, "refuse", &e.to_string())?,
+    }
+    done
+}
+
+fn try_load(dir: &Path, bundle: &[u8], program: &Path) -> Result<About, Error> {
+    let verified = verify(bundle, &keys(dir)?).map_err(refuse)?;
+    let about = verified.about;
+    let highest = highest(dir)?;
+    if about.revision <= highest {
+        return Err(refuse(format!("revision {} is not above {highest}, which was loaded before", about.revision)));
+    }
+    match about.expires_ms {
+        None => return Err(refuse("the bundle has no expiry (metadata.countersign.expires_ms)")),
+        Some(expires) if expires <= now_ms() => return Err(refuse(format!("expired ({expires} ms since 1970)"))),
+        Some(_) => {}
+    }
+    sandbox(program, &verified.bundle, Role::Host).map_err(refuse)?;
+    let place = folder(dir);
+    let current = place.join("current");
+    // The revision first: a crash in between refuses this bundle once more, and never accepts an older one.
+    replace(&place.join("highest"), about.revision.to_string().as_bytes())?;
+    if let Ok(old) = std::fs::read(&current) {
+        replace(&place.join("previous"), &old)?;
+    }
+    replace(&current, &verified.bundle)?;
+    Ok(about)
+}
+
+/// Puts the previous bundle in force again: an operator's own act, which the revision does not stand against.
+///
+/// # Errors
+/// There is none, or it no longer verifies.
+pub fn rollback(dir: &Path) -> Result<About, Error> {
+    let place = folder(dir);
+    let (current, previous) = (place.join("current"), place.join("previous"));
+    let old = std::fs::read(&previous).map_err(|_| refuse("there is no policy before the current one"))?;
+    let verified = verify(&old, &keys(dir)?).map_err(refuse)?;
+    let newer = std::fs::read(&current).map_err(|e| state(&current, &e))?;
+    replace(&current, &old)?;
+    replace(&previous, &newer)?;
+    audit(dir, "rollback", &verified.about.to_string())?;
+    Ok(verified.about)
+}
+
+/// What is in force.
+///
+/// # Errors
+/// [`Error`].
+pub fn status(dir: &Path) -> Result<Status, Error> {
+    let keys = keys(dir)?;
+    let read = |name: &str| -> Result<Option<About>, Error> {
+        match std::fs::read(folder(dir).join(name)) {
+            Ok(bundle) => verify(&bundle, &keys).map(|verified| Some(verified.about)).map_err(refuse),
+            Err(_) => Ok(None),
+        }
+    };
+    Ok(Status {
+        current: read("current")?,
+        previous: read("previous")?,
+        highest: highest(dir)?,
+        keys: keys.into_keys().collect(),
+    })
+}
+
+/// The bundle in force, for the service; none: the configured one.
+///
+/// # Errors
+/// It is there and cannot be read.
+pub fn active(dir: &Path) -> Result<Option<Vec<u8>>, Error> {
+    let path = folder(dir).join("current");
+    match std::fs::read(&path) {
+        Ok(bundle) => Ok(Some(bundle)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(state(&path, &e)),
+    }
+}
+
+fn highest(dir: &Path) -> Result<u64, Error> {
+    let path = folder(dir).join("highest");
+    match std::fs::read_to_string(&path) {
+        Ok(text) => text.trim().parse().map_err(|e| state(&path, &e)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(0),
+        Err(e) => Err(state(&path, &e)),
+    }
+}
+
+/// Writes a file so that there is always a whole one: synced beside it, renamed over it, the folder synced.
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let failed = |e: std::io::Error| state(path, &e);
+    let parent = path.parent().unwrap_or_else(|| Path::new("."));
+    std::fs::create_dir_all(parent).map_err(failed)?;
+    let beside = path.with_extension(format!("new-{}", std::process::id()));
+    let mut file = std::fs::File::create(&beside).map_err(failed)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed)?;
+    std::fs::rename(&beside, path).map_err(failed)?;
+    std::fs::File::open(parent).and_then(|folder| folder.sync_all()).map_err(failed)
+}
+
+fn audit(dir: &Path, action: &str, detail: &str) -> Result<(), Error> {
+    let path = folder(dir).join("audit.jsonl");
+    std::fs::create_dir_all(folder(dir)).map_err(|e| state(&path, &e))?;
+    let line = format!("{}\n", json!({"time_ms": now_ms(), "action": action, "detail": detail}));
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(&path);
+    file.and_then(|mut file| file.write_all(line.as_bytes()).and_then(|()| file.sync_all()))
+        .map_err(|e| state(&path, &e))
+}
