@@ -4,8 +4,8 @@ mod bundle;
 mod eventlog;
 mod quote;
 
-pub(crate) use bundle::trust_digest;
 pub use bundle::{CheckedBundle, check_bundle};
+pub(crate) use bundle::{open, trust_digest};
 pub use eventlog::{CheckedLog, LogFiles, check_eventlog};
 pub use quote::{CheckedQuote, check_quote};
 

@@ -18,6 +18,7 @@ use super::quote::digest_of;
 use super::receipts::ReceiptUpdate;
 use super::replayed::{Replayed, pcrs_for_policy};
 use super::snapshot::{Baseline, Context};
+use crate::explain::explain_wants;
 use crate::ima::ImaState;
 
 /// What the transaction that accepts stores.
@@ -92,9 +93,9 @@ pub(super) fn decide(
             reasons.push(by_verifier("reference-unreadable", &words, Some("restore the verifier's database".into())));
             Reference::default()
         });
-        let reference = reference_document(&reference);
+        let document = reference_document(&reference);
         let mut ask = |id: &str, role: Role, bundle: &[u8]| {
-            let decision = evaluate(role, bundle, &input, &reference);
+            let decision = evaluate(role, bundle, &input, &document);
             let first = decision.reasons.first();
             let outcome = if decision.allow {
                 Outcome::Pass
@@ -152,6 +153,7 @@ pub(super) fn decide(
                 Some("set dangerous_allow_simulated_hosts in verifier.toml, for development only".into()),
             ));
         }
+        explain_wants(&mut reasons, &reference, replayed.authentic.evidence.event_log.as_deref(), context);
     }
     let allow = replayed.is_some() && reasons.is_empty();
     let release = replayed.and_then(|replayed| replayed.authentic.statement.release.as_ref());
