@@ -304,8 +304,9 @@ pub(crate) fn explain(material: &Material) -> Result<Explanation, String> {
         let same = |reason: &&DocumentReason| reason.id == finding.id && reason.message == finding.message;
         document.reasons.iter().find(same).and_then(|reason| reason.hint.clone())
     };
+    let off = findings.iter().chain(&also).any(fixes::secure_boot_off);
     for finding in findings.iter_mut().chain(&mut also) {
-        finding.fix = fixes::of(finding, hint(finding), &place);
+        finding.fix = fixes::of(finding, hint(finding), &place, off);
     }
     if findings.iter().any(|finding| finding.id == "host-suspended")
         && let Some(reason) = &material.state_reason
@@ -364,6 +365,10 @@ fn shorten(findings: Vec<Finding>) -> Vec<Finding> {
         }
     }
     kinds.sort_by_key(Vec::len);
+    for kind in &mut kinds {
+        // Those that say most first, then in the order of the log.
+        kind.sort_by_key(|found| (found.nearest.is_none(), found.event.as_ref().map(|event| event.index)));
+    }
     kinds.into_iter().flat_map(|kind| kind.into_iter().take(SHOWN)).collect()
 }
 

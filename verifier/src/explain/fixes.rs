@@ -23,8 +23,15 @@ impl Place<'_> {
     }
 }
 
-/// What would accept a finding or mend it, the most direct first. `hint` is the verdict's own.
-pub(super) fn of(finding: &Finding, hint: Option<String>, place: &Place<'_>) -> Vec<String> {
+/// Whether a finding is that Secure Boot is off.
+pub(super) fn secure_boot_off(finding: &Finding) -> bool {
+    let content = finding.event.as_ref().and_then(|event| event.content.as_ref());
+    finding.id == "secure-boot" || content.is_some_and(|content| content.name == "SecureBoot" && content.text == "off")
+}
+
+/// What would accept a finding or mend it, the most direct first. `hint` is the verdict's own. With Secure Boot `off` the other events follow from
+/// that, and none of them is to be accepted.
+pub(super) fn of(finding: &Finding, hint: Option<String>, place: &Place<'_>, off: bool) -> Vec<String> {
     let set = place.set();
     if let Some(file) = &finding.file {
         if finding.id.contains("denied") || finding.belongs_to.iter().any(|origin| origin.starts_with("deny-list")) {
@@ -49,10 +56,17 @@ pub(super) fn of(finding: &Finding, hint: Option<String>, place: &Place<'_>) -> 
         && finding.source != "appraisal"
         && finding.accepted.is_some()
     {
-        let secure_boot =
-            event.content.as_ref().is_some_and(|content| content.name == "SecureBoot" && content.text == "off");
-        if secure_boot {
+        if off {
             return vec![SECURE_BOOT.to_owned()];
+        }
+        let entries = |content: Option<&countersign_wire::facts::Content>| {
+            content.filter(|content| content.name == "dbx").and_then(|content| content.entries)
+        };
+        let accepted = entries(finding.nearest.as_ref().and_then(|nearest| nearest.content.as_ref()));
+        if entries(event.content.as_ref()) < accepted {
+            return vec![
+                "fwupdmgr update   # on the host: its dbx is older than the accepted one; then reboot".to_owned(),
+            ];
         }
         return vec![format!("verifier reference add {set} --eventlog binary_bios_measurements   # the host's {LOG}")];
     }

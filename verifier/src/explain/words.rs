@@ -102,7 +102,9 @@ fn one(lines: &mut Vec<String>, finding: &Finding) {
         }
         (None, Some(0)) => field("accepted", "nothing in its place"),
         (None, Some(all)) => {
-            field("accepted", &format!("{all} values of this PCR and type, none of them of this name"))
+            let named = finding.event.as_ref().and_then(|event| event.content.as_ref());
+            let none = if named.is_some_and(|content| !content.name.is_empty()) { ", none of this name" } else { "" };
+            field("accepted", &format!("{all} values of this PCR and type{none}"));
         }
         (None, None) => {}
     }
@@ -125,14 +127,19 @@ fn since(lines: &mut Vec<String>, since: &Since) {
                 return;
             }
             lines.push(format!("{title} (verdict {verdict})"));
-            let changes = facts.iter().map(|change| change.words());
-            let events_shown = CHANGES.saturating_sub(facts.len());
-            let events_words = events.iter().map(|event| event.words()).take(events_shown);
-            lines.extend(changes.chain(events_words).take(CHANGES).map(|line| format!("  {line}")));
-            let all = facts.len().saturating_add(events.len()).saturating_add(*more_events);
-            let more = all.saturating_sub(CHANGES);
+            let changes: Vec<String> = if facts.is_empty() {
+                events.iter().map(|event| event.words()).collect()
+            } else {
+                facts.iter().map(|change| change.words()).collect()
+            };
+            lines.extend(changes.iter().take(CHANGES).map(|line| format!("  {line}")));
+            let more = changes.len().saturating_sub(CHANGES);
             if more > 0 {
                 lines.push(format!("  and {more} more: --json"));
+            }
+            let differ = events.len().saturating_add(*more_events);
+            if !facts.is_empty() && differ > 0 {
+                lines.push(format!("  ({differ} events that only one of the logs has: --json)"));
             }
         }
     }

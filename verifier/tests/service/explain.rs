@@ -10,6 +10,7 @@ use countersign_wire::answer::Answer;
 use countersign_wire::eventlog::{EventLog, EventType};
 use countersign_wire::evidence::PcrValue;
 use countersign_wire::id::VerdictId;
+use countersign_wire::ima::synthetic;
 use countersign_wire::refset::{Denied, Origin, ReferenceSet};
 use serde_json::{Value, json};
 
@@ -154,7 +155,11 @@ fn secure_boot_off() {
     let explanation = explain(&lab, &answer);
     assert_eq!(explanation.failed, ["host-policy"]);
     assert_eq!(explanation.findings[0].id, "secure-boot", "the one switch before the events that follow from it");
-    assert_eq!(explanation.commands[0], "switch Secure Boot on in the firmware's set-up and reboot");
+    assert_eq!(
+        explanation.commands,
+        ["switch Secure Boot on in the firmware's set-up and reboot"],
+        "nothing to accept"
+    );
     let variable = named(&explanation.findings, "SecureBoot");
     let event = variable.event.as_ref().unwrap();
     assert_eq!((event.index, event.pcr, event.kind.as_str()), (4, 7, "EV_EFI_VARIABLE_DRIVER_CONFIG"));
@@ -204,13 +209,12 @@ fn a_changed_dbx() {
     let words = facts[0].words();
     assert!(words.starts_with("dbx: 371 entries, ") && words.ends_with("(49 new, 0 gone)"), "{words}");
     says(&explanation, &["change   dbx 371 -> 420 entries"]);
-}
-
-/// The path and digest of the IMA entry with this index.
-fn file(index: usize) -> (String, String) {
-    let entry = countersign_wire::ima::entries(boot::IMA).unwrap().nth(index).unwrap().unwrap();
-    let digest = format!("{}:{}", String::from_utf8_lossy(entry.digest_alg), hex::encode(entry.digest));
-    (String::from_utf8_lossy(entry.path).into_owned(), digest)
+    // An older one is to be updated, not accepted.
+    machine.reboot();
+    boots(&mut machine, with_dbx(boot::LOG, 300));
+    let explanation = explain(&lab, &machine.attest(&lab));
+    assert!(explanation.commands[0].starts_with("fwupdmgr update "), "{:?}", explanation.commands);
+    assert_eq!(explanation.commands.len(), 1);
 }
 
 fn add_set(lab: &Lab, set: &ReferenceSet) {
@@ -222,14 +226,18 @@ fn add_set(lab: &Lab, set: &ReferenceSet) {
 #[test]
 fn files_unknown_and_denied() {
     let (lab, mut machine) = Lab::enrolled();
-    let ((known, _), (denied, digest)) = (file(1), file(2));
+    let (known, denied) = (synthetic::path(1), synthetic::path(2));
+    let digest = format!("sha256:{}", synthetic::digest(2));
     let mut package = Origin::new("deb", "coreutils");
     package.version = "9.1-1".into();
     package.files = vec![format!("sha256:{} {known}", "11".repeat(32))];
     let deny = vec![Denied { digest, reason: "CVE-2026-1".into() }];
     add_set(&lab, &ReferenceSet { origins: vec![package], deny, ..ReferenceSet::default() });
-    // A policy that minds: the shipped one leaves files to the operator.
-    machine.case.event_log = Some(with_dbx(boot::LOG, 9));
+    let list = synthetic::list(50);
+    let pcr = machine.case.pcrs[0].pcrs.iter_mut().find(|pcr| pcr.index == 10).unwrap();
+    pcr.value = list.pcr(Digest::filled(HashAlg::Sha256, 0)).as_bytes().to_vec();
+    machine.case.ima = Some(list.bytes);
+    // The shipped policy may leave files to the operator; something else is wrong in any case.
     boots(&mut machine, with_dbx(boot::LOG, 9));
     let explanation = explain(&lab, &machine.attest(&lab));
     let of = |path: &str| {
