@@ -287,12 +287,16 @@ pub(crate) fn explain(material: &Material) -> Result<Explanation, String> {
     }
     if let (Some(record), Some(context)) = (&material.record, &context)
         && !document.allow
-        && let Some(state) = crate::appraise::ima_state(&record.evidence, context)
     {
         let sets = context.ima.as_ref().map(|ima| ima.sets.as_slice()).unwrap_or_default();
-        files::explain(&state, sets, &material.sets, &mut findings, |finding| {
-            put(&mut also, &mut more, finding, |_| ());
-        });
+        if let Some(state) = crate::appraise::ima_state(&record.evidence, context) {
+            files::explain(&state, sets, &material.sets, &mut findings, |finding| {
+                put(&mut also, &mut more, finding, |_| ());
+            });
+        }
+        for findings in [&mut findings, &mut also] {
+            files::packages(findings, sets, &material.sets);
+        }
     }
     let total = findings.len();
     let grouped = shorten(findings);

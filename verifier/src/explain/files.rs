@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use countersign_wire::refset::{FileDigest, ReferenceSet};
 
-use super::{FileWords, Finding, Nearest};
+use super::{EventWords, FileWords, Finding, Nearest};
 use crate::appraise::NamedSet;
 use crate::ima::{self, FindingKind, ImaState};
 
@@ -34,7 +34,8 @@ pub(super) fn explain(
     if files.is_empty() {
         return;
     }
-    let known = search(&files, names, documents);
+    let wanted: Vec<Wanted<'_>> = files.iter().map(|file| (file.path.as_str(), file.digest.as_str())).collect();
+    let known = search(&wanted, names, documents);
     for (file, known) in files.iter().zip(known) {
         let named = |finding: &&mut Finding| {
             finding.event.is_none()
@@ -77,13 +78,32 @@ pub(super) fn explain(
     }
 }
 
+/// Names the packages of files that GRUB read: their events hold the SHA-256 of the whole file, as packages do.
+pub(super) fn packages(findings: &mut [Finding], names: &[NamedSet], documents: &[Vec<u8>]) {
+    let is_file = |event: &EventWords| event.pcr == 9 && event.kind == "EV_IPL";
+    let digest = |finding: &Finding| Some(format!("sha256:{}", finding.event.as_ref().filter(|e| is_file(e))?.digest));
+    let (mut of, digests): (Vec<&mut Finding>, Vec<String>) =
+        findings.iter_mut().filter_map(|finding| digest(finding).map(|digest| (finding, digest))).unzip();
+    if of.is_empty() || documents.is_empty() {
+        return;
+    }
+    let wanted: Vec<Wanted<'_>> = digests.iter().map(|digest| ("", digest.as_str())).collect();
+    for (finding, known) in of.iter_mut().zip(search(&wanted, names, documents)) {
+        finding.belongs_to.extend(known.there.into_iter().take(PACKAGES));
+    }
+}
+
+/// Path, where it has one, and `alg:hex`.
+type Wanted<'w> = (&'w str, &'w str);
+
 /// One pass over the sets.
-fn search(files: &[&ima::Finding], names: &[NamedSet], documents: &[Vec<u8>]) -> Vec<Known> {
+fn search(files: &[Wanted<'_>], names: &[NamedSet], documents: &[Vec<u8>]) -> Vec<Known> {
     let mut known: Vec<Known> = files.iter().map(|_| Known::default()).collect();
-    let (mut by_path, mut by_digest): (BTreeMap<&str, Vec<usize>>, BTreeMap<&str, Vec<usize>>) = Default::default();
-    for (at, file) in files.iter().enumerate() {
-        by_path.entry(&file.path).or_default().push(at);
-        by_digest.entry(&file.digest).or_default().push(at);
+    let mut by_path: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    let mut by_digest = by_path.clone();
+    for (at, (path, digest)) in files.iter().enumerate() {
+        by_path.entry(path).or_default().push(at);
+        by_digest.entry(digest).or_default().push(at);
     }
     for (set, document) in names.iter().zip(documents) {
         let Ok(parsed) = ReferenceSet::parse(document) else { continue };

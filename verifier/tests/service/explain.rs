@@ -185,9 +185,14 @@ fn secure_boot_off() {
 fn an_unknown_kernel() {
     let (lab, mut machine, good) = accepted_with(&with_kernel(boot::LOG, "6.1.0-50"));
     boots(&mut machine, with_kernel(boot::LOG, "6.1.0-51"));
+    let mut package = Origin::new("deb", "linux-image-amd64");
+    package.version = "6.1.148-1".into();
+    package.files = vec![format!("sha256:{} /boot/vmlinuz-6.1.0-51", HashAlg::Sha256.digest(&[b"kernel 6.1.0-51"]))];
+    add_set(&lab, &ReferenceSet { origins: vec![package], ..ReferenceSet::default() });
     let explanation = explain(&lab, &machine.attest(&lab));
     let kernel = named(&explanation.findings, "/vmlinuz-6.1.0-51");
     assert_eq!(kernel.nearest.as_ref().unwrap().difference, "kernel 6.1.0-50 -> 6.1.0-51");
+    assert_eq!(kernel.belongs_to, ["deb linux-image-amd64 6.1.148-1 (as /boot/vmlinuz-6.1.0-51)"]);
     assert_eq!(explanation.findings.len(), 1, "{:#?}", explanation.findings);
     let id = explanation.verdict.get(..8).unwrap();
     let command = format!("verifier reference add node-{id} --eventlog binary_bios_measurements");

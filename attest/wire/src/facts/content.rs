@@ -56,7 +56,8 @@ impl Content {
         };
         let (gone, new, shared) = compare(&self.text, &other.text);
         let all = gone.len().saturating_add(new.len()).saturating_add(shared).max(1);
-        let alike = u64::try_from(shared.saturating_mul(1000) / all).unwrap_or(0);
+        let alike =
+            shared.saturating_mul(1000).checked_div(all).and_then(|alike| u64::try_from(alike).ok()).unwrap_or(0);
         let counts = match (self.entries, other.entries) {
             (Some(one), Some(two)) => 1000u64.saturating_sub(u64::from(one.abs_diff(two))),
             _ => 0,
