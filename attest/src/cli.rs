@@ -27,6 +27,7 @@ Examples:
   attest show -o host.card                     this host's card, for owners and operators
   attest inspect /sys/kernel/security/tpm0/binary_bios_measurements
   attest diff before.log after.log             what changed from one boot to the next
+  attest diff before.json after.json           what one reference set accepts and the other does not
   attest learn host -o golden.json             reference values from what this host measured
   attest reference sign golden.json --key owner.pem -o golden.dsse
 
@@ -89,11 +90,11 @@ enum Command {
         #[arg(long)]
         cel: bool,
     },
-    /// What changed from one boot to a later one
+    /// What changed from one boot to a later one, or from one reference set to another
     Diff {
-        /// Boot log of the earlier boot
+        /// Boot log of the earlier boot, or a reference set
         was: PathBuf,
-        /// Boot log of the later boot
+        /// Boot log of the later boot, or a reference set
         now: PathBuf,
     },
     /// Learn reference values: which files hosts may run
@@ -199,8 +200,16 @@ fn run(cli: Cli) -> Result<(), Failure> {
             out::print(cli.json, &described, || described.words())
         }
         Command::Diff { was, now } => {
-            let changes =
-                inspect::compare(&read_artefact(was)?, &read_artefact(now)?).map_err(|reason| unknown(now, &reason))?;
+            let (first, second) = (read_artefact(was)?, read_artefact(now)?);
+            match (learn::is_set(&first), learn::is_set(&second)) {
+                (false, false) => {}
+                (true, true) => {
+                    return learn::Reference::Diff { before: was.clone(), after: now.clone() }.run(cli.json);
+                }
+                (true, false) => return Err(unknown(now, "the other file is a reference set, and this is none")),
+                (false, true) => return Err(unknown(was, "the other file is a reference set, and this is none")),
+            }
+            let changes = inspect::compare(&first, &second).map_err(|reason| unknown(now, &reason))?;
             out::print(cli.json, &changes, || {
                 let facts = changes.facts.iter().map(|change| change.words());
                 let lines: Vec<String> = facts.chain(changes.events.iter().map(|event| event.words())).collect();

@@ -96,7 +96,7 @@ impl Denial {
             }
             let more = kind.len().saturating_sub(SHOWN);
             if more > 0 {
-                out.push_str(&format!("    and {more} more: verifier verdict show {}\n", printable(&self.id)));
+                out.push_str(&format!("    and {more} more: verifier explain {}\n", printable(&self.id)));
             }
         }
         out
@@ -106,7 +106,7 @@ impl Denial {
     #[must_use]
     pub fn hint(&self) -> String {
         let first = self.kinds().into_iter().flatten().find_map(|reason| reason.hint.clone());
-        first.unwrap_or_else(|| format!("verifier verdict show {}", self.id))
+        first.unwrap_or_else(|| format!("verifier explain {}", self.id))
     }
 }
 
@@ -135,7 +135,7 @@ mod tests {
         assert!(words.find("secure-boot (host-policy)").unwrap() < words.find("boot-chain (host-policy)").unwrap());
         assert_eq!(words.matches("boot-chain failed").count(), 1, "{words}");
         assert_eq!(words.matches("where").count(), 1 + SHOWN, "{words}");
-        assert!(words.ends_with("    and 6 more: verifier verdict show 7f\n"), "{words}");
+        assert!(words.ends_with("    and 6 more: verifier explain 7f\n"), "{words}");
         assert_eq!(denial.hint(), "mend secure-boot");
     }
 }

@@ -6,7 +6,8 @@ use countersign_policy::input::ReferenceValue;
 use countersign_policy::{Compiled, PolicyBundle, Role};
 use countersign_tpm::alg::HashAlg;
 use countersign_wire::enrol::HostState;
-use countersign_wire::eventlog::EventLog;
+use countersign_wire::eventlog::{EventLog, PcrSet, Refusal, Registers};
+use countersign_wire::facts::Content;
 use countersign_wire::id::{HostId, PayloadRoot, PolicyDigest, VerdictId, WorkloadId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -99,6 +100,11 @@ pub enum Request {
     },
     /// One verdict document.
     VerdictShow {
+        /// Its id.
+        id: VerdictId,
+    },
+    /// Why a verdict was a no: event or file, nearest accepted value, what changed, what to do.
+    VerdictExplain {
         /// Its id.
         id: VerdictId,
     },
@@ -295,6 +301,9 @@ pub async fn perform(service: &Service, request: Request, actor: &str) -> Result
             })?;
             serde_json::from_slice(&document).map_err(|e| Error::Corrupt(e.to_string()))
         }
+        Request::VerdictExplain { id } => {
+            serde_json::to_value(service.explain(&id).await?).map_err(|e| Error::Internal(e.to_string()))
+        }
         Request::VerdictBundle { id } => {
             use base64::Engine as _;
             let file = service.bundle(&id, None).await?;
@@ -450,14 +459,13 @@ async fn ek_root_add(
 pub fn reference_values(name: &str, log: &[u8], pcrs: &[u8]) -> Result<Vec<ReferenceValue>, String> {
     let log = EventLog::parse(log).map_err(|e| e.to_string())?;
     let alg = HashAlg::Sha256;
-    log.replay(alg).map_err(|e| e.to_string())?;
-    if let Some(lie) = log.lies(alg) {
-        return Err(format!("{}: {}", lie.event, lie.got));
-    }
+    let examined = log.examine(&[(alg, PcrSet::ALL)], Registers::Tpm).map_err(|refusal| match refusal {
+        Refusal::Replay(e) => e.to_string(),
+        Refusal::Lie(lie) => format!("{}: {}", lie.event, lie.got),
+    })?;
     let pcrs = if pcrs.is_empty() { &DEFAULT_PCRS[..] } else { pcrs };
     let mut values = Vec::new();
-    for event in log.events.iter().filter(|event| event.extends()) {
-        let Ok(pcr) = u8::try_from(event.pcr) else { continue };
+    for (event, pcr, part) in examined.events() {
         if let (true, Some(digest)) = (pcrs.contains(&pcr), event.digest(alg)) {
             values.push(ReferenceValue {
                 name: name.to_owned(),
@@ -465,11 +473,13 @@ pub fn reference_values(name: &str, log: &[u8], pcrs: &[u8]) -> Result<Vec<Refer
                 pcr,
                 kind: event.kind.to_string(),
                 digest: hex::encode(digest),
+                content: Content::of(event, part),
             });
         }
     }
     values.sort();
-    values.dedup();
+    // One digest under two names is one value.
+    values.dedup_by(|one, two| (one.pcr, &one.kind, &one.digest) == (two.pcr, &two.kind, &two.digest));
     Ok(values)
 }
 

@@ -95,6 +95,11 @@ fn stages(evidence: &[u8], context: &Context, checks: &mut Checks) -> Result<Rep
     replayed::replay(authentic, context, checks)
 }
 
+/// What an IMA list was found to hold; none for evidence that fails before, or without a list.
+pub(crate) fn ima_state(evidence: &[u8], context: &Context) -> Option<crate::ima::ImaState> {
+    stages(evidence, context, &mut Checks::default()).ok()?.ima.map(ima::Measured::into_state)
+}
+
 /// The verdict document's bytes: compact JSON in field order.
 #[must_use]
 pub fn verdict_bytes(verdict: &countersign_policy::verdict::Verdict) -> Vec<u8> {

@@ -5,7 +5,7 @@ mod eventlog;
 mod quote;
 
 pub use bundle::{CheckedBundle, check_bundle};
-pub(crate) use bundle::{load_sets, trust_digest};
+pub(crate) use bundle::{load_sets, open, trust_digest};
 pub use eventlog::{CheckedLog, LogFiles, check_eventlog};
 pub use quote::{CheckedQuote, check_quote};
 

@@ -1,5 +1,6 @@
 //! The `verifier` command line.
 
+mod explain;
 mod policy;
 mod reference;
 mod words;
@@ -27,6 +28,7 @@ Examples:
   verifier reference add golden --eventlog LOG            accept what this host booted
   verifier serve                                          serve hosts until SIGTERM
   verifier token new > join.token                         admit one host
+  verifier explain VERDICT                                why a host was refused, and what would accept it
   verifier check eventlog LOG --pcrs PCRS.json --json     replay a log offline
 
 Operators' commands act on the state folder, or with --remote over HTTPS with the operator's token.
@@ -87,6 +89,12 @@ enum Command {
     /// Verdicts
     #[command(subcommand)]
     Verdict(Verdict),
+    /// Why a verdict was a no: what was measured, the nearest accepted value, what changed, what to do
+    Explain {
+        /// A verdict's id (in the state folder, or with --remote), or a bundle's file (offline)
+        #[arg(value_name = "VERDICT|BUNDLE")]
+        what: PathBuf,
+    },
     /// Write, test, attack, sign and load policies
     #[command(subcommand)]
     Policy(policy::Policy),
@@ -337,6 +345,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Init { dev, url } => init(cli, *dev, url),
         Command::Serve => serve(cli),
         Command::Check(check) => run_check(cli, check),
+        Command::Explain { what } => explain::run(cli, what),
         Command::Policy(command) => policy::run(cli, command),
         Command::Config => {
             out::print(cli.json, &json!(crate::config::EXAMPLE), || crate::config::EXAMPLE.trim_end().to_owned())
@@ -410,6 +419,7 @@ fn request(command: &Command) -> Result<Option<Request>, Failure> {
         Command::Init { .. }
         | Command::Serve
         | Command::Check(_)
+        | Command::Explain { .. }
         | Command::Policy(_)
         | Command::Config
         | Command::Completions { .. }

@@ -5,6 +5,7 @@
 //! | [`appraise`] | the pure appraisal: evidence and context in, verdict out |
 //! | [`ima`] | IMA lists against reference sets |
 //! | [`check`] | the same checks for auditors, offline: logs, quotes, bundles |
+//! | [`explain`] | why a verdict was a no, and what would make it a yes |
 //! | [`release`] | the two signatures of a release, in their strict forms |
 //! | [`service`] | enrolment, challenges, answers: the database transactions around the appraisal |
 //! | [`policy`] | policies: signed bundles, loading, attacks on a good host, other engines |
@@ -18,6 +19,7 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod error;
+pub mod explain;
 pub mod ima;
 pub mod keys;
 pub mod out;

@@ -59,6 +59,12 @@ const fn hint(of: u8) -> &'static str {
     }
 }
 
+/// Text with control characters escaped: what comes from a host must not steer the reader's terminal.
+#[must_use]
+pub fn printable(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+}
+
 /// Prints a result as JSON or in words.
 ///
 /// # Errors

@@ -6,6 +6,7 @@
 
 mod commit;
 mod enrolment;
+mod explain;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use countersign_wire::dsse::Envelope;
 use countersign_wire::limits;
-use countersign_wire::refset::{Difference, FileDigest, Origin, ReferenceSet};
+use countersign_wire::refset::{Difference, FileDigest, Origin, ReferenceSet, TYPE};
 use serde_json::json;
 
 use crate::exit::Exit;
@@ -139,6 +139,16 @@ fn read(path: &Path) -> Result<Vec<u8>, LearnError> {
     // Base64 and the envelope around it take a third more.
     let max = limits::REFERENCE_SET.saturating_mul(3) / 2;
     std::fs::File::open(path).and_then(|file| read_bounded(file, max)).map_err(|e| bad(path, e))
+}
+
+/// Whether bytes are a reference set, signed or not, well-formed or not: what `attest diff` goes by.
+pub(super) fn is_set(bytes: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Typed {
+        #[serde(rename = "type")]
+        kind: String,
+    }
+    Envelope::is(bytes) || serde_json::from_slice::<Typed>(bytes).is_ok_and(|typed| typed.kind == TYPE)
 }
 
 fn read_set(path: &Path) -> Result<ReferenceSet, LearnError> {

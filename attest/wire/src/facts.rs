@@ -3,6 +3,7 @@
 //! Facts are made from an [`Examined`] log only, so they rest on PCRs that somebody vouches for. Nothing in them was compared with the
 //! TPM's values: that is for the caller, before he believes a fact.
 
+mod content;
 mod databases;
 mod derive;
 mod diff;
@@ -12,6 +13,7 @@ mod userspace;
 mod values;
 mod x509;
 
+pub use content::Content;
 pub use values::{Certificate, Events, Tagged};
 
 pub use diff::{Change, Changes, EventChange, diff};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use countersign_wire::facts::Facts;
+use countersign_wire::facts::{Content, Facts};
 use serde::{Deserialize, Serialize};
 
 use crate::verdict::Digests;
@@ -204,6 +204,9 @@ pub struct ReferenceValue {
     pub kind: String,
     /// Digest, hex.
     pub digest: String,
+    /// What it is, in words: for explanations. Policies do not see it, so none can rest on a name. Absent in older sets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<Content>,
 }
 
 /// `data.countersign.reference`.

@@ -2,12 +2,12 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::input::Reference;
+use crate::input::{Reference, ReferenceValue};
 
 /// PCRs of a TPM for PC clients (TCG PC Client Platform TPM Profile 1.05, section 4.5.2): 0 to 23.
 const PCRS: usize = 24;
 
-/// The document that policies see as `data.countersign.reference`: `revision` and `values` as stored, and `accepted`, the same values made for lookup:
+/// The document that policies see as `data.countersign.reference`: `revision` and `values` as stored but for their contents in words, and `accepted`, the same values made for lookup:
 /// `accepted[bank][pcr][type][digest]` is the list of the sets that contain it. `accepted[bank]` is an array with one object per PCR, 0 to 23.
 ///
 /// One function makes it for every engine, so that all of them see the same.
@@ -29,7 +29,9 @@ pub fn reference_document(reference: &Reference) -> Value {
             }
         }
     }
-    json!({ "revision": reference.revision, "values": reference.values, "accepted": accepted })
+    let values: Vec<_> =
+        reference.values.iter().map(|value| ReferenceValue { content: None, ..value.clone() }).collect();
+    json!({ "revision": reference.revision, "values": values, "accepted": accepted })
 }
 
 fn empty_bank() -> Value {

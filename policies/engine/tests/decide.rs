@@ -57,6 +57,7 @@ fn reference() -> serde_json::Value {
         pcr: 4,
         kind: "EV_EFI_BOOT_SERVICES_APPLICATION".into(),
         digest: "aa".into(),
+        content: None,
     };
     reference_document(&Reference { revision: 1, values: vec![value] })
 }

@@ -2,7 +2,7 @@
 
 use countersign_policy::input::{self, Input, Reference};
 use countersign_policy::verdict::{Basis, Check, Decision, Mode, Obligations, Outcome, Reason, Source, Verdict};
-use countersign_policy::{Compiled, PolicyBundle, ReferenceData, Role, engine_version, reference_document};
+use countersign_policy::{Compiled, PolicyBundle, ReferenceData, Role, engine_version};
 use countersign_tpm::alg::HashAlg;
 use countersign_tpm::pcr::{BankSelection, PcrSelection};
 use countersign_tpm::policy::covers;
@@ -18,6 +18,7 @@ use super::quote::digest_of;
 use super::receipts::ReceiptUpdate;
 use super::replayed::{Replayed, pcrs_for_policy};
 use super::snapshot::{Baseline, Context};
+use crate::explain::explain_wants;
 use crate::ima::ImaState;
 
 /// What the transaction that accepts stores.
@@ -86,13 +87,13 @@ pub(super) fn decide(
     let mut obligations = Obligations::default();
     if let Some(replayed) = replayed {
         let input = input(replayed, context);
-        let reference = super::policies::reference(&context.reference).unwrap_or_else(|words| {
+        let (reference, document) = super::policies::reference(&context.reference).unwrap_or_else(|words| {
             // A policy that refuses what is listed would accept everything under an empty list.
             reasons.push(by_verifier("reference-unreadable", &words, Some("restore the verifier's database".into())));
-            ReferenceData::new(&reference_document(&Reference::default()))
+            super::policies::no_reference()
         });
         let mut ask = |id: &str, role: Role, bundle: &[u8]| {
-            let decision = evaluate(role, bundle, &input, &reference);
+            let decision = evaluate(role, bundle, &input, &document);
             let first = decision.reasons.first();
             let outcome = if decision.allow {
                 Outcome::Pass
@@ -150,6 +151,7 @@ pub(super) fn decide(
                 Some("set dangerous_allow_simulated_hosts in verifier.toml, for development only".into()),
             ));
         }
+        explain_wants(&mut reasons, &reference, replayed.authentic.evidence.event_log.as_deref(), context);
     }
     let allow = replayed.is_some() && reasons.is_empty();
     let release = replayed.and_then(|replayed| replayed.authentic.statement.release.as_ref());

@@ -211,6 +211,11 @@ impl Measured {
         }
     }
 
+    /// The state, with its findings.
+    pub(super) fn into_state(self) -> ImaState {
+        self.state
+    }
+
     /// What the transaction that accepts keeps.
     pub(super) fn state(&self, life: u64, reading: Reading) -> ImaState {
         ImaState { life, boot: (reading.reset_count, reading.restart_count), ..self.state.clone() }

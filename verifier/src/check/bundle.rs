@@ -101,6 +101,14 @@ pub fn check_bundle(file: &[u8], trust: Option<[u8; 32]>) -> Result<CheckedBundl
     })
 }
 
+/// The parts of a bundle file. Nothing is checked.
+pub(crate) fn open(file: &[u8]) -> Result<(Bundle, Record), CheckError> {
+    let input = |e: String, want: &str| CheckError::new(code::INPUT, "bundle", e, want);
+    let bundle: Bundle = artefact::from_file(file).map_err(|e| input(e.to_string(), "an evidence bundle"))?;
+    let record: Record = cbor::decode(&bundle.record).map_err(|e| input(e.to_string(), "a record"))?;
+    Ok((bundle, record))
+}
+
 /// The IMA reference sets that the signed context names are those that came beside the record.
 pub(crate) fn load_sets(bundle: &Bundle, context: &Context) -> Result<(), CheckError> {
     let Some(ima) = context.ima.as_ref().filter(|ima| !ima.sets.is_empty()) else { return Ok(()) };

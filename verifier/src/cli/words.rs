@@ -48,6 +48,7 @@ pub(super) fn answer(request: &Request, answer: &Value) -> String {
         | Request::ReferenceAddSet { .. }
         | Request::ReferenceRevoke { .. }
         | Request::VerdictBundle { .. }
+        | Request::VerdictExplain { .. }
         | Request::WorkloadRegister { .. }
         | Request::WorkloadWithdraw { .. }
         | Request::Restored {} => fields(answer),

@@ -10,6 +10,7 @@
 
 mod bundle;
 mod enrolment;
+mod explain;
 mod http;
 mod kill;
 mod lab;

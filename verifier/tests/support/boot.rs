@@ -37,6 +37,7 @@ pub(crate) fn reference() -> Vec<u8> {
             pcr,
             kind: event.kind.to_string(),
             digest,
+            content: None,
         })
     });
     serde_json::to_vec(&Reference { revision: 1, values: values.collect() }).unwrap()

@@ -133,7 +133,7 @@ fn action(part: &[u8], event: u32, facts: &mut Facts) {
 }
 
 /// What a version is: text, or a GUID.
-fn version(part: &[u8]) -> Option<String> {
+pub(super) fn version(part: &[u8]) -> Option<String> {
     let text = utf16(part).filter(|text| text.is_ascii() && !text.chars().any(char::is_control));
     let ascii = || {
         let text = std::str::from_utf8(part.strip_suffix(&[0]).unwrap_or(part)).ok()?;

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use countersign_tpm::alg::HashAlg;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Authority, Fact, Facts, Image, KeyDatabase, Measured, Tagged, databases};
 use crate::eventlog::{EventType, Examined, Variable};
 
 /// A fact that changed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     /// Which fact: `secure-boot`, `dbx`, `kernel /vmlinuz` and so on.
     pub fact: String,
@@ -22,7 +22,7 @@ pub struct Change {
 }
 
 /// An event that only one of the two logs has.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventChange {
     /// PCR.
     pub pcr: u8,
@@ -251,7 +251,7 @@ fn authority(authority: &Authority) -> String {
 }
 
 /// Splits a name at its version: the first digit that follows a `-`.
-fn versioned(name: &str) -> (&str, &str) {
+pub(super) fn versioned(name: &str) -> (&str, &str) {
     let file = name.rfind('/').map_or(0, |slash| slash.saturating_add(1));
     let tail = name.get(file..).unwrap_or_default();
     let at = tail.match_indices('-').find(|(at, _)| {

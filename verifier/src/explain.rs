@@ -1,0 +1,391 @@
+//! Why a verdict was a no: the event or file behind each reason, the nearest accepted value, what changed since the last good boot, and
+//! the command that would accept it or mend it.
+//!
+//! Offline and pure: from a verdict document and, where the evidence was signed, the record that it was made from. Nothing here
+//! decides. What the PCRs do not vouch for is marked with a `?`.
+
+mod boots;
+mod bundle;
+mod files;
+mod fixes;
+mod nearest;
+mod words;
+
+pub use bundle::explain_bundle;
+pub(crate) use nearest::explain_wants;
+
+use countersign_policy::input::Reference;
+use countersign_wire::facts::{Change, Content, EventChange};
+use countersign_wire::record::Record;
+use serde::{Deserialize, Serialize};
+
+use crate::appraise::Context;
+use crate::store::from_cbor;
+
+/// Things of one kind that are explained one by one.
+const SHOWN: usize = 32;
+
+/// An explanation. Text and JSON are made from it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// Verdict id.
+    pub verdict: String,
+    /// Host id.
+    pub host: String,
+    /// The host's label. Not an identity.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub host_name: Option<String>,
+    /// `attest` or `release`.
+    pub purpose: String,
+    /// When it was decided, milliseconds since 1970.
+    pub time_ms: i64,
+    /// What was decided.
+    pub allow: bool,
+    /// Checks that failed, by id, in their order.
+    pub failed: Vec<String>,
+    /// Each reason against, with what is behind it.
+    pub findings: Vec<Finding>,
+    /// Events and files that nothing accepts and that no reason names: they would be the next ones.
+    pub also: Vec<Finding>,
+    /// How many more there are than `findings` and `also` show.
+    pub more: usize,
+    /// What changed since the host's last good boot.
+    pub since: Since,
+    /// Commands that would accept this or mend it; each once.
+    pub commands: Vec<String>,
+    /// What the reader should know.
+    pub notes: Vec<String>,
+}
+
+/// One thing that stands against.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// Who said no: `appraisal`, `host-policy`, `workload-policy` or `verifier`; empty in `also`.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub source: String,
+    /// The check's or reason's id.
+    pub id: String,
+    /// One sentence.
+    pub message: String,
+    /// Event, file or field, as the verdict names it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub subject: Option<String>,
+    /// What was found.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub got: Option<String>,
+    /// What was expected.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub want: Option<String>,
+    /// The event behind it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub event: Option<EventWords>,
+    /// The file behind it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub file: Option<FileWords>,
+    /// How many values are accepted in its place: of the event's PCR and type, or of the file's path.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub accepted: Option<usize>,
+    /// The nearest of them.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub nearest: Option<Nearest>,
+    /// Packages and certificates that it belongs to, as far as they are known.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub belongs_to: Vec<String>,
+    /// Commands, or what to do where no command does it.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub fix: Vec<String>,
+}
+
+/// An event of the boot log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventWords {
+    /// Index in the log.
+    pub index: u32,
+    /// PCR.
+    pub pcr: u8,
+    /// Type name. Not measured.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// SHA-256 digest, hex.
+    pub digest: String,
+    /// What it says.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub content: Option<Content>,
+}
+
+/// A file of the IMA list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileWords {
+    /// Index in the list.
+    pub entry: u64,
+    /// Path as the kernel logged it.
+    pub path: String,
+    /// `alg:hex`.
+    pub digest: String,
+}
+
+/// An accepted value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nearest {
+    /// The reference set.
+    pub set: String,
+    /// Digest: hex of an event, `alg:hex` of a file.
+    pub digest: String,
+    /// What it is; absent in sets that were stored without.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub content: Option<Content>,
+    /// From it to what was found: `dbx 371 -> 420 entries`.
+    pub difference: String,
+}
+
+/// What changed since the host's last good boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum Since {
+    /// A bundle holds one boot.
+    NotInThisBundle,
+    /// This verifier never accepted this host before.
+    NoEarlierBoot,
+    /// This evidence holds no boot log that the PCRs vouch for.
+    NotAuthentic,
+    /// The two logs, compared.
+    Compared {
+        /// The verdict that accepted the earlier one.
+        verdict: String,
+        /// When, milliseconds since 1970.
+        time_ms: i64,
+        /// Facts that changed.
+        facts: Vec<Change>,
+        /// The first events that only one of them has.
+        events: Vec<EventChange>,
+        /// How many more events there are.
+        more_events: usize,
+    },
+}
+
+/// Where the last good boot comes from.
+#[derive(Debug)]
+pub(crate) enum Before {
+    /// Nobody knows: this is a bundle.
+    Bundle,
+    /// There is none.
+    Nothing,
+    /// The newest earlier verdict that allowed: its id, its time, and its record.
+    Verdict { id: String, time_ms: i64, record: Box<Record> },
+}
+
+/// All that an explanation is made from.
+#[derive(Debug)]
+pub(crate) struct Material {
+    /// The verdict document.
+    pub(crate) document: Vec<u8>,
+    /// The record; none where nobody's TPM signed the evidence.
+    pub(crate) record: Option<Record>,
+    /// The IMA reference sets that the record's context names: documents in their order.
+    pub(crate) sets: Vec<Vec<u8>>,
+    /// The last good boot.
+    pub(crate) before: Before,
+    /// Why the host is in its state now, where the database knows.
+    pub(crate) state_reason: Option<String>,
+}
+
+/// The part of a verdict document that is explained.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Document {
+    id: String,
+    host: String,
+    purpose: String,
+    time_ms: i64,
+    allow: bool,
+    checks: Vec<DocumentCheck>,
+    reasons: Vec<DocumentReason>,
+}
+
+#[derive(Debug, Deserialize)]
+struct DocumentCheck {
+    id: String,
+    result: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct DocumentReason {
+    source: String,
+    id: String,
+    message: String,
+    #[serde(default)]
+    subject: Option<String>,
+    #[serde(default)]
+    got: Option<String>,
+    #[serde(default)]
+    want: Option<String>,
+    #[serde(default)]
+    hint: Option<String>,
+}
+
+impl Document {
+    fn passed(&self, id: &str) -> bool {
+        self.checks.iter().any(|check| check.id == id && check.result == "pass")
+    }
+}
+
+impl Explanation {
+    /// For people.
+    #[must_use]
+    pub fn words(&self) -> String {
+        words::words(self)
+    }
+}
+
+/// Explains a verdict.
+///
+/// # Errors
+/// The document or the record's context cannot be read, in words.
+pub(crate) fn explain(material: &Material) -> Result<Explanation, String> {
+    let document: Document =
+        serde_json::from_slice(&material.document).map_err(|e| format!("the verdict document: {e}"))?;
+    let context: Option<Context> = match &material.record {
+        Some(record) => Some(from_cbor(&record.context).map_err(|e| e.to_string())?),
+        None => None,
+    };
+    let boot = material.record.as_ref().zip(context.as_ref()).and_then(|(r, c)| boots::Boot::of(r, c));
+    // The PCRs vouch for the log exactly when the appraisal found that it leads to them.
+    let vouched = document.passed("boot-log") && document.passed("pcr-values");
+    let reference = context.as_ref().and_then(|context| serde_json::from_slice::<Reference>(&context.reference).ok());
+    let reference = reference.unwrap_or_default();
+    let mut notes = Vec::new();
+    let mut findings: Vec<Finding> = document.reasons.iter().map(Finding::from).collect();
+    let mut also = Vec::new();
+    let mut more = 0usize;
+    if let Some(boot) = &boot {
+        let events = boot.events();
+        let search = nearest::Search::new(&reference, &events);
+        let mut named = Vec::new();
+        for finding in &mut findings {
+            let Some(event) = finding.subject.as_deref().and_then(nearest::event_index) else { continue };
+            let Some(event) = events.iter().find(|known| known.index == event) else { continue };
+            named.push(event.index);
+            if named.len() <= SHOWN {
+                search.explain(event, finding);
+            }
+        }
+        if !vouched && !named.is_empty() {
+            notes.push("the log does not lead to the quoted PCRs: what it says of an event proves nothing".to_owned());
+        }
+        if vouched && !document.allow {
+            for event in search.unknown().filter(|event| !named.contains(&event.index)) {
+                let finding = Finding {
+                    id: "boot-event".into(),
+                    message: "measured, and not among the reference values".into(),
+                    ..Finding::default()
+                };
+                put(&mut also, &mut more, finding, |finding| search.explain(event, finding));
+            }
+        }
+        if vouched && reference.values.iter().all(|value| value.content.is_none()) && !reference.values.is_empty() {
+            notes.push("the reference values were stored without words: add the sets again to see them".to_owned());
+        }
+    }
+    if let (Some(record), Some(context)) = (&material.record, &context)
+        && !document.allow
+    {
+        let sets = context.ima.as_ref().map(|ima| ima.sets.as_slice()).unwrap_or_default();
+        if let Some(state) = crate::appraise::ima_state(&record.evidence, context) {
+            files::explain(&state, sets, &material.sets, &mut findings, |finding| {
+                put(&mut also, &mut more, finding, |_| ());
+            });
+        }
+        for findings in [&mut findings, &mut also] {
+            files::packages(findings, sets, &material.sets);
+        }
+    }
+    let total = findings.len();
+    let grouped = shorten(findings);
+    more = more.saturating_add(total.saturating_sub(grouped.len()));
+    let mut findings = grouped;
+    let names = context.as_ref().map(|context| context.host.name.clone());
+    let place = fixes::Place { host: &document.host, name: names.as_deref(), verdict: &document.id };
+    let hint = |finding: &Finding| {
+        let same = |reason: &&DocumentReason| reason.id == finding.id && reason.message == finding.message;
+        document.reasons.iter().find(same).and_then(|reason| reason.hint.clone())
+    };
+    let off = findings.iter().chain(&also).any(fixes::secure_boot_off);
+    for finding in findings.iter_mut().chain(&mut also) {
+        finding.fix = fixes::of(finding, hint(finding), &place, off);
+    }
+    if findings.iter().any(|finding| finding.id == "host-suspended")
+        && let Some(reason) = &material.state_reason
+    {
+        notes.push(format!("the host is suspended now because: {reason}"));
+    }
+    if material.record.is_none() {
+        notes
+            .push("the host's TPM did not sign this evidence, so it was not kept: anybody may have sent it".to_owned());
+    }
+    let mut commands: Vec<String> = Vec::new();
+    for fix in findings.iter().chain(&also).flat_map(|finding| &finding.fix) {
+        if !commands.contains(fix) {
+            commands.push(fix.clone());
+        }
+    }
+    let failed = document.checks.iter().filter(|check| check.result == "fail").map(|check| check.id.clone()).collect();
+    let since = boots::since(boot.as_ref().filter(|_| vouched), &material.before);
+    Ok(Explanation {
+        failed,
+        host_name: names,
+        verdict: document.id,
+        host: document.host,
+        purpose: document.purpose,
+        time_ms: document.time_ms,
+        allow: document.allow,
+        findings,
+        also,
+        more,
+        since,
+        commands,
+        notes,
+    })
+}
+
+/// Adds a finding while there is room.
+fn put(list: &mut Vec<Finding>, more: &mut usize, mut finding: Finding, explain: impl FnOnce(&mut Finding)) {
+    if list.len() < SHOWN {
+        explain(&mut finding);
+        list.push(finding);
+    } else {
+        *more = more.saturating_add(1);
+    }
+}
+
+/// The reasons of which there are fewest first, at most [`SHOWN`] of an id: one switch that is off says more than the events that follow from it.
+fn shorten(findings: Vec<Finding>) -> Vec<Finding> {
+    let mut kinds: Vec<Vec<Finding>> = Vec::new();
+    for finding in findings {
+        let same = |kind: &&mut Vec<Finding>| {
+            kind.first().is_some_and(|first| (&first.source, &first.id) == (&finding.source, &finding.id))
+        };
+        match kinds.iter_mut().find(same) {
+            Some(kind) => kind.push(finding),
+            None => kinds.push(vec![finding]),
+        }
+    }
+    kinds.sort_by_key(Vec::len);
+    for kind in &mut kinds {
+        // Those that say most first, then in the order of the log.
+        kind.sort_by_key(|found| (found.nearest.is_none(), found.event.as_ref().map(|event| event.index)));
+    }
+    kinds.into_iter().flat_map(|kind| kind.into_iter().take(SHOWN)).collect()
+}
+
+impl From<&DocumentReason> for Finding {
+    fn from(reason: &DocumentReason) -> Self {
+        Self {
+            source: reason.source.clone(),
+            id: reason.id.clone(),
+            message: reason.message.clone(),
+            subject: reason.subject.clone(),
+            got: reason.got.clone(),
+            want: reason.want.clone(),
+            ..Self::default()
+        }
+    }
+}
