@@ -80,6 +80,16 @@ fn stages(evidence: &[u8], context: &Context, checks: &mut Checks) -> Result<Rep
     replayed::replay(authentic, context, checks)
 }
 
+/// All checks but the policies': [`appraise`] without its decision. For benches.
+///
+/// # Errors
+/// The check that refuses the evidence.
+#[doc(hidden)]
+pub fn appraise_without_policies(evidence: &[u8], context: &Context) -> Result<Replayed, &'static str> {
+    let mut checks = Checks::default();
+    stages(evidence, context, &mut checks).map_err(|Stop| checks.failure().unwrap_or_default())
+}
+
 /// The verdict document's bytes: compact JSON in field order.
 #[must_use]
 pub fn verdict_bytes(verdict: &countersign_policy::verdict::Verdict) -> Vec<u8> {
