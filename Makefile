@@ -6,7 +6,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help setup build demo test fmt lint unit deny demo-as-user bench clean
+.PHONY: help setup build demo test fmt lint unit deny demo-as-user bench fuzz clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ demo-as-user: ## the demo again, as an ordinary user made for it
 
 bench: build ## measure against floors and peers of the same run; writes target/bench/summary.json
 	@$(TARGET)/release/bench --bin-dir $(TARGET)/release --out $(TARGET)/bench
+
+fuzz: ## fuzz every parser, FUZZ_SECONDS (600) each; FUZZ_TARGETS="a b" for some
+	@scripts/fuzz.sh
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -3,6 +3,10 @@
 //! A topic is one file below `bench/`: it names its rows and measures them. A new topic is a new file and its line in [`TOPICS`].
 
 mod broker;
+mod facts;
+mod hashes;
+mod idle;
+mod ima;
 mod log;
 mod measure;
 mod plain;
@@ -42,7 +46,17 @@ struct Topic {
     measure: fn(&mut Bench) -> anyhow::Result<Vec<Row>>,
 }
 
-const TOPICS: &[Topic] = &[quote::TOPIC, log::TOPIC, xts::TOPIC, unseal::TOPIC, start::TOPIC, verifier::TOPIC];
+const TOPICS: &[Topic] = &[
+    quote::TOPIC,
+    log::TOPIC,
+    facts::TOPIC,
+    ima::TOPIC,
+    idle::TOPIC,
+    xts::TOPIC,
+    unseal::TOPIC,
+    start::TOPIC,
+    verifier::TOPIC,
+];
 
 /// What topics share; each part is made when a topic first asks for it.
 struct Bench {

@@ -100,6 +100,16 @@ pub(crate) fn ima_state(evidence: &[u8], context: &Context) -> Option<crate::ima
     stages(evidence, context, &mut Checks::default()).ok()?.ima.map(ima::Measured::into_state)
 }
 
+/// All checks but the policies': [`appraise`] without its decision. For benches.
+///
+/// # Errors
+/// The check that refuses the evidence.
+#[doc(hidden)]
+pub fn appraise_without_policies(evidence: &[u8], context: &Context) -> Result<Replayed, &'static str> {
+    let mut checks = Checks::default();
+    stages(evidence, context, &mut checks).map_err(|Stop| checks.failure().unwrap_or_default())
+}
+
 /// The verdict document's bytes: compact JSON in field order.
 #[must_use]
 pub fn verdict_bytes(verdict: &countersign_policy::verdict::Verdict) -> Vec<u8> {

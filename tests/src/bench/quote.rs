@@ -8,6 +8,7 @@ use countersign_tpm::attest::Quote;
 use countersign_tpm::public::{Key, Public};
 use countersign_tpm::signature::Signature;
 use countersign_verifier::appraise::quote::{QuoteKey, digest_of, value_of};
+use countersign_wire::eventlog::PcrBank;
 use countersign_wire::evidence::{BankValues, PcrValue};
 use ring::signature::{ECDSA_P256_SHA256_FIXED, RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents, UnparsedPublicKey};
 
@@ -21,11 +22,11 @@ const ROUNDS: usize = 501;
 const PCRS: &[u8] = include_bytes!("../../../fixtures/sb-ms-shim-grub212/PCRS.json");
 
 /// A recorded quote: AK, TPMS_ATTEST, TPMT_SIGNATURE, PCR values.
-struct Recorded {
+pub(super) struct Recorded {
     ak: Public,
     quote: &'static [u8],
     signature: &'static [u8],
-    values: Vec<BankValues>,
+    pub(super) values: Vec<BankValues>,
 }
 
 impl Recorded {
@@ -46,8 +47,22 @@ impl Recorded {
         Ok(Self { ak, quote, signature, values })
     }
 
+    /// The P-256 one.
+    pub(super) fn p256() -> anyhow::Result<Self> {
+        Self::new(
+            include_bytes!("../../../fixtures/sb-ms-shim-grub212/ak_ecc.tpmt"),
+            include_bytes!("../../../fixtures/sb-ms-shim-grub212/quote_ecc.msg"),
+            include_bytes!("../../../fixtures/sb-ms-shim-grub212/quote_ecc.sig"),
+        )
+    }
+
+    /// Its AK, ready to verify.
+    pub(super) fn key(&self) -> anyhow::Result<QuoteKey> {
+        Ok(QuoteKey::new(&self.ak)?)
+    }
+
     /// What the verifier does with it: signature, structure, selection, digest.
-    fn verify(&self, key: &QuoteKey) -> anyhow::Result<()> {
+    pub(super) fn verify(&self, key: &QuoteKey) -> anyhow::Result<()> {
         let quote = key.verify(black_box(self.quote), black_box(self.signature))?;
         let value = |alg, index| value_of(black_box(&self.values), alg, index);
         let got = digest_of(key.hash(), &quote.selection, value).map_err(|missing| anyhow!("no {missing}"))?;
@@ -55,8 +70,17 @@ impl Recorded {
         Ok(())
     }
 
+    /// That the firmware's PCRs hold what its log leads to.
+    pub(super) fn agrees(&self, replayed: &PcrBank) -> anyhow::Result<()> {
+        for pcr in 0..10u8 {
+            let quoted = value_of(&self.values, replayed.alg(), pcr);
+            ensure!(quoted == replayed.value(pcr), "PCR {pcr}: the log leads elsewhere");
+        }
+        Ok(())
+    }
+
     fn row(&self, name: &str, floor: Call<'_>) -> anyhow::Result<Row> {
-        let key = QuoteKey::new(&self.ak)?;
+        let key = self.key()?;
         let medians = in_turn(ROUNDS, &mut [&mut || self.verify(&key), floor])?;
         let [value, floor] = medians.as_slice() else { bail!("two medians") };
         Ok(Row {
@@ -73,15 +97,7 @@ impl Recorded {
 }
 
 fn measure(_bench: &mut Bench) -> anyhow::Result<Vec<Row>> {
-    let p256 = Recorded::new(
-        include_bytes!("../../../fixtures/sb-ms-shim-grub212/ak_ecc.tpmt"),
-        include_bytes!("../../../fixtures/sb-ms-shim-grub212/quote_ecc.msg"),
-        include_bytes!("../../../fixtures/sb-ms-shim-grub212/quote_ecc.sig"),
-    )?;
-    let point = p256.ak.ecc_point().context("no point")?;
-    let fixed = Signature::parse(p256.signature)?.to_fixed(32).context("no ECDSA signature")?;
-    let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &point);
-    let mut floor = || key.verify(black_box(p256.quote), black_box(&fixed)).map_err(|_| anyhow!("the floor refuses"));
+    let (p256, mut floor) = (Recorded::p256()?, bare_p256()?);
     let first = p256.row("quote-p256", &mut floor)?;
 
     let rsa = Recorded::new(
@@ -98,4 +114,13 @@ fn measure(_bench: &mut Bench) -> anyhow::Result<Vec<Row>> {
     };
     let second = rsa.row("quote-rsa2048", &mut floor)?;
     Ok(vec![first, second])
+}
+
+/// ring's bare verification of the P-256 quote.
+pub(super) fn bare_p256() -> anyhow::Result<impl Fn() -> anyhow::Result<()>> {
+    let recorded = Recorded::p256()?;
+    let point = recorded.ak.ecc_point().context("no point")?;
+    let fixed = Signature::parse(recorded.signature)?.to_fixed(32).context("no ECDSA signature")?;
+    let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point);
+    Ok(move || key.verify(black_box(recorded.quote), black_box(&fixed)).map_err(|_| anyhow!("the floor refuses")))
 }

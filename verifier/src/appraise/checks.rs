@@ -77,6 +77,11 @@ impl Checks {
         self.list.iter().any(|check| check.id == id && check.outcome == Outcome::Pass)
     }
 
+    /// The check that failed.
+    pub(crate) fn failure(&self) -> Option<&'static str> {
+        self.failed.as_ref().map(|(id, _)| *id)
+    }
+
     /// The contradiction, if the appraisal ended with one.
     pub(crate) fn contradiction(&self) -> Option<String> {
         let (id, failure) = self.failed.as_ref().filter(|(_, failure)| failure.contradiction)?;

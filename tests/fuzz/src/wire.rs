@@ -1,0 +1,79 @@
+//! Messages, envelopes, reference sets and the run log.
+
+use countersign_tpm::alg::{Digest, HashAlg};
+use countersign_wire::answer::Answer;
+use countersign_wire::cbor::{Message, decode, encode};
+use countersign_wire::challenge::{Challenge, ChallengeRequest};
+use countersign_wire::dsse::{Envelope, PublicKey, open};
+use countersign_wire::enrol::{EnrolChallenge, EnrolProof, EnrolRequest, Enrolled, HostCard};
+use countersign_wire::evidence::Evidence;
+use countersign_wire::record::{Bundle, Record};
+use countersign_wire::refset::{FileDigest, ReferenceSet};
+use countersign_wire::runlog::RunLog;
+use countersign_wire::statement::Statement;
+use countersign_wire::trust::{JoinToken, TrustBundle};
+
+/// One value has one encoding.
+fn message<T: Message>(data: &[u8]) {
+    if let Ok(message) = decode::<T>(data) {
+        assert_eq!(encode(&message), data);
+    }
+}
+
+/// Every message but evidence; the first byte says which one.
+pub fn messages(data: &[u8]) {
+    let Some((kind, data)) = data.split_first() else { return };
+    let kinds = [
+        message::<Answer>,
+        message::<Bundle>,
+        message::<Challenge>,
+        message::<ChallengeRequest>,
+        message::<EnrolChallenge>,
+        message::<EnrolProof>,
+        message::<EnrolRequest>,
+        message::<Enrolled>,
+        message::<HostCard>,
+        message::<JoinToken>,
+        message::<Record>,
+        message::<Statement>,
+        message::<TrustBundle>,
+    ];
+    if let Some(kind) = kinds.get(usize::from(*kind)) {
+        kind(data);
+    }
+}
+
+/// Evidence.
+pub fn evidence(data: &[u8]) {
+    message::<Evidence>(data);
+}
+
+/// A DSSE envelope: nothing opens it without a key that signed it; and public keys.
+pub fn dsse(data: &[u8]) {
+    let _ = Envelope::is(data);
+    assert!(open(data, countersign_wire::refset::PAYLOAD_TYPE, &[]).is_err());
+    if let Ok(key) = PublicKey::from_pem(data).or_else(|_| PublicKey::from_spki(data)) {
+        assert!(!key.id().is_empty());
+    }
+}
+
+/// A reference set: its canonical form says the same, and is its own canonical form. And one line of it.
+pub fn reference_set(data: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(data)
+        && let Ok(file) = FileDigest::parse(text)
+    {
+        assert_eq!(FileDigest::parse(&file.to_string()), Ok(file));
+    }
+    let Ok(set) = ReferenceSet::parse(data) else { return };
+    let json = set.to_json().unwrap();
+    let again = ReferenceSet::parse(&json).unwrap();
+    assert_eq!(again, set.clone().canonical());
+    assert_eq!(again.to_json().unwrap(), json);
+    assert_eq!(set.clone().merge(set), again);
+}
+
+/// The run log.
+pub fn run_log(data: &[u8]) {
+    let Ok(log) = RunLog::parse(data) else { return };
+    let _ = (log.replay(Digest::filled(HashAlg::Sha256, 0)), log.receipts());
+}
