@@ -207,3 +207,14 @@ fn bundles_are_bounded() {
     assert!(PolicyBundle::parse(&[bytes, &[0]].concat()).is_err());
     assert!(PolicyBundle::parse(&vec![0; 2 << 20]).is_err());
 }
+
+#[test]
+fn policies_do_not_see_what_a_reference_value_is_called() {
+    let json = r#"{"revision":1,"values":[{"name":"golden","bank":"sha256","pcr":7,"type":"EV_SEPARATOR","digest":"aa",
+        "content":{"name":"SecureBoot","text":"on","strength":"authenticated"}}]}"#;
+    let reference: Reference = serde_json::from_str(json).unwrap();
+    assert_eq!(reference.values[0].content.as_ref().unwrap().name, "SecureBoot");
+    let document = reference_document(&reference);
+    assert_eq!(document["accepted"]["sha256"][7]["EV_SEPARATOR"]["aa"], serde_json::json!(["golden"]));
+    assert!(document["values"][0].get("content").is_none(), "{document}");
+}

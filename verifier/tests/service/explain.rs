@@ -377,6 +377,25 @@ fn an_unknown_verdict() {
 }
 
 #[test]
+fn the_command_on_a_state_folder() {
+    let (lab, mut machine) = Lab::enrolled();
+    boots(&mut machine, with_dbx(boot::LOG, 9));
+    let answer = machine.attest(&lab);
+    let command = |id: &VerdictId| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_verifier"));
+        command.arg("--state-dir").arg(lab.path()).args(["explain", &id.to_string()]);
+        let output = command.output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    };
+    let (code, out, _) = command(&answer.verdict_id);
+    assert_eq!((code, out.trim_end()), (0, explain(&lab, &answer).words().as_str()));
+    let (code, out, err) = command(&VerdictId([9; 16]));
+    assert_eq!((code, out.as_str()), (20, ""));
+    assert!(err.starts_with("error: there is no verdict 0909") && err.contains("hint: verifier verdict list"), "{err}");
+}
+
+#[test]
 fn reference_values_without_words() {
     // Rows as older versions stored them.
     let (lab, mut machine, _) = accepted_with(&with_dbx(boot::LOG, 3));
