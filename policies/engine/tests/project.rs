@@ -8,10 +8,12 @@ use std::path::PathBuf;
 
 use countersign_policy::lint::lint;
 use countersign_policy::schema;
+use countersign_policy::settings::learn;
 use countersign_policy::testing::run_tests;
 use countersign_policy::{
     Compiled, PolicyBundle, ReferenceData, Role, library, shipped_host_policy, shipped_workload_policy,
 };
+use countersign_wire::facts::Strength;
 use serde_json::{Map, Value, json};
 
 fn modules() -> BTreeMap<String, String> {
@@ -281,4 +283,39 @@ fn a_thousand_policies_share_the_reference_values() {
     let ready: Vec<_> = (0..1000).map(|_| policy.ready(&reference)).collect();
     let input = support::input();
     assert!(ready.iter().take(10).all(|policy| policy.decide(&input).allow));
+}
+
+/// What a host teaches is required of it; a fact that is only named teaches nothing and proves nothing.
+#[test]
+fn learned_settings_accept_their_host_and_take_nothing_from_names() {
+    let mut input = support::input();
+    let settings = learn(&input);
+    let resting_on_facts = ["dbx-entries", "firmware-version", "kernel-command-line"];
+    let resting_on_ima = ["ima-aggregate", "ima-files", "ima-kexec", "ima-list", "own-binaries", "runtime-modules"];
+    for name in resting_on_facts.iter().chain(&resting_on_ima) {
+        assert!(settings.required.contains(&(*name).to_owned()), "{name}");
+    }
+    let bundle = support::with_settings(&[], &serde_json::to_value(&settings).unwrap());
+    let policy = Compiled::new(&bundle, Role::Host).unwrap().ready(&ReferenceData::new(&support::reference()));
+    let decision = policy.decide(&input);
+    assert!(decision.allow, "{:#?}", decision.reasons);
+
+    let boot = input.boot.as_mut().unwrap();
+    boot.events.retain(|event| event.pcr != 8 && event.pcr != 0);
+    boot.facts.databases[0].strength = Strength::Named;
+    boot.facts.command_lines[0].strength = Strength::Named;
+    boot.facts.firmware_version.as_mut().unwrap().strength = Strength::Named;
+    let ids: Vec<String> = policy.decide(&input).reasons.into_iter().map(|reason| reason.id).collect();
+    assert_eq!(ids, resting_on_facts);
+    let learned = learn(&input);
+    assert!(resting_on_facts.iter().all(|name| !learned.required.contains(&(*name).to_owned())), "{learned:?}");
+
+    let mut unknown = support::input();
+    unknown.ima.as_mut().unwrap().appraisal.as_mut().unwrap().unknown = 1;
+    let learned = learn(&unknown);
+    assert!(
+        ["ima-files", "own-binaries", "runtime-modules"]
+            .iter()
+            .all(|name| !learned.required.contains(&(*name).to_owned()))
+    );
 }
