@@ -116,6 +116,7 @@ pub(crate) fn reference() -> Value {
         pcr,
         kind: kind.into(),
         digest: digest.into(),
+        content: None,
     };
     reference_document(&Reference {
         revision: 1,
