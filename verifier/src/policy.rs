@@ -10,4 +10,5 @@ pub mod opa;
 pub mod preview;
 pub mod sandbox;
 pub mod signed;
+mod steps;
 pub mod store;
