@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use anyhow::{Context as _, anyhow, bail, ensure};
-use countersign_policy::input::{Reference as Accepted, ReferenceValue};
+use countersign_policy::input::Reference as Accepted;
 use countersign_policy::shipped_host_policy;
 use countersign_tpm::ak;
 use countersign_tpm::alg::{Digest, HashAlg};
@@ -11,7 +11,6 @@ use countersign_tpm::attest::{ClockInfo, Quote};
 use countersign_tpm::pcr::{PcrSelection, pcr_digest};
 use countersign_tpm::public::{Key, Public};
 use countersign_tpm::signature::Signature;
-use countersign_verifier::admin::DEFAULT_PCRS;
 use countersign_verifier::appraise::{
     ChallengeRecord, Context, HostSnapshot, ImaContext, NamedSet, appraise, appraise_without_policies,
 };
@@ -19,7 +18,6 @@ use countersign_verifier::ima::{Reference, remember};
 use countersign_wire::cbor;
 use countersign_wire::challenge::Bank;
 use countersign_wire::enrol::HostState;
-use countersign_wire::eventlog::EventLog;
 use countersign_wire::evidence::{BankValues, Evidence, ImaPart};
 use countersign_wire::id::{HostId, Nonce, VerdictId};
 use countersign_wire::ima::synthetic;
@@ -239,11 +237,6 @@ fn context(ak: &Public, ek: &Public, pcrs: &[u8]) -> anyhow::Result<Context> {
 
 /// Reference values made from the recorded boot.
 fn accepted() -> anyhow::Result<Accepted> {
-    let log = EventLog::parse(GOOD_LOG)?;
-    let values = log.events.iter().filter(|event| event.extends()).filter_map(|event| {
-        let pcr = u8::try_from(event.pcr).ok().filter(|pcr| DEFAULT_PCRS.contains(pcr))?;
-        let digest = hex::encode(event.digest(HashAlg::Sha256)?);
-        Some(ReferenceValue { name: "bench".into(), bank: "sha256".into(), pcr, kind: event.kind.to_string(), digest })
-    });
-    Ok(Accepted { revision: 1, values: values.collect() })
+    let values = countersign_verifier::admin::reference_values("bench", GOOD_LOG, &[]).map_err(anyhow::Error::msg)?;
+    Ok(Accepted { revision: 1, values })
 }
