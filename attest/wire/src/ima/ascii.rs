@@ -70,7 +70,11 @@ fn append(line: &[u8], out: &mut Vec<u8>) -> Result<(), Bad> {
             return Err(other("d", "not 20 bytes"));
         }
         out.extend(digest);
-        sized(word("n")?, out);
+        let name = word("n")?;
+        if name.len() > 255 {
+            return Err(other("n", "longer than 255 bytes"));
+        }
+        sized(name, out);
     } else {
         let mut data = Vec::new();
         for field in layout.fields() {
