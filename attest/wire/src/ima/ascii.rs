@@ -48,6 +48,9 @@ fn append(line: &[u8], out: &mut Vec<u8>) -> Result<(), Bad> {
     let mut words = line.split(|byte| *byte == b' ');
     let mut word = |field| words.next().ok_or_else(|| other(field, "the line ends before it"));
     let pcr: u32 = number(word("pcr")?, "pcr")?;
+    if pcr >= 24 {
+        return Err(("pcr", Reason::Value(pcr.into())));
+    }
     let template_hash = hex_of(word("template hash")?, "template hash")?;
     if template_hash.len() != 20 {
         return Err(other("template hash", "not 20 bytes"));
@@ -67,7 +70,11 @@ fn append(line: &[u8], out: &mut Vec<u8>) -> Result<(), Bad> {
             return Err(other("d", "not 20 bytes"));
         }
         out.extend(digest);
-        sized(word("n")?, out);
+        let name = word("n")?;
+        if name.len() > 255 {
+            return Err(other("n", "longer than 255 bytes"));
+        }
+        sized(name, out);
     } else {
         let mut data = Vec::new();
         for field in layout.fields() {

@@ -71,7 +71,8 @@ impl<'a> Frame<'a> {
             _ => false,
         };
         let path = path.strip_suffix(&[0])?;
-        (ends && !self.is_violation()).then_some((digest, path))
+        // A name with a NUL in it is malformed: the field reader says so.
+        (ends && !path.contains(&0) && !self.is_violation()).then_some((digest, path))
     }
 
     /// The template's hash, as the kernel computes it.
