@@ -101,7 +101,8 @@ fn object(
     let mut properties = Map::new();
     let mut required = Vec::new();
     let mut all_of = Vec::new();
-    for field in fields {
+    // A field whose documentation says that policies do not see it is not in their documents.
+    for field in fields.iter().filter(|field| !field.doc.contains("Policies do not see it")) {
         let mut schema = kind(&field.rust, types, wanted).map_err(|why| format!("{}: {why}", field.name))?;
         if field.flatten {
             all_of.push(schema);
