@@ -8,7 +8,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, getpgid, kill_process, kill_process_group, pidfd_open};
 use serde::{Deserialize, Serialize};
 
@@ -170,6 +170,16 @@ impl Told {
     }
 }
 
+/// Whether a process has ended, or does so within a moment: its files are closed before it counts as ended.
+fn ends_soon(process: &OwnedFd) -> Result<bool, Failure> {
+    let moment = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+    let mut fds = [PollFd::new(process, PollFlags::IN)];
+    match poll(&mut fds, Some(&moment)) {
+        Err(rustix::io::Errno::INTR) => Ok(false),
+        ready => Ok(ready.map_err(start)? > 0),
+    }
+}
+
 /// Waits until bubblewrap ends; `None` when the supervisor is gone.
 fn watch(
     channel: &Channel,
@@ -205,11 +215,12 @@ fn watch(
                 announced = true;
                 channel.send(&Report::Started, &[]).map_err(start)?;
             }
-        } else if is_ready(1) {
-            return Ok(Some(told));
-        } else if is_ready(2) {
+        } else if is_ready(2) || (is_ready(1) && told.code != Some(0) && ends_soon(&files)?) {
+            // Before bubblewrap's own end: a workload that loses its files dies of it (SIGBUS), and its code would say nothing of why.
             let hint = "the system's log may say why (out of memory?)";
             return Err(Failure::new(Stage::Namespaces, "squashfuse ended: the container has lost its files", hint));
+        } else if is_ready(1) {
+            return Ok(Some(told));
         } else if is_ready(0) {
             let signal = match channel.receive::<Word>().map_err(start)? {
                 Some((Word::Signal(number), _)) => Signal::from_named_raw(i32::from(number)).unwrap_or(Signal::TERM),
