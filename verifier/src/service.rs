@@ -211,13 +211,15 @@ impl Service {
             return Err(challenge_closed());
         }
         let context = self.context(challenge, from_cbor(&snapshot)?, &evidence).await?;
-        let appraised = bytes.clone();
-        let (judged, context) = tokio::task::spawn_blocking(move || (appraise(&appraised, &context), context))
-            .await
-            .map_err(|e| Error::Internal(e.to_string()))?;
+        let appraised = tokio::task::spawn_blocking(move || (appraise(&bytes, &context), bytes, context));
+        let (judged, mut bytes, mut context) = appraised.await.map_err(|e| Error::Internal(e.to_string()))?;
         tracing::debug!(verdict = %context.verdict_id, allow = judged.verdict.allow, "decided");
         let verdict = context.verdict_id;
-        let answer = self.commit(bytes, hash, context, judged).await?;
+        let mut explanation = None;
+        if !judged.verdict.allow && judged.signed {
+            (explanation, bytes, context) = self.explain_to_host(bytes, context, &judged.verdict).await?;
+        }
+        let answer = self.commit(bytes, hash, context, judged, explanation).await?;
         tracing::debug!(%verdict, "recorded");
         Ok(answer)
     }
@@ -400,9 +402,12 @@ fn unknown_workload(workload: &WorkloadId) -> Error {
     Error::request(
         "workload-unknown",
         format!("workload {workload} is not registered here, or was withdrawn"),
-        Some("supervisor register APP.sif --url URL --token-file FILE"),
+        Some(REGISTER),
     )
 }
+
+/// The command that registers a workload, with all that it needs.
+pub(crate) const REGISTER: &str = "supervisor register APP.sif --signer OWNER.pub.pem --escrow-key ESCROW.pem --url URL --token-file FILE --ca CA.pem";
 
 impl Service {
     /// The address that tokens name: the one that `serve` wrote last, or the configured one.

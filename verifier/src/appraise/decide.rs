@@ -119,7 +119,7 @@ pub(super) fn decide(
                 None => reasons.push(by_verifier(
                     "workload-unknown",
                     "this workload is not registered here",
-                    Some("supervisor register APP.sif".into()),
+                    Some(crate::service::REGISTER.into()),
                 )),
             }
         }

@@ -24,6 +24,7 @@ impl Service {
         hash: [u8; 32],
         context: Context,
         judged: Judged,
+        explanation: Option<Vec<u8>>,
     ) -> Result<Vec<u8>, Error> {
         let id = context.host.host;
         let mut transaction = self.store.write().await?;
@@ -54,6 +55,7 @@ impl Service {
             receipt: None,
             certificate: None,
             release: None,
+            explanation,
         };
         if let Some(update) = &judged.update {
             let mut receipts = update.receipts.receipts.clone();
