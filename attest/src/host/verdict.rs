@@ -8,6 +8,7 @@ use countersign_wire::answer::{Answer, Release};
 use countersign_wire::challenge::{Challenge, ChallengeRequest};
 use countersign_wire::id::{RunId, WorkloadId};
 use countersign_wire::limits;
+use countersign_wire::obligations::Obligations;
 use countersign_wire::runlog::Event;
 use countersign_wire::statement::{Purpose, ReleaseRequest};
 
@@ -51,8 +52,9 @@ impl Operation<'_> {
         if !answer.allow {
             return Err(HostError::Denied(Box::new(Denial::read(&answer.verdict))));
         }
+        let obligations = obligations(&answer)?;
         self.accept(&mut journal, &keys, &answer)?;
-        Ok(Attested { verdict_id: answer.verdict_id, verdict: answer.verdict })
+        Ok(Attested { verdict_id: answer.verdict_id, verdict: answer.verdict, obligations })
     }
 
     /// Evidence for the challenge; EK and AK are out of the TPM's slots afterwards.
@@ -97,6 +99,7 @@ impl Operation<'_> {
             return Err(HostError::unexpected("it allows the release and holds none"));
         };
         self.check_keys(release)?;
+        let obligations = obligations(&answer)?;
         let key = waiting.unseal(&mut self.tpm, release)?;
         let commands = self.tpm.commands().saturating_sub(commands);
         let tpm_time = self.tpm.busy().saturating_sub(busy);
@@ -105,7 +108,7 @@ impl Operation<'_> {
         self.accept(&mut journal, &keys, &answer)?;
         let total = boot_time().saturating_sub(self.started);
         let (verdict_id, verdict) = (answer.verdict_id, answer.verdict);
-        Ok(Released { key, verdict_id, verdict, lease_s, commands, tpm_time, total })
+        Ok(Released { key, verdict_id, verdict, lease_s, obligations, commands, tpm_time, total })
     }
 
     /// Loads the challenge's sealed object, from what an earlier import of it left in the state folder where there is that.
@@ -151,4 +154,11 @@ impl Operation<'_> {
         }
         Ok(())
     }
+}
+
+/// What an answer asks of this host. A value out of its range is not guessed at.
+fn obligations(answer: &Answer) -> Result<Obligations, HostError> {
+    let obligations = answer.obligations.clone().unwrap_or_default();
+    obligations.check().map_err(|e| HostError::unexpected(format!("obligations: {e}")))?;
+    Ok(obligations)
 }

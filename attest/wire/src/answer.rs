@@ -5,6 +5,7 @@ use minicbor::{Decode, Encode};
 use crate::cbor::message;
 use crate::id::VerdictId;
 use crate::limits;
+use crate::obligations::Obligations;
 use crate::receipt::Receipt;
 
 /// Answer to `POST /v1/attest` and `POST /v1/release`, for accepted and for denied evidence alike (HTTP 200).
@@ -32,6 +33,9 @@ pub struct Answer {
     /// For an accepted release.
     #[n(6)]
     pub release: Option<Release>,
+    /// What the policies ask of the host, when they allow: the stricter of host and workload policy.
+    #[n(7)]
+    pub obligations: Option<Obligations>,
 }
 message!(Answer, "answer", 16 * limits::MESSAGE);
 

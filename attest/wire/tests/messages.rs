@@ -7,6 +7,7 @@ use countersign_wire::challenge::{Bank, Challenge, ChallengeRequest, ImportBlob}
 use countersign_wire::enrol::{EkCertificate, EnrolChallenge, EnrolProof, EnrolRequest, Enrolled, HostCard, HostState};
 use countersign_wire::evidence::{BankValues, Evidence, ImaPart, PcrValue};
 use countersign_wire::id::{EnrolmentId, HostId, Nonce, PayloadRoot, PolicyDigest, RunId, VerdictId, WorkloadId};
+use countersign_wire::obligations::{Obligations, OnViolation, RuntimeFlag};
 use countersign_wire::receipt::Receipt;
 use countersign_wire::statement::{Label, Purpose, ReleaseRequest, Statement, qualifying_data};
 use countersign_wire::trust::{JoinToken, TrustBundle};
@@ -171,6 +172,13 @@ fn answer() {
         receipt: Some(Receipt { number: 1, random: [2; 16], mac: [3; 32] }),
         certificate: Some(vec![0x30]),
         release: Some(release),
+        obligations: Some(Obligations {
+            lease_s: Some(3600),
+            on_violation: Some(OnViolation::Freeze),
+            cap: Some(1),
+            runtime_flags: vec![RuntimeFlag::NetNone],
+            ..Obligations::default()
+        }),
     });
 }
 

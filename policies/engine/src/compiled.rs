@@ -170,8 +170,9 @@ impl Compiled {
         let program = worker.join().map_err(|_| PolicyError::Engine("it panicked while compiling".into()))??;
         inspect(&program, bundle.modules())?;
         if let Some(settings) = bundle.data().get("countersign").and_then(|data| data.get("settings")) {
-            serde_json::from_value::<Settings>(settings.clone())
-                .map_err(|e| PolicyError::Compile(format!("data.countersign.settings: {e}")))?;
+            let wrong = |e: &dyn std::fmt::Display| PolicyError::Compile(format!("data.countersign.settings: {e}"));
+            let settings: Settings = serde_json::from_value(settings.clone()).map_err(|e| wrong(&e))?;
+            settings.obligations.map_or(Ok(()), |given| given.check()).map_err(|e| wrong(&e))?;
         }
         let data = Value::from(serde_json::Value::Object(bundle.data().clone()));
         let expires_ms = bundle.manifest().release().map_err(PolicyError::Compile)?.expires_ms;

@@ -54,6 +54,7 @@ impl Service {
             receipt: None,
             certificate: None,
             release: None,
+            obligations: judged.verdict.allow.then(|| judged.verdict.obligations.clone()),
         };
         if let Some(update) = &judged.update {
             let mut receipts = update.receipts.receipts.clone();
