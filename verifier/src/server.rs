@@ -240,6 +240,7 @@ pub async fn serve(service: Service, announce: impl FnOnce(&str)) -> Result<(), 
     let tls = TlsAcceptor::from(Arc::new(crate::tls::server_config(&service.keys, &host, now)?));
     let operator = Arc::new(<[u8; 32]>::from(Sha256::digest(token)));
     let appraisals = Arc::new(Semaphore::new(EVIDENCE_AT_ONCE));
+    let housekeeping = tokio::spawn(crate::service::retention::keep_house(service.clone()));
     let router = router(Shared { service, rates: Arc::default(), operator, appraisals, budget: Budget::default() });
     announce(&url);
     let (stop, stopped) = tokio::sync::watch::channel(false);
@@ -267,6 +268,7 @@ pub async fn serve(service: Service, announce: impl FnOnce(&str)) -> Result<(), 
         });
     }
     drop(listener);
+    housekeeping.abort();
     let _ = stop.send(true);
     let all = connections.acquire_many(1024);
     let _ = tokio::time::timeout(GRACE, all).await;

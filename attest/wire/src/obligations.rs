@@ -116,12 +116,7 @@ impl Obligations {
     /// Names of those that are set and that nothing enforces in this version: a policy that sets one denies.
     #[must_use]
     pub fn not_enforced(&self) -> Vec<&'static str> {
-        let set = [
-            ("cap", self.cap.is_some()),
-            ("retain_evidence_s", self.retain_evidence_s.is_some()),
-            ("freeze_hold_s", self.freeze_hold_s.is_some()),
-            ("runtime_flags", !self.runtime_flags.is_empty()),
-        ];
+        let set = [("freeze_hold_s", self.freeze_hold_s.is_some()), ("runtime_flags", !self.runtime_flags.is_empty())];
         set.into_iter().filter(|(_, set)| *set).map(|(name, _)| name).collect()
     }
 

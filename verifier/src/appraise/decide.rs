@@ -137,6 +137,7 @@ pub(super) fn decide(
         {
             check.outcome = Outcome::NotAppraised { why: "no workload is asked for".into() };
         }
+        reasons.extend(super::obligations::unmet(&obligations, replayed, context));
         if context.host.state == HostState::Suspended {
             reasons.push(by_verifier(
                 "host-suspended",
