@@ -47,6 +47,7 @@ fn input() -> Input {
             policy: "33".into(),
             name: "app".into(),
         }),
+        run: None,
     }
 }
 
