@@ -10,6 +10,7 @@ pub mod host;
 pub mod inspect;
 pub mod journal;
 pub mod learn;
+pub mod lease;
 pub mod out;
 pub mod random;
 pub mod state;
