@@ -6,6 +6,7 @@ pub mod config;
 pub mod endorsement;
 pub mod error;
 pub mod exit;
+pub mod hook;
 pub mod host;
 pub mod inspect;
 pub mod journal;

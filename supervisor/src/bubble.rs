@@ -68,6 +68,7 @@ pub(crate) fn workload(
     task: &Task,
     ids: Ids,
     stdin: OwnedFd,
+    cgroup: Option<OwnedFd>,
     squashfuse: &Child,
 ) -> Result<Option<u8>, Failure> {
     let program = Program::Bubblewrap.find()?;
@@ -75,6 +76,9 @@ pub(crate) fn workload(
     let command_line = task.command_line(root);
     let mut command = Command::new(&program);
     countersign_sys::end_with_parent(&mut command);
+    if let Some(cgroup) = cgroup {
+        countersign_sys::join_cgroup(&mut command, cgroup);
+    }
     // The container's first process is bubblewrap's own, and the workload can read that one's environment too.
     command.env_clear().env("LC_ALL", "C");
     command.arg("--ro-bind").arg(root).arg("/");
@@ -211,9 +215,10 @@ fn watch(
         let is_ready = |n: usize| ready.get(n).copied().unwrap_or(false);
         if is_ready(3) {
             open = told.read(&mut status);
-            if told.init.is_some() && !announced {
+            if let Some(init) = told.init.filter(|_| !announced) {
                 announced = true;
-                channel.send(&Report::Started, &[]).map_err(start)?;
+                let init = u32::try_from(init.as_raw_nonzero().get()).unwrap_or_default();
+                channel.send(&Report::Started(init), &[]).map_err(start)?;
             }
         } else if is_ready(2) || (is_ready(1) && told.code != Some(0) && ends_soon(&files)?) {
             // Before bubblewrap's own end: a workload that loses its files dies of it (SIGBUS), and its code would say nothing of why.

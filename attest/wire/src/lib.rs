@@ -27,6 +27,7 @@ pub mod runlog;
 pub mod statement;
 pub mod systemd_log;
 pub mod terms;
+pub mod time;
 pub mod trust;
 
 pub use countersign_tpm::codec;
