@@ -141,7 +141,9 @@ impl Owner {
         let busybox = ["/bin/busybox", "/usr/bin/busybox"].iter().map(Path::new).find(|path| path.exists()).unwrap();
         std::fs::copy(busybox, root.join("bin/busybox")).unwrap();
         std::fs::set_permissions(root.join("bin/busybox"), std::fs::Permissions::from_mode(0o755)).unwrap();
-        for name in ["sh", "cat", "ls", "sleep", "echo", "id", "touch", "grep", "mount", "ps", "readlink", "setsid"] {
+        for name in
+            ["sh", "cat", "ls", "sleep", "echo", "id", "touch", "grep", "mount", "ps", "readlink", "setsid", "cp"]
+        {
             std::os::unix::fs::symlink("busybox", root.join("bin").join(name)).unwrap();
         }
         std::fs::write(root.join("secret.txt"), SECRET).unwrap();
@@ -258,6 +260,18 @@ impl Scene {
         // A machine that runs all tests at once is slow.
         let deadline = if more.contains("deadline_s") { "" } else { "deadline_s = 120\n" };
         std::fs::write(self.path("attest.toml"), format!("{text}{deadline}{more}")).unwrap();
+    }
+
+    /// A registered image of the same files with this workload policy.
+    pub(crate) fn with_policy(&self, name: &str, policy: &str) -> PathBuf {
+        let folder = self.path(&format!("policy-{name}"));
+        std::fs::create_dir_all(folder.join("countersign/workload")).unwrap();
+        std::fs::write(folder.join("countersign/workload/workload.rego"), policy).unwrap();
+        let (image, folder) = (format!("{name}.sif"), folder.display().to_string());
+        let out = self.owner.protect(&self.owner.path("rootfs"), &image, &["--policy", &folder]);
+        assert!(out.status.success(), "{}", stderr(&out));
+        self.owner.register(&self.verifier, &image);
+        self.owner.path(&image)
     }
 
     /// Another boot: the TPM was reset, nothing was measured.
