@@ -11,6 +11,7 @@ pub mod inspect;
 pub mod journal;
 pub mod learn;
 pub mod out;
+mod queue;
 pub mod random;
 pub mod state;
 pub mod token;

@@ -13,10 +13,11 @@ use countersign_sif::{Image, SifError};
 use countersign_wire::id::{RunId, VerdictId};
 use serde_json::json;
 
-pub use crate::bubble::Task;
 use crate::channel::Channel;
 use crate::exit::{Failure, Stage};
 use crate::owner::{of_image, signer};
+use crate::runtime;
+pub use crate::runtime::{Given, Task};
 use crate::stage::Program;
 use crate::status::Status;
 use crate::watch::{Heard, Watch};
@@ -38,6 +39,10 @@ pub struct Plan {
     pub signers: Vec<PathBuf>,
     /// What to run in it.
     pub task: Task,
+    /// By which runtime: `auto`, `builtin`, `apptainer`, `singularity` or a path.
+    pub runtime: PathBuf,
+    /// The runtime's own flags.
+    pub flags: Vec<Given>,
     /// Configuration file of the host.
     pub config: Option<PathBuf>,
     /// TPM, if not from the configuration.
@@ -126,6 +131,7 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     for program in [Program::Squashfuse, Program::Bubblewrap] {
         program.find()?;
     }
+    let runtime = runtime::find(&plan.runtime)?;
     if let Some(path) = &plan.bundle {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         if path.is_dir() || folder.is_some_and(|folder| !folder.is_dir()) {
@@ -139,7 +145,9 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     let image = Image::open(&plan.image, &trusted).map_err(|e| of_image(&plan.image, e))?;
     let workload = image.binding().workload;
     status.say("verified", json!({"workload": workload, "signer": image.signer}));
-    let mut host = Host::open(config(plan.config.as_deref(), plan.tpm.as_deref(), plan.state_dir.clone())?)?;
+    let config = config(plan.config.as_deref(), plan.tpm.as_deref(), plan.state_dir.clone())?;
+    let folder = std::path::absolute(&config.state_dir).map_err(other)?;
+    let mut host = Host::open(config)?;
     let run = RunId(countersign_attest::random::random());
 
     // Both helpers first: where namespaces or FUSE are missing nothing is released.
@@ -149,7 +157,14 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     let (to_stage, theirs) = Channel::pair().map_err(other)?;
     let mut on_stage = helper("stage-process", theirs)?;
     let watch = Watch::new(signals, to_decryptor, to_stage);
-    let order = stage::Order { task: plan.task.clone() };
+    let order = stage::Order {
+        task: plan.task.clone(),
+        runtime: runtime.with(&plan.flags)?,
+        folder,
+        name: plan.image.file_name().unwrap_or_default().to_owned(),
+        terminal: runtime::has_terminal(),
+    };
+    let lent = order.terminal.then_some(runtime::Lent);
     watch.stage.send(&order, &[std::io::stdin().as_fd()]).map_err(other)?;
     let fuse = mounted(&watch)?;
     let order = decryptor::Order {
@@ -173,7 +188,7 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     if outcome.is_ok() {
         on_stage.leave(LEAVE);
     }
-    drop((on_stage, decryptor));
+    drop((on_stage, decryptor, lent));
     let ended = match &outcome {
         Ok(code) => format!("exit {code}"),
         Err(Stop::Signal(number)) => format!("signal {number}"),
