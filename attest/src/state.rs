@@ -10,6 +10,7 @@
 //! | `run.log` | the run log of this boot; `run.log.old` that of the one before |
 //! | `receipt` | the newest receipt that was extended, in this or an earlier boot |
 //! | `queue/` | a file for each program that waits for the lock, locked by it |
+//! | `leases` | the last attestation's outcome and the terms of each run, of this boot |
 //! | `runs/` | a file for each run under way, locked by its supervisor |
 //! | `imports/` | private blobs that TPM2_Import returned |
 

@@ -201,12 +201,13 @@ impl Chosen {
         place: &Place<'_>,
         task: &Task,
         stdin: OwnedFd,
+        cgroup: Option<OwnedFd>,
     ) -> Result<Option<u8>, Failure> {
         let (bubble, what) = match self {
             Self::Builtin(settings) => settings.command(place, task)?,
             Self::Program(program) => program.command(place, task)?,
         };
-        workload::run(channel, bubble, &what, stdin, place.squashfuse)
+        workload::run(channel, bubble, &what, stdin, cgroup, place.squashfuse)
     }
 }
 

@@ -24,7 +24,7 @@ const MOUNT: Duration = Duration::from_secs(20);
 /// How long it may take to end after its last unmount.
 const LEAVE: Duration = Duration::from_secs(1);
 
-/// What the supervisor tells it first; the user's standard input comes along.
+/// What the supervisor tells it first; the user's standard input comes along, and behind it the entrance to the run's cgroup, if there is one.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Order {
     /// What to run.
@@ -57,8 +57,8 @@ pub(crate) enum Report {
     Fuse,
     /// This process is about to open the decrypted image.
     Reader(u32),
-    /// The workload is running.
-    Started,
+    /// The workload is running; the container's first process has this id.
+    Started(u32),
     /// The workload ended with this exit code.
     Ended(u8),
     /// It was not started.
@@ -94,6 +94,7 @@ pub(crate) fn start(e: impl std::fmt::Display) -> Failure {
 
 fn play(channel: &Channel) -> Result<(), Failure> {
     let Some((order, mut fds)) = channel.receive::<Order>().map_err(start)? else { return Ok(()) };
+    let cgroup = if fds.len() > 1 { fds.pop() } else { None };
     let stdin = fds.pop().ok_or_else(|| start("no standard input was handed over"))?;
     let ids = Ids::own();
     let places = Places::make(&order)?;
@@ -103,7 +104,7 @@ fn play(channel: &Channel) -> Result<(), Failure> {
     let mut squashfuse = squashfuse(channel, &places)?;
     unmount(&places.image, UnmountFlags::DETACH).map_err(namespaces)?;
     let place = Place { root: &places.root, squashfuse: &squashfuse, ids, terminal: order.terminal };
-    let outcome = order.runtime.run(channel, &place, &order.task, stdin);
+    let outcome = order.runtime.run(channel, &place, &order.task, stdin, cgroup);
     // Said at once: unmounting takes its time.
     let report = match outcome {
         Ok(Some(code)) => Report::Ended(code),

@@ -88,6 +88,14 @@ pub fn start_in_foreground(command: &mut Command) -> &mut Command {
     unsafe { command.pre_exec(child) }
 }
 
+/// Has the command's process enter a cgroup before it executes anything. `procs` is that cgroup's `cgroup.procs`, opened for writing by
+/// whoever may move processes there: the kernel goes by who opened it (Linux 5.16).
+pub fn join_cgroup(command: &mut Command, procs: OwnedFd) -> &mut Command {
+    let child = move || rustix::io::write(&procs, b"0").map(|_| ()).map_err(io::Error::from);
+    // SAFETY: between fork and exec `child` makes one system call; it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(child) }
+}
+
 /// Marks all descriptors from 3 on close-on-exec: programs that this process starts get the standard ones and what they are given.
 ///
 /// # Errors
