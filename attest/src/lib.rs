@@ -13,6 +13,7 @@ pub mod journal;
 pub mod learn;
 pub mod lease;
 pub mod out;
+mod queue;
 pub mod random;
 pub mod state;
 pub mod token;

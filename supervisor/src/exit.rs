@@ -8,7 +8,7 @@ pub const TABLE: &str = "\
 Exit codes (all others are the workload's own; a signal that ends a run gives 128 + its number):
   200 usage               201 configuration       202 image unreadable    203 image's signature
   204 image's bindings    205 not enrolled        206 TPM                 207 verifier unreachable
-  208 verifier refused    209 denied              210 not unsealed        211 program missing
+  208 verifier refused    209 denied              210 not unsealed        211 program missing or too old
   212 namespaces or FUSE  213 start failed        214 image was changed   215 escrow key
   216 protecting          217 registering         218 decryptor died      219 other
   220 ended by the run's monitor";
@@ -39,7 +39,7 @@ pub enum Stage {
     Denied,
     /// The TPM did not unseal the key.
     Unseal,
-    /// A program that is needed is missing.
+    /// A program that is needed is missing or too old.
     Missing,
     /// Namespaces or FUSE are not to be had.
     Namespaces,

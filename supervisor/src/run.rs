@@ -16,13 +16,14 @@ use countersign_sif::{Image, SifError};
 use countersign_wire::id::{RunId, VerdictId};
 use serde_json::json;
 
-pub use crate::bubble::Task;
 use crate::channel::Channel;
 use crate::exit::{Failure, Stage};
 use crate::group::Group;
 use crate::monitor::{self, Executions, Judge, Reactor, Recorder, Webhook, now_ms};
 use crate::owner::{of_image, signer};
 use crate::play::Play;
+use crate::runtime;
+pub use crate::runtime::{Given, Task};
 use crate::stage::Program;
 use crate::status::Status;
 use crate::watch::{Heard, Watch};
@@ -40,6 +41,10 @@ pub struct Plan {
     pub signers: Vec<PathBuf>,
     /// What to run in it.
     pub task: Task,
+    /// By which runtime: `auto`, `builtin`, `apptainer`, `singularity` or a path.
+    pub runtime: PathBuf,
+    /// The runtime's own flags.
+    pub flags: Vec<Given>,
     /// Configuration file of the host.
     pub config: Option<PathBuf>,
     /// TPM, if not from the configuration.
@@ -130,6 +135,7 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     for program in [Program::Squashfuse, Program::Bubblewrap] {
         program.find()?;
     }
+    let runtime = runtime::find(&plan.runtime)?;
     if let Some(path) = &plan.bundle {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         if path.is_dir() || folder.is_some_and(|folder| !folder.is_dir()) {
@@ -143,7 +149,9 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     let image = Image::open(&plan.image, &trusted).map_err(|e| of_image(&plan.image, e))?;
     let workload = image.binding().workload;
     status.say("verified", json!({"workload": workload, "signer": image.signer}));
-    let mut host = Host::open(config(plan.config.as_deref(), plan.tpm.as_deref(), plan.state_dir.clone())?)?;
+    let config = config(plan.config.as_deref(), plan.tpm.as_deref(), plan.state_dir.clone())?;
+    let folder = std::path::absolute(&config.state_dir).map_err(other)?;
+    let mut host = Host::open(config)?;
     let run = RunId(countersign_attest::random::random());
     let config = host.config().clone();
     let hook = config.webhook.as_deref().map(|url| Hook::new(url, config.webhook_ca.as_ref())).transpose()?;
@@ -157,7 +165,14 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     let (outbox, inbox) = monitor::channel().map_err(other)?;
     let mut watch = Watch::new(signals, to_decryptor, to_stage, inbox);
     let group = Arc::new(Group::make(&run.to_string()));
-    let order = stage::Order { task: plan.task.clone() };
+    let order = stage::Order {
+        task: plan.task.clone(),
+        runtime: runtime.with(&plan.flags)?,
+        folder,
+        name: plan.image.file_name().unwrap_or_default().to_owned(),
+        terminal: runtime::has_terminal(),
+    };
+    let lent = order.terminal.then_some(runtime::Lent);
     let stdin = std::io::stdin();
     let given: Vec<_> = std::iter::once(stdin.as_fd()).chain(group.entrance().map(|file| file.as_fd())).collect();
     watch.stage.send(&order, &given).map_err(other)?;
@@ -209,7 +224,7 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     } else {
         watch.forget(LEAVE);
     }
-    drop((on_stage, fuse));
+    drop((on_stage, fuse, lent));
     // Nobody is heard any more: the threads end, and with them what they record.
     watch.monitor = None;
     drop((scanner, outbox, reactor));
