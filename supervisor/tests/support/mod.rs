@@ -345,7 +345,11 @@ impl Scene {
         let say = |event: &Event| match event {
             Event::Start { .. } => Some("start".to_owned()),
             Event::End { status, .. } => Some(status.clone()),
-            Event::Receipt { .. } | Event::Finding { .. } | Event::Reaction { .. } | Event::Resume {} => None,
+            Event::Receipt { .. }
+            | Event::Finding { .. }
+            | Event::Reaction { .. }
+            | Event::Resume {}
+            | Event::Other { .. } => None,
         };
         log.entries.iter().filter_map(|entry| say(&entry.event)).collect()
     }
