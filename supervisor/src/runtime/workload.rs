@@ -57,43 +57,10 @@ pub(super) fn run(
     cgroup: Option<OwnedFd>,
     squashfuse: &Child,
 ) -> Result<Option<u8>, Failure> {
-<<<<<<< HEAD:supervisor/src/runtime/workload.rs
     let Bubble { mut command, status, kept } = bubble;
-=======
-    let program = Program::Bubblewrap.find()?;
-    let (status, writer) = std::io::pipe().map_err(start)?;
-    let command_line = task.command_line(root);
-    let mut command = Command::new(&program);
-    countersign_sys::end_with_parent(&mut command);
     if let Some(cgroup) = cgroup {
         countersign_sys::join_cgroup(&mut command, cgroup);
     }
-    // The container's first process is bubblewrap's own, and the workload can read that one's environment too.
-    command.env_clear().env("LC_ALL", "C");
-    command.arg("--ro-bind").arg(root).arg("/");
-    // A link is not followed: it would lead out of the image.
-    let has = |name: &str| root.join(name).symlink_metadata().is_ok_and(|found| found.is_dir());
-    if has("proc") {
-        command.args(["--proc", "/proc"]);
-    }
-    if has("dev") {
-        command.args(["--dev", "/dev"]);
-    }
-    if has("tmp") {
-        command.args(["--tmpfs", "/tmp"]);
-    }
-    command.arg("--unshare-user").args(["--uid", &ids.user.to_string(), "--gid", &ids.group.to_string()]);
-    command.args(["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]);
-    command.args(["--new-session", "--die-with-parent", "--cap-drop", "ALL", "--chdir", "/"]);
-    command.args(["--clearenv", "--setenv", "PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]);
-    for name in ["TERM", "LANG", "TZ"] {
-        if let Some(value) = std::env::var_os(name) {
-            command.arg("--setenv").arg(name).arg(value);
-        }
-    }
-    command.arg("--json-status-fd").arg(writer.as_raw_fd().to_string());
-    command.arg("--").args(&command_line);
->>>>>>> wt-w:supervisor/src/bubble.rs
     command.stdin(Stdio::from(stdin));
     let mut bubblewrap = command.spawn().map_err(|e| missing(Path::new(command.get_program()), &e))?;
     drop((kept, command));
