@@ -19,6 +19,9 @@ pub const EXAMPLE: &str = include_str!("../attest.toml.example");
 /// First PCR that software can reset: none from here on can hold the run log.
 const RESETTABLE: u8 = 16;
 
+/// Half of the life of a host's certificate, seconds.
+const REATTEST_MAX_S: u64 = 43_200;
+
 /// How this host attests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -46,6 +49,8 @@ pub struct Config {
     pub webhook_ca: Option<PathBuf>,
     /// Longest time between two looks at a run.
     pub monitor_interval: Duration,
+    /// Longest time between two attestations of `attest serve`, whatever policy asks for.
+    pub reattest_max: Duration,
 }
 
 /// What was given outside of the file.
@@ -72,6 +77,7 @@ struct File {
     webhook: Option<String>,
     webhook_ca: Option<PathBuf>,
     monitor_interval_s: Option<u64>,
+    reattest_max_s: Option<u64>,
 }
 
 fn bad(key: impl Into<String>, reason: impl Into<String>) -> HostError {
@@ -131,6 +137,10 @@ impl Config {
         if !(1..=300).contains(&interval) {
             return Err(bad("monitor_interval_s", format!("{interval} is not from 1 to 300")));
         }
+        let reattest_max = given.reattest_max_s.unwrap_or(REATTEST_MAX_S);
+        if !(1..=REATTEST_MAX_S).contains(&reattest_max) {
+            return Err(bad("reattest_max_s", format!("{reattest_max} is not from 1 to {REATTEST_MAX_S}")));
+        }
         let log = |given: Option<PathBuf>, default: &str| {
             let path = given.unwrap_or_else(|| PathBuf::from(default));
             // The empty text switches a log off.
@@ -149,6 +159,7 @@ impl Config {
             webhook: given.webhook.filter(|url| !url.is_empty()),
             webhook_ca: given.webhook_ca.filter(|path| !path.as_os_str().is_empty()),
             monitor_interval: Duration::from_secs(interval),
+            reattest_max: Duration::from_secs(reattest_max),
         })
     }
 
@@ -198,6 +209,7 @@ impl File {
         self.webhook_ca = path("WEBHOOK_CA").or(self.webhook_ca.take());
         self.monitor_interval_s = number("MONITOR_INTERVAL_S")?.or(self.monitor_interval_s);
         self.deadline_s = number("DEADLINE_S")?.or(self.deadline_s);
+        self.reattest_max_s = number("REATTEST_MAX_S")?.or(self.reattest_max_s);
         if let Some(pcr) = number("RUN_PCR")? {
             let pcr = u8::try_from(pcr).map_err(|_| bad("COUNTERSIGN_RUN_PCR", format!("{pcr} is no PCR")))?;
             self.run_pcr = Some(pcr);

@@ -113,12 +113,6 @@ impl Host {
         self.observer = Some(observer);
     }
 
-    /// What it was opened with.
-    #[must_use]
-    pub const fn config(&self) -> &Config {
-        &self.config
-    }
-
     fn reached(&mut self, step: Step) -> Result<(), HostError> {
         self.observer.as_mut().map_or(Ok(()), |observer| observer(step))
     }
@@ -170,7 +164,23 @@ impl Host {
         Ok(Keys { card, template, ek, ak: AkBlob { public, private } })
     }
 
+    /// The same host, for another thread.
+    pub(crate) fn again(&self) -> Self {
+        Self { config: self.config.clone(), state: self.state.clone(), observer: None }
+    }
+
+    /// How this host attests.
+    #[must_use]
+    pub const fn config(&self) -> &Config {
+        &self.config
+    }
+
     fn client(&self, with_identity: bool) -> Result<Client, HostError> {
+        self.client_within(self.config.deadline, with_identity)
+    }
+
+    /// A client of the pinned verifier that may take this long.
+    pub(crate) fn client_within(&self, patience: Duration, with_identity: bool) -> Result<Client, HostError> {
         let (_, trust) = self.trust()?;
         let url = match &self.config.verifier {
             Some(url) => url.clone(),
@@ -186,7 +196,7 @@ impl Host {
         } else {
             None
         };
-        Client::new(&url, &trust.ca, identity, self.config.deadline)
+        Client::new(&url, &trust.ca, identity, patience)
     }
 
     /// Enrols this host: pins the verifier that the token names, proves the AK, and keeps the certificate. An EK that is known keeps its
@@ -280,6 +290,14 @@ impl Host {
             Err(HostError::Unseal(e)) if e.is_stale() => self.operation()?.release(workload, run),
             other => other,
         }
+    }
+
+    /// This boot's run log as it lies on disk.
+    ///
+    /// # Errors
+    /// [`HostError::State`].
+    pub fn run_log(&self) -> Result<Vec<u8>, HostError> {
+        Journal::bytes(&self.state)
     }
 
     /// Writes an entry into the run log and extends it.

@@ -163,7 +163,6 @@ fn only_a_literal_true_of_the_documented_shape_grants() {
 fn an_obligation_that_nothing_enforces_denies_and_says_so() {
     for (name, value) in [
         ("cap", "\"once-per-boot\""),
-        ("freeze_hold_s", "600"),
         ("runtime_flags", "[\"net-none\"]"),
         ("retain_evidence_s", "86400"),
     ] {

@@ -158,7 +158,7 @@ impl Owner {
         std::fs::set_permissions(root.join("bin/busybox"), std::fs::Permissions::from_mode(0o755)).unwrap();
         for name in [
             "sh", "cat", "ls", "sleep", "echo", "id", "touch", "grep", "mount", "ps", "readlink", "setsid", "env",
-            "pwd", "kill", "hostname", "stty",
+            "pwd", "kill", "hostname", "stty", "cp",
         ] {
             std::os::unix::fs::symlink("busybox", root.join("bin").join(name)).unwrap();
         }
@@ -281,6 +281,18 @@ impl Scene {
         std::fs::write(self.path("attest.toml"), format!("{text}{deadline}{more}")).unwrap();
     }
 
+    /// A registered image of the same files with this workload policy.
+    pub(crate) fn with_policy(&self, name: &str, policy: &str) -> PathBuf {
+        let folder = self.path(&format!("policy-{name}"));
+        std::fs::create_dir_all(folder.join("countersign/workload")).unwrap();
+        std::fs::write(folder.join("countersign/workload/workload.rego"), policy).unwrap();
+        let (image, folder) = (format!("{name}.sif"), folder.display().to_string());
+        let out = self.owner.protect(&self.owner.path("rootfs"), &image, &["--policy", &folder]);
+        assert!(out.status.success(), "{}", stderr(&out));
+        self.owner.register(&self.verifier, &image);
+        self.owner.path(&image)
+    }
+
     /// Another boot: the TPM was reset, nothing was measured.
     pub(crate) fn reset(&mut self) {
         self.sim.reset().unwrap();
@@ -333,7 +345,11 @@ impl Scene {
         let say = |event: &Event| match event {
             Event::Start { .. } => Some("start".to_owned()),
             Event::End { status, .. } => Some(status.clone()),
-            Event::Receipt { .. } | Event::Finding { .. } | Event::Reaction { .. } | Event::Resume {} => None,
+            Event::Receipt { .. }
+            | Event::Finding { .. }
+            | Event::Reaction { .. }
+            | Event::Resume {}
+            | Event::Other { .. } => None,
         };
         log.entries.iter().filter_map(|entry| say(&entry.event)).collect()
     }
