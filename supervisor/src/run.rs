@@ -165,9 +165,10 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     let (outbox, inbox) = monitor::channel().map_err(other)?;
     let mut watch = Watch::new(signals, to_decryptor, to_stage, inbox);
     let group = Arc::new(Group::make(&run.to_string()));
+    let runtime = runtime.with(&plan.flags)?;
     let order = stage::Order {
         task: plan.task.clone(),
-        runtime: runtime.with(&plan.flags)?,
+        runtime: runtime.clone(),
         folder,
         name: plan.image.file_name().unwrap_or_default().to_owned(),
         terminal: runtime::has_terminal(),
@@ -207,6 +208,7 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
         scanner: None,
         executions: Executions::open(),
         group: Arc::clone(&group),
+        nested: runtime.is_nested(),
         judge,
         config,
         outbox,
