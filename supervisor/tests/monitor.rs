@@ -32,7 +32,11 @@ reaction := {{"lease_s": {lease_s}, "reattest_s": {reattest_s}, "on_violation": 
 
 accepted := {accepted:?}
 
-default verdict := {{"allow": false, "reasons": [{{"id": "not-accepted", "message": "this is no business of the workload"}}], "obligations": {{}}}}
+default verdict := {{
+	"allow": false,
+	"reasons": [{{"id": "not-accepted", "message": "this is no business of the workload"}}],
+	"obligations": {{"on_violation": "{reaction}", "freeze_hold_s": 3}},
+}}
 
 verdict := {{"allow": true, "reasons": [], "obligations": reaction}} if input.purpose == "release"
 
@@ -271,10 +275,11 @@ fn what_is_alerted_or_accepted_goes_on_and_is_told() {
 #[test]
 fn tracers_are_seen() {
     let Some(scene) = Scene::new() else { return };
-    let script = "echo ready; sleep 1000";
+    let script = "echo ready; exec sleep 1000";
     let mut run = Watched::new(&scene, "traced", &policy(600, 300, "kill", &[]), script);
     let family = run.family();
-    let victim = family.find("1000").pid;
+    // Under its supervisor, which has the same words in its own command line.
+    let victim = family.0.iter().rev().find(|process| process.command.contains("sleep 1000")).unwrap().pid;
     let tracer = Command::new("strace").args(["-p", &victim.to_string()]).stderr(Stdio::null()).spawn();
     let Ok(mut tracer) = tracer else { return println!("skipped: strace is not installed") };
     let found = run.finding("ptrace");
@@ -315,7 +320,7 @@ fn a_verifier_that_says_no_or_nothing() {
     let script = "echo ready; sleep 1000";
     // Its operator suspends the host: the next attestation is denied.
     let mut run = Watched::new(&scene, "denied", &policy(600, 1, "kill", &[]), script);
-    let host = scene.verifier.ask(Request::HostList {})["hosts"][0]["id"].as_str().unwrap().to_owned();
+    let host = scene.verifier.ask(Request::HostList {})["hosts"][0]["host"].as_str().unwrap().to_owned();
     let state = |state| {
         scene.verifier.ask(Request::HostState { host: host.clone(), state, reason: "test".into() });
     };
