@@ -9,6 +9,7 @@ mod idle;
 mod ima;
 mod log;
 mod measure;
+mod monitor;
 mod plain;
 mod quote;
 mod report;
@@ -55,6 +56,7 @@ const TOPICS: &[Topic] = &[
     xts::TOPIC,
     unseal::TOPIC,
     start::TOPIC,
+    monitor::TOPIC,
     verifier::TOPIC,
 ];
 

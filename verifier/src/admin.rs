@@ -68,6 +68,22 @@ pub enum Request {
         /// Beginning of the fingerprint.
         fingerprint: String,
     },
+    /// Lists the EK of a TPM without a certificate.
+    EkAllow {
+        /// TPMT_PUBLIC (base64).
+        ek: String,
+        /// Label.
+        name: String,
+        /// The host with it is simulated.
+        development: bool,
+    },
+    /// Listed EKs.
+    EkList {},
+    /// Takes an EK off the list.
+    EkRemove {
+        /// Beginning of its id.
+        ek: String,
+    },
     /// Adds reference values from a boot log.
     ReferenceAdd {
         /// Name of the set.
@@ -241,7 +257,18 @@ pub async fn perform(service: &Service, request: Request, actor: &str) -> Result
             let hosts = service.store.hosts().await?;
             Ok(json!({"hosts": hosts.iter().map(host_json).collect::<Vec<_>>()}))
         }
-        Request::HostShow { host } => Ok(host_json(&find_host(service, &host).await?)),
+        Request::HostShow { host } => {
+            let host = find_host(service, &host).await?;
+            let eks: Vec<Vec<u8>> = sqlx::query_scalar("SELECT ek FROM host_eks WHERE host = ? ORDER BY ek")
+                .bind(host.snapshot.host.0.as_slice())
+                .fetch_all(service.store.pool())
+                .await?;
+            let mut shown = host_json(&host);
+            if let Some(fields) = shown.as_object_mut() {
+                fields.insert("eks".into(), eks.into_iter().map(hex::encode).collect());
+            }
+            Ok(shown)
+        }
         Request::HostState { host, state, reason } => {
             let host = find_host(service, &host).await?.snapshot.host;
             if state == HostState::Pending {
@@ -286,6 +313,11 @@ pub async fn perform(service: &Service, request: Request, actor: &str) -> Result
             transaction.commit().await?;
             Ok(json!({"removed": removed}))
         }
+        Request::EkAllow { ek, name, development } => {
+            service.allow_ek(&bytes("ek", &ek)?, &name, development, actor).await
+        }
+        Request::EkList {} => service.allowed_eks().await,
+        Request::EkRemove { ek } => service.disallow_ek(&hex_prefix(&ek)?, actor).await,
         Request::ReferenceAdd { name, eventlog, pcrs } => {
             reference_add(service, &name, &bytes("eventlog", &eventlog)?, &pcrs, actor).await
         }

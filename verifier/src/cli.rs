@@ -80,6 +80,9 @@ enum Command {
     /// TPM vendors' CAs
     #[command(subcommand)]
     EkRoot(EkRoot),
+    /// EKs of TPMs without a certificate
+    #[command(subcommand)]
+    Ek(Ek),
     /// Hosts
     #[command(subcommand)]
     Host(Host),
@@ -155,6 +158,28 @@ enum EkRoot {
     Remove {
         /// Beginning of its fingerprint
         fingerprint: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Ek {
+    /// Trust one EK: only when you know that it is that host's, for it can be any key
+    Allow {
+        /// What `attest ek -o` or `attest show -o` wrote on the host
+        file: PathBuf,
+        /// A name for people (default: the file's)
+        #[arg(long)]
+        name: Option<String>,
+        /// The host with it is simulated
+        #[arg(long)]
+        development: bool,
+    },
+    /// EKs that are trusted so
+    List,
+    /// No longer trust an EK; a host that is enrolled with it stays enrolled
+    Remove {
+        /// Beginning of its id
+        ek: String,
     },
 }
 
@@ -405,6 +430,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         }
         command @ (Command::Token(_)
         | Command::EkRoot(_)
+        | Command::Ek(_)
         | Command::Host(_)
         | Command::Reference(_)
         | Command::Verdict(_)
@@ -433,6 +459,16 @@ fn request(command: &Command) -> Result<Option<Request>, Failure> {
         }
         Command::EkRoot(EkRoot::List) => Request::EkRootList {},
         Command::EkRoot(EkRoot::Remove { fingerprint }) => Request::EkRootRemove { fingerprint: fingerprint.clone() },
+        Command::Ek(Ek::Allow { file, name, development }) => {
+            let bytes = read(file)?;
+            let card = countersign_wire::artefact::from_file::<countersign_wire::enrol::HostCard>(&bytes);
+            let ek = card.map_or(bytes, |card| card.ek_public);
+            let stem = || file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let name = name.clone().unwrap_or_else(stem);
+            Request::EkAllow { ek: STANDARD.encode(ek), name, development: *development }
+        }
+        Command::Ek(Ek::List) => Request::EkList {},
+        Command::Ek(Ek::Remove { ek }) => Request::EkRemove { ek: ek.clone() },
         Command::Host(Host::List) => Request::HostList {},
         Command::Host(Host::Show { host }) => Request::HostShow { host: host.clone() },
         Command::Host(Host::Admit(host)) => change(host, HostState::Active),

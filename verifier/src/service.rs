@@ -5,6 +5,7 @@
 //! before anything leaves.
 
 mod commit;
+mod eks;
 mod enrolment;
 pub(crate) mod events;
 mod explain;

@@ -1,5 +1,7 @@
 //! The transaction that accepts or denies: verdict, host, receipts and answer are recorded together, before anything leaves.
 
+use std::collections::BTreeMap;
+
 use countersign_wire::answer::Answer;
 use countersign_wire::cbor;
 use countersign_wire::event::HostEvent;
@@ -70,15 +72,7 @@ impl Service {
                 life: update.baseline.life,
             });
             forget_old(&mut receipts, update.baseline.life);
-            sqlx::query("DELETE FROM receipts WHERE host = ?").bind(id.0.as_slice()).execute(&mut *transaction).await?;
-            for stored in &receipts {
-                sqlx::query("INSERT INTO receipts VALUES (?, ?, ?)")
-                    .bind(id.0.as_slice())
-                    .bind(to_db(stored.receipt.number))
-                    .bind(to_cbor(stored))
-                    .execute(&mut *transaction)
-                    .await?;
-            }
+            write_receipts(&mut transaction, &id, &context.host.receipts, &receipts).await?;
             let lost = if update.receipts.state_lost { Some(context.epoch) } else { context.host.lost_epoch };
             let swapped = sqlx::query(
                 "UPDATE hosts SET baseline_cbor = ?, next_receipt = ?, lost_epoch = ?, attested_ms = ?, version = version + 1 \
@@ -205,6 +199,35 @@ async fn still_decided_so(
             "the reference values changed while this was appraised",
             Some("attest again"),
         ));
+    }
+    Ok(())
+}
+
+/// Brings the receipts' rows from what they were to what they are now: of thousands in a long life few change.
+async fn write_receipts(
+    connection: &mut sqlx::SqliteConnection,
+    host: &HostId,
+    before: &[StoredReceipt],
+    now: &[StoredReceipt],
+) -> Result<(), Error> {
+    let by_number = |receipts: &[StoredReceipt]| -> BTreeMap<u64, StoredReceipt> {
+        receipts.iter().map(|stored| (stored.receipt.number, stored.clone())).collect()
+    };
+    let (before, now) = (by_number(before), by_number(now));
+    for number in before.keys().filter(|number| !now.contains_key(number)) {
+        sqlx::query("DELETE FROM receipts WHERE host = ? AND number = ?")
+            .bind(host.0.as_slice())
+            .bind(to_db(*number))
+            .execute(&mut *connection)
+            .await?;
+    }
+    for (number, stored) in now.iter().filter(|(number, stored)| before.get(number) != Some(stored)) {
+        sqlx::query("INSERT OR REPLACE INTO receipts VALUES (?, ?, ?)")
+            .bind(host.0.as_slice())
+            .bind(to_db(*number))
+            .bind(to_cbor(stored))
+            .execute(&mut *connection)
+            .await?;
     }
     Ok(())
 }
