@@ -11,6 +11,7 @@ mod log;
 mod measure;
 mod monitor;
 mod plain;
+mod policy;
 mod quote;
 mod report;
 mod start;
@@ -26,6 +27,7 @@ use anyhow::{Context as _, bail};
 
 use crate::process::{Service, Tools};
 use crate::site::Site;
+pub use policy::load_policies;
 use report::Row;
 
 /// What the benches are told.
@@ -58,6 +60,7 @@ const TOPICS: &[Topic] = &[
     start::TOPIC,
     monitor::TOPIC,
     verifier::TOPIC,
+    policy::TOPIC,
 ];
 
 /// What topics share; each part is made when a topic first asks for it.
