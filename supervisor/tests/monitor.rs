@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::Instant;
 
-use countersign_verifier::admin::Request;
+use countersign_verifier::admin::{Request, RunOrder};
 use countersign_wire::runlog::{Event, RunLog};
 use serde_json::Value;
 use support::processes::{Family, signal};
@@ -270,6 +270,36 @@ fn what_is_alerted_or_accepted_goes_on_and_is_told() {
     scene.write_config("");
     let out = scene.exec(&["true"]);
     assert!(out.status.success(), "{}", stderr(&out));
+}
+
+#[test]
+fn an_operator_freezes_thaws_and_stops() {
+    let Some(scene) = Scene::new() else { return };
+    let script = "echo ready; while read x; do echo $x; done; sleep 1000";
+    let mut run = Watched::new(&scene, "operator", &policy(600, 1, "kill", &[]), script);
+    let id = run.started["run"].as_str().unwrap().to_owned();
+    // The verifier knows the run once an attestation has told it.
+    while !scene.verifier.ask(Request::RunList { host: None, limit: 10 }).to_string().contains(&id) {
+        std::thread::yield_now();
+    }
+    let order = |order| scene.verifier.ask(Request::RunOrder { run: id.clone(), order, reason: "a drill".into() });
+    order(RunOrder::Freeze);
+    assert_eq!(run.stage("reaction")["reaction"], "freeze");
+    assert!(run.is_frozen());
+    run.child.stdin.as_mut().unwrap().write_all(b"again\n").unwrap();
+    order(RunOrder::Thaw);
+    let why = run.stage("reaction");
+    assert_eq!(why["reaction"], "thaw");
+    assert!(why["reasons"][0].as_str().unwrap().contains("a drill"), "{why}");
+    let mut line = String::new();
+    run.stdout.read_line(&mut line).unwrap();
+    assert_eq!(line, "again\n");
+    order(RunOrder::Stop);
+    assert_eq!(run.stage("reaction")["reaction"], "stop");
+    let (code, words) = run.end();
+    assert_eq!(code, Some(220), "{words}");
+    assert!(words.contains("a drill"), "{words}");
+    assert_eq!(logged(&scene), ["freeze", "thaw", "stop", "violation"]);
 }
 
 #[test]
