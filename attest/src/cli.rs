@@ -149,7 +149,10 @@ struct Shown {
 /// Runs the command line; returns the exit code.
 #[must_use]
 pub fn main() -> u8 {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return out::usage(&e),
+    };
     let json = cli.json;
     out::finish(run(cli), json)
 }
@@ -262,7 +265,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
                 (true, false) => return Err(unknown(now, "the other file is a reference set, and this is none")),
                 (false, true) => return Err(unknown(was, "the other file is a reference set, and this is none")),
             }
-            let changes = inspect::compare(&first, &second).map_err(|reason| unknown(now, &reason))?;
+            let changes = inspect::compare(&first, &second)
+                .map_err(|(which, reason)| unknown(if which == inspect::Which::First { was } else { now }, &reason))?;
             out::print(cli.json, &changes, || {
                 let facts = changes.facts.iter().map(|change| change.words());
                 let lines: Vec<String> = facts.chain(changes.events.iter().map(|event| event.words())).collect();

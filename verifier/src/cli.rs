@@ -11,8 +11,10 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use countersign_wire::artefact;
 use countersign_wire::enrol::HostState;
 use countersign_wire::id::{VerdictId, WorkloadId};
+use countersign_wire::record::Bundle;
 use serde_json::{Value, json};
 
 use crate::admin::{self, Request, RunOrder};
@@ -360,7 +362,10 @@ enum Check {
 /// Runs the command line; returns the exit code.
 #[must_use]
 pub fn main() -> u8 {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return out::usage(&e),
+    };
     let json = cli.json;
     out::finish(run(&cli), json)
 }
@@ -622,7 +627,7 @@ fn run_check(cli: &Cli, check: &Check) -> Result<(), Failure> {
         }
         Check::Bundle { file, trust, .. } => {
             let trust = trust.as_deref().map(check::trust_digest).transpose()?;
-            let checked = check_bundle(&read(file)?, trust)?;
+            let checked = check_bundle(&read_at_most(file, artefact::longest::<Bundle>())?, trust)?;
             out::print(cli.json, &json!(checked), || words::bundle(&checked))
         }
     }

@@ -214,17 +214,21 @@ impl Service {
             return Err(challenge_closed());
         }
         let context = self.context(challenge, from_cbor(&snapshot)?, &evidence).await?;
-        let appraised = bytes.clone();
         let appraising = tokio::task::spawn_blocking(move || {
-            let judged = appraise(&appraised, &context);
+            let judged = appraise(&bytes, &context);
             // That it replays is a part of what accepts it.
             let logged = judged.update.as_ref().and(evidence.run_log.as_deref());
-            (judged, logged.and_then(|bytes| RunLog::parse(bytes).ok()), context)
+            let log = logged.and_then(|bytes| RunLog::parse(bytes).ok());
+            (judged, log, bytes, context)
         });
-        let (judged, log, context) = appraising.await.map_err(|e| Error::Internal(e.to_string()))?;
+        let (judged, log, mut bytes, mut context) = appraising.await.map_err(|e| Error::Internal(e.to_string()))?;
         tracing::debug!(verdict = %context.verdict_id, allow = judged.verdict.allow, "decided");
         let verdict = context.verdict_id;
-        let answer = self.commit(bytes, hash, context, judged, log).await?;
+        let mut explanation = None;
+        if !judged.verdict.allow && judged.signed {
+            (explanation, bytes, context) = self.explain_to_host(bytes, context, &judged.verdict).await?;
+        }
+        let answer = self.commit(bytes, hash, context, judged, log, explanation).await?;
         tracing::debug!(%verdict, "recorded");
         Ok(answer)
     }
@@ -410,9 +414,12 @@ fn unknown_workload(workload: &WorkloadId) -> Error {
     Error::request(
         "workload-unknown",
         format!("workload {workload} is not registered here, or was withdrawn"),
-        Some("supervisor register APP.sif --url URL --token-file FILE"),
+        Some(REGISTER),
     )
 }
+
+/// The command that registers a workload, with all that it needs.
+pub(crate) const REGISTER: &str = "supervisor register APP.sif --signer OWNER.pub.pem --escrow-key ESCROW.pem --url URL --token-file FILE --ca CA.pem";
 
 impl Service {
     /// The address that tokens name: the one that `serve` wrote last, or the configured one.

@@ -53,7 +53,7 @@ impl Operation<'_> {
         self.host.reached(Step::Answered)?;
         let mut leases = Leases::read(&self.host.state)?;
         if !answer.allow {
-            let denial = Box::new(Denial::read(&answer.verdict));
+            let denial = Box::new(Denial::of(&answer));
             leases.deny(Denied { at: asked, denial: denial.clone() });
             leases.write(&self.host.state)?;
             return Err(HostError::Denied(denial));
@@ -116,7 +116,7 @@ impl Operation<'_> {
         self.host.reached(Step::Answered)?;
         if !answer.allow {
             waiting.close(&mut self.tpm);
-            return Err(HostError::Denied(Box::new(Denial::read(&answer.verdict))));
+            return Err(HostError::Denied(Box::new(Denial::of(&answer))));
         }
         let Some(release) = &answer.release else {
             return Err(HostError::unexpected("it allows the release and holds none"));

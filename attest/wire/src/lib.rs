@@ -13,6 +13,7 @@ pub mod enrol;
 pub mod event;
 pub mod eventlog;
 pub mod evidence;
+pub mod explanation;
 pub mod facts;
 pub mod id;
 pub mod ima;

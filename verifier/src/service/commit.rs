@@ -29,6 +29,7 @@ impl Service {
         context: Context,
         judged: Judged,
         log: Option<RunLog>,
+        explanation: Option<Vec<u8>>,
     ) -> Result<Vec<u8>, Error> {
         let id = context.host.host;
         let mut transaction = self.store.write().await?;
@@ -59,6 +60,7 @@ impl Service {
             receipt: None,
             certificate: None,
             release: None,
+            explanation,
         };
         if let Some(update) = &judged.update {
             let mut receipts = update.receipts.receipts.clone();
