@@ -17,6 +17,7 @@ use countersign_wire::cbor;
 use countersign_wire::enrol::{Enrolled, HostCard};
 use countersign_wire::id::{RunId, VerdictId, WorkloadId};
 use countersign_wire::limits;
+use countersign_wire::obligations::Obligations;
 use countersign_wire::runlog::Event;
 use countersign_wire::trust::{JoinToken, TrustBundle};
 use zeroize::Zeroizing;
@@ -58,6 +59,8 @@ pub struct Attested {
     pub verdict_id: VerdictId,
     /// The verdict document (JSON).
     pub verdict: Vec<u8>,
+    /// What policy asks of this host, each value in its range.
+    pub obligations: Obligations,
 }
 
 /// A released key and what came with it.
@@ -70,6 +73,8 @@ pub struct Released {
     pub verdict: Vec<u8>,
     /// Seconds that the run may go on without a new verdict.
     pub lease_s: u32,
+    /// What the policies of host and workload ask of this host, each value in its range.
+    pub obligations: Obligations,
     /// TPM commands from the sealed object's import or load to its unsealing.
     pub commands: u64,
     /// Time of those commands' round trips.

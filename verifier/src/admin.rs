@@ -1,6 +1,7 @@
 //! What operators ask: one request type, whether it comes over HTTPS with a token or from the command line on the state folder itself.
 
 mod reference;
+mod releases;
 
 use countersign_policy::input::ReferenceValue;
 use countersign_policy::{Compiled, PolicyBundle, Role};
@@ -9,7 +10,7 @@ use countersign_wire::enrol::HostState;
 use countersign_wire::event::HostEvent;
 use countersign_wire::eventlog::{EventLog, PcrSet, Refusal, Registers};
 use countersign_wire::facts::Content;
-use countersign_wire::id::{HostId, PayloadRoot, PolicyDigest, VerdictId, WorkloadId};
+use countersign_wire::id::{HostId, PayloadRoot, PolicyDigest, RunId, VerdictId, WorkloadId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -130,6 +131,18 @@ pub enum Request {
     VerdictBundle {
         /// Its id.
         id: VerdictId,
+    },
+    /// Newest releases.
+    ReleaseList {
+        /// To this host only.
+        host: Option<String>,
+        /// How many.
+        limit: u32,
+    },
+    /// Gives a release whose answer was lost back: it counts against the cap no longer.
+    ReleaseRefund {
+        /// Its run.
+        run: RunId,
     },
     /// Takes a protected image's key and policy.
     WorkloadRegister {
@@ -390,6 +403,8 @@ pub async fn perform(service: &Service, request: Request, actor: &str) -> Result
             let file = service.bundle(&id, None).await?;
             Ok(json!({"bundle": base64::engine::general_purpose::STANDARD.encode(file)}))
         }
+        Request::ReleaseList { host, limit } => releases::list(service, host.as_deref(), limit).await,
+        Request::ReleaseRefund { run } => releases::refund(service, &run, actor).await,
         Request::WorkloadRegister { name, workload, payload_root, sif_uuid, policy, volume_key, least_selection } => {
             let policy = bytes("policy", &policy)?;
             let key = zeroize::Zeroizing::new(bytes("volume_key", &volume_key.0)?);

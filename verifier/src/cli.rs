@@ -13,7 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use countersign_wire::artefact;
 use countersign_wire::enrol::HostState;
-use countersign_wire::id::{VerdictId, WorkloadId};
+use countersign_wire::id::{RunId, VerdictId, WorkloadId};
 use countersign_wire::record::Bundle;
 use serde_json::{Value, json};
 
@@ -103,6 +103,9 @@ enum Command {
     /// Write, test, attack, sign and load policies
     #[command(subcommand)]
     Policy(policy::Policy),
+    /// Releases of keys, which the obligation cap counts
+    #[command(subcommand)]
+    Release(Release),
     /// Registered workloads (supervisor register adds them)
     #[command(subcommand)]
     Workload(Workload),
@@ -262,6 +265,24 @@ enum Verdict {
         /// The file
         #[arg(short, long)]
         output: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Release {
+    /// Newest releases, with their runs
+    List {
+        /// To one host
+        #[arg(long)]
+        host: Option<String>,
+        /// How many
+        #[arg(long, default_value_t = 20)]
+        limit: u32,
+    },
+    /// Give a release whose answer was lost back: it counts against the cap no longer (audited)
+    Refund {
+        /// Run id
+        run: RunId,
     },
 }
 
@@ -439,6 +460,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         | Command::Host(_)
         | Command::Reference(_)
         | Command::Verdict(_)
+        | Command::Release(_)
         | Command::Workload(_)
         | Command::Run(_)
         | Command::Restored) => {
@@ -505,6 +527,8 @@ fn request(command: &Command) -> Result<Option<Request>, Failure> {
         }
         Command::Verdict(Verdict::Show { id }) => Request::VerdictShow { id: *id },
         Command::Verdict(Verdict::Bundle { id, .. }) => Request::VerdictBundle { id: *id },
+        Command::Release(Release::List { host, limit }) => Request::ReleaseList { host: host.clone(), limit: *limit },
+        Command::Release(Release::Refund { run }) => Request::ReleaseRefund { run: *run },
         Command::Workload(Workload::List) => Request::WorkloadList {},
         Command::Workload(Workload::Withdraw { workload }) => Request::WorkloadWithdraw { workload: *workload },
         Command::Restored => Request::Restored {},

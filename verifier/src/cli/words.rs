@@ -40,6 +40,9 @@ pub(super) fn answer(request: &Request, answer: &Value) -> String {
         Request::EkList {} => rows(answer, "eks", &["ek", "name", "development"]),
         Request::ReferenceList {} => rows(answer, "sets", &["name", "values", "files", "signer"]),
         Request::VerdictList { .. } => rows(answer, "verdicts", &["id", "host", "purpose", "allow", "time_ms"]),
+        Request::ReleaseList { .. } => {
+            rows(answer, "releases", &["run", "host", "workload", "boot", "cap", "time_ms", "refunded_ms"])
+        }
         Request::WorkloadList {} => rows(answer, "workloads", &["workload", "name", "withdrawn"]),
         Request::RunList { .. } => {
             rows(answer, "runs", &["run", "host_name", "workload_name", "state", "started_ms", "status", "findings"])
@@ -53,6 +56,7 @@ pub(super) fn answer(request: &Request, answer: &Value) -> String {
         | Request::ReferenceAdd { .. }
         | Request::ReferenceAddSet { .. }
         | Request::ReferenceRevoke { .. }
+        | Request::ReleaseRefund { .. }
         | Request::VerdictBundle { .. }
         | Request::VerdictExplain { .. }
         | Request::WorkloadRegister { .. }

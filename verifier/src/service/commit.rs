@@ -10,7 +10,7 @@ use countersign_wire::receipt::Receipt;
 use countersign_wire::record::Record;
 use countersign_wire::runlog::RunLog;
 
-use super::{Service, audit, challenge_closed, events, runs, unknown_host, unknown_workload, void_tokens};
+use super::{Service, audit, challenge_closed, events, releases, runs, unknown_host, unknown_workload, void_tokens};
 use crate::appraise::{Context, Judged, ReceiptStatus, StoredReceipt, verdict_bytes};
 use crate::error::Error;
 use crate::keys::random;
@@ -130,6 +130,9 @@ impl Service {
         }
         if let (Some(basis), Some(workload)) = (&judged.release, &context.workload) {
             let least = &workload.least_selection;
+            if let Some(update) = &judged.update {
+                releases::note(&mut transaction, &judged.verdict, basis, update, &id).await?;
+            }
             answer.release = Some(release::sign(&self.keys, &id, basis, least, context.host.run_pcr)?);
         }
         let record = if judged.signed {
@@ -139,21 +142,26 @@ impl Service {
             Vec::new()
         };
         let signed = !record.is_empty();
-        sqlx::query("INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?)")
-            .bind(context.verdict_id.0.as_slice())
-            .bind(id.0.as_slice())
-            .bind(context.now_ms)
-            .bind(&judged.verdict.purpose)
-            .bind(judged.verdict.allow)
-            .bind(context.challenge.workload.map(|workload| workload.0.to_vec()))
-            .bind(document)
-            .bind(record)
-            .execute(&mut *transaction)
-            .await?;
+        let retain = judged.verdict.obligations.retain_evidence_s;
+        sqlx::query(
+            "INSERT INTO verdicts (id, host, time_ms, purpose, allow, workload, document, record, retain_until_ms) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(context.verdict_id.0.as_slice())
+        .bind(id.0.as_slice())
+        .bind(context.now_ms)
+        .bind(&judged.verdict.purpose)
+        .bind(judged.verdict.allow)
+        .bind(context.challenge.workload.map(|workload| workload.0.to_vec()))
+        .bind(document)
+        .bind(record)
+        .bind(retain.map(|s| context.now_ms.saturating_add(i64::from(s).saturating_mul(1000))))
+        .execute(&mut *transaction)
+        .await?;
         if !signed {
             sqlx::query(
-                "DELETE FROM verdicts WHERE host = ?1 AND length(record) = 0 AND id NOT IN \
-                 (SELECT id FROM verdicts WHERE host = ?1 AND length(record) = 0 ORDER BY time_ms DESC, id LIMIT ?2)",
+                "DELETE FROM verdicts WHERE host = ?1 AND length(record) = 0 AND evidence_deleted_ms IS NULL AND id NOT IN \
+                 (SELECT id FROM verdicts WHERE host = ?1 AND length(record) = 0 AND evidence_deleted_ms IS NULL ORDER BY time_ms DESC, id LIMIT ?2)",
             )
             .bind(id.0.as_slice())
             .bind(UNSIGNED_KEPT)
