@@ -6,11 +6,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-<<<<<<< HEAD
-.PHONY: help setup build demo test fmt lint opa unit deny demo-as-user bench fuzz clean
-=======
-.PHONY: help setup build demo test fmt lint unit deny demo-as-user bench fuzz install clean
->>>>>>> wt-h
+.PHONY: help setup build demo test fmt lint opa unit deny demo-as-user bench fuzz install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
