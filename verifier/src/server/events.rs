@@ -31,13 +31,16 @@ const LOOK: Duration = Duration::from_millis(500);
 /// How often an idle stream says that it is there.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
+/// The streams of each host, the oldest first.
+type Streams = HashMap<HostId, VecDeque<Sender<Arc<Stored>>>>;
+
 /// All streams.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Hub(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    streams: Mutex<HashMap<HostId, VecDeque<Sender<Arc<Stored>>>>>,
+    streams: Mutex<Streams>,
     news: Notify,
 }
 
@@ -62,7 +65,7 @@ impl Drop for Seat {
 }
 
 impl Hub {
-    fn streams(&self) -> MutexGuard<'_, HashMap<HostId, VecDeque<Sender<Arc<Stored>>>>> {
+    fn streams(&self) -> MutexGuard<'_, Streams> {
         self.0.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
