@@ -99,13 +99,10 @@ pub fn write(id: u64, data: &str) -> String {
     format!("id: {id}\ndata: {data}\n\n")
 }
 
-/// One event as it came.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Received {
-    /// Its number, where it has one.
-    pub id: Option<u64>,
-    /// What it says; `None` for a kind that this version does not know.
-    pub event: Option<HostEvent>,
+/// A number without an event: from here on the stream tells everything.
+#[must_use]
+pub fn write_position(id: u64) -> String {
+    format!("id: {id}\n\n")
 }
 
 /// A stream is no stream of events.
@@ -124,16 +121,23 @@ pub struct Reader {
     line: Vec<u8>,
     data: Vec<u8>,
     id: Option<u64>,
+    last: Option<u64>,
     index: u64,
     after_cr: bool,
 }
 
 impl Reader {
-    /// The events that these bytes complete, in order.
+    /// The number up to which everything was told.
+    #[must_use]
+    pub const fn last(&self) -> Option<u64> {
+        self.last
+    }
+
+    /// The events that these bytes complete, in order; `None` for one of a kind that this version does not know.
     ///
     /// # Errors
     /// [`BadStream`]: an event over [`limits::MESSAGE`] bytes, text that is not UTF-8, an id that is no number.
-    pub fn push(&mut self, bytes: &[u8]) -> Result<Vec<Received>, BadStream> {
+    pub fn push(&mut self, bytes: &[u8]) -> Result<Vec<Option<HostEvent>>, BadStream> {
         let mut events = Vec::new();
         for &byte in bytes {
             // Lines end with CR, LF or both.
@@ -159,13 +163,14 @@ impl Reader {
         BadStream { index: self.index, reason: reason.into() }
     }
 
-    fn end_of_line(&mut self) -> Result<Option<Received>, BadStream> {
+    fn end_of_line(&mut self) -> Result<Option<Option<HostEvent>>, BadStream> {
         let line = String::from_utf8(std::mem::take(&mut self.line)).map_err(|_| self.bad("not UTF-8"))?;
         if line.is_empty() {
-            let (id, data) = (self.id.take(), std::mem::take(&mut self.data));
+            let data = std::mem::take(&mut self.data);
+            self.last = self.id.take().or(self.last);
             self.index = self.index.saturating_add(1);
             // Without data there is nothing to tell.
-            return Ok((!data.is_empty()).then(|| Received { id, event: serde_json::from_slice(&data).ok() }));
+            return Ok((!data.is_empty()).then(|| serde_json::from_slice(&data).ok()));
         }
         let (name, value) = line.split_once(':').unwrap_or((&line, ""));
         let value = value.strip_prefix(' ').unwrap_or(value);
@@ -213,11 +218,11 @@ mod tests {
         for size in [1, 2, 3, 7, stream.len()] {
             for text in [stream.clone(), stream.replace('\n', "\r\n"), stream.replace('\n', "\r")] {
                 let mut reader = Reader::default();
-                let pieces = text.as_bytes().chunks(size).map(|piece| reader.push(piece).unwrap());
-                let got: Vec<Received> = pieces.flatten().collect();
-                let want = all().into_iter().zip(7..);
-                let want: Vec<_> = want.map(|(event, id)| Received { id: Some(id), event: Some(event) }).collect();
-                assert_eq!(got, want, "{size}");
+                let mut got = Vec::new();
+                for piece in text.as_bytes().chunks(size) {
+                    got.extend(reader.push(piece).unwrap().into_iter().map(Option::unwrap));
+                }
+                assert_eq!((got, reader.last()), (all(), Some(14)), "{size}");
             }
         }
     }
@@ -225,12 +230,11 @@ mod tests {
     #[test]
     fn unknown_kinds_keep_their_number_and_no_more() {
         let mut reader = Reader::default();
-        let got = reader.push(b"event: x\nid: 3\ndata: {\"kind\":\"tea\"}\n\nretry: 5\n\n").unwrap();
-        assert_eq!(got, [Received { id: Some(3), event: None }]);
-        assert_eq!(
-            reader.push(b"data: {\"kind\":\"stop\",\"run\":\"00\"}\n\n").unwrap(),
-            [Received { id: None, event: None }]
-        );
+        assert_eq!(reader.push(b"event: x\nid: 3\ndata: {\"kind\":\"tea\"}\n\nretry: 5\n\n").unwrap(), [None]);
+        assert_eq!(reader.push(b"data: {\"kind\":\"stop\",\"run\":\"00\"}\n\n").unwrap(), [None]);
+        assert_eq!(reader.last(), Some(3));
+        assert_eq!(reader.push(write_position(9).as_bytes()).unwrap(), []);
+        assert_eq!(reader.last(), Some(9));
     }
 
     #[test]
