@@ -144,11 +144,11 @@ impl From<HostError> for Failure {
             HostError::Interrupted(_) => Stage::Other,
         };
         let (error_words, hint) = (error.to_string(), error.hint());
-        let (words, explanation) = match error {
-            HostError::Denied(denial) if denial.explanation.is_none() => (denial.words(), None),
-            HostError::Denied(denial) => (String::new(), denial.explanation),
-            _ => (String::new(), None),
-        };
+        let denial = if let HostError::Denied(denial) = error { Some(denial) } else { None };
+        // The words of an explanation are made where they are printed.
+        let words = denial.as_ref().filter(|denial| denial.explanation.is_none()).map(|denial| denial.words());
+        let words = words.unwrap_or_default();
+        let explanation = denial.and_then(|denial| denial.explanation);
         Self { stage, error: error_words, words, hint, explanation }
     }
 }
