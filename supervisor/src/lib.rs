@@ -9,6 +9,7 @@ pub mod cli;
 mod decryptor;
 pub mod doctor;
 pub mod exit;
+pub mod grant;
 pub mod out;
 pub mod owner;
 pub mod run;

@@ -5,9 +5,10 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use countersign_sif::dsse::SignerKey;
+use countersign_sif::dsse::{OwnerKey, SignerKey};
 use countersign_sif::escrow::{Escrow, EscrowKey};
 use countersign_sif::format::{Arch, GROUP, data_type, fs_type};
+use countersign_sif::input::Trusted;
 use countersign_sif::layout::{Layout, Object, primary_extra};
 use countersign_sif::xts::VolumeKey;
 use countersign_sif::{Image, SifError, View};
@@ -55,8 +56,8 @@ pub fn unprotect(given: &Protected<'_>, output: &Path, force: bool) -> Result<Va
 /// What `rekey` makes of an image.
 #[derive(Debug)]
 pub struct Rekey<'a> {
-    /// Owner's private key (PEM).
-    pub sign: &'a Path,
+    /// Owner's private key.
+    pub sign: &'a OwnerKey,
     /// Folder of another workload policy; none keeps the image's.
     pub policy: Option<&'a Path>,
     /// Who can open the new image without a verifier.
@@ -86,6 +87,7 @@ pub fn rekey(given: &Protected<'_>, new: Rekey<'_>) -> Result<Value, Failure> {
     let plain = plain().map_err(|e| not_written(new.output, e))?;
     let mut made = owner::protect_image(&Protect {
         input: &PathBuf::from(format!("/proc/self/fd/{}", plain.as_raw_fd())),
+        trusted: &Trusted::default(),
         policy: new.policy.map_or_else(|| Policy::Bundle(image.policy()), Policy::Folder),
         sign: new.sign,
         escrow: new.escrow,

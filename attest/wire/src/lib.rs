@@ -13,6 +13,7 @@ pub mod enrol;
 pub mod eventlog;
 pub mod evidence;
 pub mod facts;
+pub mod grant;
 pub mod id;
 pub mod ima;
 pub mod limits;

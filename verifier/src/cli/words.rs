@@ -25,7 +25,7 @@ fn rows(answer: &Value, list: &str, columns: &[&str]) -> String {
     table(&all)
 }
 
-fn fields(value: &Value) -> String {
+pub(super) fn fields(value: &Value) -> String {
     let Some(map) = value.as_object() else { return value.to_string() };
     table(&map.iter().map(|(name, _)| vec![name.clone(), text(value, name)]).collect::<Vec<_>>())
 }
@@ -39,6 +39,7 @@ pub(super) fn answer(request: &Request, answer: &Value) -> String {
         Request::EkRootAdd { .. } => rows(answer, "added", &["fingerprint", "subject", "development"]),
         Request::ReferenceList {} => rows(answer, "sets", &["name", "values", "files", "signer"]),
         Request::VerdictList { .. } => rows(answer, "verdicts", &["id", "host", "purpose", "allow", "time_ms"]),
+        Request::GrantList {} => rows(answer, "grants", &["workload", "host", "state"]),
         Request::WorkloadList {} => rows(answer, "workloads", &["workload", "name", "withdrawn"]),
         Request::VerdictShow { .. } => verdict(answer),
         Request::HostShow { .. }
@@ -49,6 +50,7 @@ pub(super) fn answer(request: &Request, answer: &Value) -> String {
         | Request::ReferenceRevoke { .. }
         | Request::VerdictBundle { .. }
         | Request::VerdictExplain { .. }
+        | Request::GrantAdd { .. }
         | Request::WorkloadRegister { .. }
         | Request::WorkloadWithdraw { .. }
         | Request::Restored {} => fields(answer),
