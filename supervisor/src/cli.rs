@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::doctor::{self, Finding, Outcome};
 use crate::exit::{Failure, Stage, TABLE};
 use crate::grant::{self, grant};
+use crate::inspect;
 use crate::out;
 use crate::owner::{self, Policy, Protect, Register};
 use crate::run::{Plan, Task, config, run};
@@ -435,10 +436,12 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
             print(json, &given.from.with(|protected| unprotect::rekey(protected, new))?)
         }
         Command::Inspect { image, signer, full } => {
-            if signer.is_empty() {
-                return print(json, &owner::look(&image)?);
-            }
-            print(json, &owner::inspect(&image, &owner::signers(&signer)?, full)?)
+            let seen = if signer.is_empty() {
+                inspect::look(&image)?
+            } else {
+                inspect::inspect(&image, &owner::signers(&signer)?, full)?
+            };
+            out::print(json, &seen, || inspect::words(&seen))
         }
         Command::Completions { shell } => {
             let mut text = Vec::new();

@@ -10,6 +10,7 @@ mod decryptor;
 pub mod doctor;
 pub mod exit;
 pub mod grant;
+pub mod inspect;
 pub mod out;
 pub mod owner;
 pub mod run;

@@ -1,4 +1,4 @@
-//! What an image's owner does: protect, register, inspect.
+//! What an image's owner does: protect, register.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -7,10 +7,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use countersign_attest::HostError;
 use countersign_policy::{Compiled, PolicyBundle, Role, shipped_workload_policy};
-use countersign_sif::binding::{Binding, names};
 use countersign_sif::dsse::{OwnerKey, SignerKey};
 use countersign_sif::escrow::{Escrow, EscrowKey};
-use countersign_sif::format::{Descriptor, Sif, data_type, read_object};
 use countersign_sif::input::Trusted;
 use countersign_sif::pgp::Keyring;
 use countersign_sif::protect::{Plan, protect, squashfs_of_signed};
@@ -26,8 +24,6 @@ use crate::workshop::{Workshop, exists};
 
 /// What `protect` takes.
 const INPUTS: &str = "give a root folder, a plain SIF, a squashfs, or an OCI layout or archive";
-/// Longest `countersign.json` that is shown without being verified, bytes.
-const MAX_LOOK: u64 = 64 * 1024;
 
 /// A file and what `parse` makes of it; whatever is wrong with it, its name and the hint are said.
 pub(crate) fn read<T, E: std::fmt::Display>(
@@ -247,54 +243,6 @@ pub(crate) fn progress(verb: &str) -> ProgressBar {
         bar.set_style(style);
     }
     bar
-}
-
-/// What is in an image, after its signature and bindings (`full`: every digest) were checked.
-///
-/// # Errors
-/// [`Failure`].
-pub fn inspect(path: &Path, trusted: &[SignerKey], full: bool) -> Result<Value, Failure> {
-    let file = std::fs::File::open(path).map_err(|e| of_image(path, e.into()))?;
-    let image = Image::from_file(file, trusted, full).map_err(|e| of_image(path, e))?;
-    let binding: &Binding = image.binding();
-    Ok(json!({
-        "verified": true,
-        "checked": if full { "every object" } else { "signature, policy and bindings" },
-        "signer": image.signer,
-        "workload": binding.workload,
-        "payload_root": binding.payload_root,
-        "policy": binding.policy,
-        "uuid": hex::encode(image.uuid()),
-        "objects": objects(image.objects()),
-    }))
-}
-
-/// What an image says of itself. Nothing of it is verified.
-///
-/// # Errors
-/// [`Failure`]: it is no SIF.
-pub fn look(path: &Path) -> Result<Value, Failure> {
-    let file = std::fs::File::open(path).map_err(|e| of_image(path, e.into()))?;
-    let sif = Sif::read(&file).map_err(|e| of_image(path, e))?;
-    let binding = sif.named(data_type::JSON, names::BINDING).and_then(|object| read_object(&file, object, MAX_LOOK));
-    let binding: Option<Binding> = binding.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    let mut seen = json!({
-        "verified": false,
-        "checked": "nothing: give the owner's public key with --signer",
-        "uuid": hex::encode(sif.uuid),
-        "objects": objects(&sif.objects),
-    });
-    if let (Some(fields), Some(binding)) = (seen.as_object_mut(), binding) {
-        fields.insert("workload".into(), json!(binding.workload));
-        fields.insert("payload_root".into(), json!(binding.payload_root));
-        fields.insert("policy".into(), json!(binding.policy));
-    }
-    Ok(seen)
-}
-
-fn objects(descriptors: &[Descriptor]) -> Vec<Value> {
-    let object = |object: &Descriptor| json!({"id": object.id, "type": format!("{:#06x}", object.data_type), "name": object.name(), "offset": object.offset, "size": object.size});
-    descriptors.iter().map(object).collect()
 }
 
 /// An image that cannot be read is better named.

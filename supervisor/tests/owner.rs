@@ -140,7 +140,21 @@ fn inspect_says_what_is_verified() {
     }
     assert!(stdout(&inspect(&[])).contains("nothing: give the owner's public key with --signer"));
     let full: Value = serde_json::from_slice(&inspect(&["--json", "--full", "--signer", signer]).stdout).unwrap();
-    assert_eq!(full["checked"], "every object");
+    assert_eq!(full["checked"], "every object and every block");
+    assert_eq!(full["policy_object"]["digest"], full["policy"]);
+    assert_eq!(full["policy_object"]["modules"][0]["package"], "countersign.workload");
+    let words = stdout(&inspect(&["--signer", signer]));
+    let lines = [
+        format!("VERIFIED      signed by {}", checked["signer"].as_str().unwrap()),
+        format!("workload      {}", checked["workload"].as_str().unwrap()),
+        "package countersign.workload".into(),
+        "LUKS2 container".into(),
+        "hash tree        countersign.verity   object 1".into(),
+    ];
+    for line in lines {
+        assert!(words.contains(&line), "{line:?} is not in\n{words}");
+    }
+    assert!(stdout(&inspect(&[])).starts_with("NOT VERIFIED"));
     failed(&inspect(&["--full"]), 200, &["--signer"]);
 
     // One bit in the middle of the payload: only --full sees it.

@@ -10,6 +10,7 @@ mod ima;
 mod log;
 mod measure;
 mod plain;
+mod protect;
 mod quote;
 mod report;
 mod start;
@@ -53,6 +54,7 @@ const TOPICS: &[Topic] = &[
     ima::TOPIC,
     idle::TOPIC,
     xts::TOPIC,
+    protect::TOPIC,
     unseal::TOPIC,
     start::TOPIC,
     verifier::TOPIC,

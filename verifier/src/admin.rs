@@ -334,11 +334,12 @@ pub async fn perform(service: &Service, request: Request, actor: &str) -> Result
         Request::GrantList {} => service.grants().await,
         Request::WorkloadList {} => {
             let rows: Vec<WorkloadRow> =
-                sqlx::query_as("SELECT id, name, policy_digest, withdrawn, registered_ms FROM workloads ORDER BY name")
+                sqlx::query_as("SELECT id, name, policy_digest, withdrawn, registered_ms, length(sealed_key) = 0 FROM workloads ORDER BY name")
                     .fetch_all(service.store.pool())
                     .await?;
-            let rows = rows.into_iter().map(|(id, name, policy, withdrawn, registered_ms)| {
-                json!({"workload": hex::encode(id), "name": name, "policy": hex::encode(policy), "withdrawn": withdrawn, "registered_ms": registered_ms})
+            let rows = rows.into_iter().map(|(id, name, policy, withdrawn, registered_ms, owner_held)| {
+                let custody = if owner_held { "owner" } else { "broker" };
+                json!({"workload": hex::encode(id), "name": name, "policy": hex::encode(policy), "withdrawn": withdrawn, "registered_ms": registered_ms, "key_held_by": custody})
             });
             Ok(json!({"workloads": rows.collect::<Vec<_>>()}))
         }
@@ -519,8 +520,8 @@ async fn reference_add(service: &Service, name: &str, log: &[u8], pcrs: &[u8], a
     Ok(json!({"name": name, "values": values.len(), "pcrs": pcrs, "revision": revision}))
 }
 
-/// id, name, policy digest, withdrawn, registered.
-type WorkloadRow = (Vec<u8>, String, Vec<u8>, bool, i64);
+/// id, name, policy digest, withdrawn, registered, whether its owner holds the key.
+type WorkloadRow = (Vec<u8>, String, Vec<u8>, bool, i64, bool);
 
 struct Registration {
     name: String,
