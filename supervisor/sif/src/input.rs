@@ -80,7 +80,7 @@ pub fn verify(file: &File, sif: &Sif, trusted: &Trusted) -> Result<Verified, Sif
             signers.push(if is_clear_signed(&bytes) {
                 let keyring = trusted.pgp.as_ref().ok_or_else(|| no_key("PGP", "--input-pgp"))?;
                 let (text, signer) = keyring.verify(&bytes)?;
-                dsse::covers(text.as_bytes(), sif, objects, &mut digest_of)?;
+                dsse::covers(&text, sif, objects, &mut digest_of)?;
                 signer
             } else if trusted.dsse.is_empty() {
                 return Err(no_key("DSSE", "--input-signer"));

@@ -159,7 +159,7 @@ impl Plain {
 }
 
 fn tools() -> bool {
-    have("gpg") && have("mksquashfs")
+    have("gpg") && have("gpgv") && have("mksquashfs")
 }
 
 fn pgp(keyring: Keyring) -> Trusted {
@@ -242,11 +242,11 @@ fn pgp_signatures_that_do_not_count() {
     // Texts that are none: SHA-1, two signatures, words around it, nothing of it.
     let plain = Plain::new();
     let weak = gpg.sign(&plain.json(&[1, 2, 3]), "SHA1");
-    plain.signed(GROUP_1, weak).refused(&trusted, "hash algorithm");
+    plain.signed(GROUP_1, weak).refused(&trusted, "PGP");
     let plain = Plain::new();
     let text = good(&plain);
-    let tail = [&text[..], b"more\n"].concat();
-    plain.signed(GROUP_1, tail).refused(&trusted, "PGP");
+    let twice = [&text[..], &text[..]].concat();
+    plain.signed(GROUP_1, twice).refused(&trusted, "PGP");
     let plain = Plain::new();
     plain.signed(GROUP_1, b"SIFHASH:\n00".to_vec()).refused(&trusted, "names no key for it");
     let plain = Plain::new();
@@ -263,6 +263,7 @@ fn pgp_signatures_that_do_not_count() {
     revoked.run(&["--import"], text.as_bytes());
     plain.refused(&pgp(revoked.keyring(true)), "revoked");
 
+    assert!(Keyring::from_bytes(&gpg.run(&["--export-secret-keys"], b"")).is_err());
     assert!(Keyring::from_bytes(b"").is_err());
     assert!(
         Keyring::from_bytes(b"-----BEGIN PGP PUBLIC KEY BLOCK-----\n\n-----END PGP PUBLIC KEY BLOCK-----").is_err()
