@@ -12,7 +12,7 @@ use crate::exit::{Failure, Stage, TABLE};
 use crate::grant::{self, grant};
 use crate::inspect;
 use crate::out;
-use crate::owner::{self, Policy, Protect, Register};
+use crate::owner::{self, Input, Policy, Protect, Register};
 use crate::run::{Plan, Task, config, run};
 use crate::unprotect::{self, Protected, Rekey};
 
@@ -382,9 +382,9 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
             };
             let (policy, output) = (given.policy.as_deref(), given.output.as_path());
             let policy = policy.map_or(Policy::Shipped, Policy::Folder);
-            let made = owner::protect_image(&Protect {
-                input: &given.input,
-                trusted: &owner::input_signers(&given.input_signer, given.input_pgp.as_deref())?,
+            let trusted = owner::input_signers(&given.input_signer, given.input_pgp.as_deref())?;
+            let made = owner::protect_image(Protect {
+                input: Input::Path(&given.input, &trusted),
                 policy,
                 sign: &owner::owner_key(&given.sign, given.sign_passphrase_file.as_deref())?,
                 escrow,

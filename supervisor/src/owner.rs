@@ -11,7 +11,7 @@ use countersign_sif::dsse::{OwnerKey, SignerKey};
 use countersign_sif::escrow::{Escrow, EscrowKey};
 use countersign_sif::input::Trusted;
 use countersign_sif::pgp::Keyring;
-use countersign_sif::protect::{Plan, protect, squashfs_of_signed};
+use countersign_sif::protect::{Plan, Squashfs, protect, squashfs_of_signed};
 use countersign_sif::xts::VolumeKey;
 use countersign_sif::{Image, SifError};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -146,13 +146,20 @@ pub enum Policy<'a> {
     Bundle(&'a [u8]),
 }
 
+/// What is protected.
+#[derive(Debug)]
+pub enum Input<'a> {
+    /// A folder, plain SIF, squashfs, or OCI layout; and whose signatures it must have.
+    Path(&'a Path, &'a Trusted),
+    /// An open file system.
+    Open(Squashfs),
+}
+
 /// What `protect` is told.
 #[derive(Debug)]
 pub struct Protect<'a> {
-    /// Folder, plain SIF, squashfs, or OCI layout.
-    pub input: &'a Path,
-    /// Whose signatures a plain SIF must have.
-    pub trusted: &'a Trusted,
+    /// What is protected.
+    pub input: Input<'a>,
     /// The workload policy.
     pub policy: Policy<'a>,
     /// Owner's private key.
@@ -169,7 +176,7 @@ pub struct Protect<'a> {
 ///
 /// # Errors
 /// [`Failure`].
-pub fn protect_image(given: &Protect<'_>) -> Result<Value, Failure> {
+pub fn protect_image(given: Protect<'_>) -> Result<Value, Failure> {
     let failed = |e: String| {
         Failure::new(Stage::Protect, e, "--policy takes a folder with the Rego modules of package countersign.workload")
     };
@@ -183,20 +190,24 @@ pub fn protect_image(given: &Protect<'_>) -> Result<Value, Failure> {
     };
     let parsed = PolicyBundle::parse(&policy).map_err(|e| failed(e.to_string()))?;
     Compiled::new(&parsed, Role::Workload).map_err(|e| failed(e.to_string()))?;
-    if let Err(e) = std::fs::File::open(given.input) {
-        let what = format!("{}: {e}", given.input.display());
-        return Err(Failure::new(Stage::Protect, what, INPUTS));
+    if let Input::Path(path, _) = &given.input
+        && let Err(e) = std::fs::File::open(path)
+    {
+        return Err(Failure::new(Stage::Protect, format!("{}: {e}", path.display()), INPUTS));
     }
     let workshop = Workshop::beside(given.output)?;
     let full = |error| not_written(given.output, error);
-    let squashfs = squashfs_of_signed(given.input, workshop.path(), given.trusted).map_err(|e| {
-        let mut failure = full(e);
-        if failure.stage == Stage::Image {
-            failure.error = format!("{}: {}", given.input.display(), failure.error);
-            failure.hint = format!("{INPUTS}; `supervisor rekey` takes an encrypted one");
-        }
-        failure
-    })?;
+    let squashfs = match given.input {
+        Input::Open(squashfs) => squashfs,
+        Input::Path(path, trusted) => squashfs_of_signed(path, workshop.path(), trusted).map_err(|e| {
+            let mut failure = full(e);
+            if failure.stage == Stage::Image {
+                failure.error = format!("{}: {}", path.display(), failure.error);
+                failure.hint = format!("{INPUTS}; `supervisor rekey` takes an encrypted one");
+            }
+            failure
+        })?,
+    };
     let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let plan = Plan {
         squashfs: &squashfs,

@@ -7,28 +7,46 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use countersign_wire::codec::Reader;
+use zeroize::Zeroizing;
 
 use crate::error::SifError;
 use crate::format::{Arch, Sif, fs_type};
 use crate::input::{self, Trusted, Verified};
 use crate::oci;
+use crate::view::View;
 
 /// Bytes of a squashfs superblock.
 const SUPERBLOCK: usize = 96;
 const MAGIC: &[u8; 4] = b"hsqs";
 
-/// An open squashfs: a span of a file. One made from a folder has no name any more, so nothing of it stays behind.
+/// An open squashfs. One made from a folder has no name any more, so nothing of it stays behind.
 #[derive(Debug)]
 pub struct Squashfs {
-    file: File,
-    offset: u64,
+    bytes: Bytes,
     length: u64,
     arch: Arch,
     source: Option<String>,
     verified: Option<Verified>,
 }
 
+#[derive(Debug)]
+enum Bytes {
+    /// From an offset on.
+    File(File, u64),
+    /// Decrypted as it is read.
+    View(View),
+}
+
 impl Squashfs {
+    /// That of a protected image, decrypted and checked block by block as it is read.
+    ///
+    /// # Errors
+    /// [`SifError`].
+    pub fn of_view(view: View, arch: Arch) -> Result<Self, SifError> {
+        let length = view.length();
+        Self::checked(Bytes::View(view), length, arch)
+    }
+
     /// Length, bytes.
     #[must_use]
     pub const fn length(&self) -> u64 {
@@ -58,11 +76,25 @@ impl Squashfs {
     /// # Errors
     /// [`SifError::Io`], also when the file became shorter meanwhile.
     pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), SifError> {
-        Ok(self.file.read_exact_at(buffer, self.offset.saturating_add(offset))?)
+        match &self.bytes {
+            Bytes::File(file, start) => file.read_exact_at(buffer, start.saturating_add(offset))?,
+            Bytes::View(view) => {
+                let plain = Zeroizing::new(view.read_at(offset, buffer.len())?);
+                if plain.len() != buffer.len() {
+                    return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
+                }
+                buffer.copy_from_slice(&plain);
+            }
+        }
+        Ok(())
     }
 
     fn new(file: File, offset: u64, length: u64, arch: Arch) -> Result<Self, SifError> {
-        let squashfs = Self { file, offset, length, arch, source: None, verified: None };
+        Self::checked(Bytes::File(file, offset), length, arch)
+    }
+
+    fn checked(bytes: Bytes, length: u64, arch: Arch) -> Result<Self, SifError> {
+        let squashfs = Self { bytes, length, arch, source: None, verified: None };
         let bad = |why: String| SifError::Structure(format!("squashfs: {why}"));
         if length < u64::try_from(SUPERBLOCK).unwrap_or(u64::MAX) {
             return Err(bad("shorter than a superblock".into()));

@@ -141,3 +141,75 @@ pub fn chain(dir: &Path, current: &[u8], from: &[u8; 32]) -> Result<Option<Trust
     }
     Ok(None)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::{Keys, create};
+
+    fn verifier() -> (tempfile::TempDir, [u8; 32]) {
+        let dir = tempfile::TempDir::new().unwrap();
+        create(dir.path()).unwrap();
+        let first = TrustBundle::digest(&Keys::load(dir.path()).unwrap().trust);
+        (dir, first)
+    }
+
+    #[test]
+    fn every_earlier_bundle_leads_to_the_newest() {
+        let (dir, first) = verifier();
+        let before = Keys::load(dir.path()).unwrap();
+        let (was, second) = rotate(dir.path(), Role::Approval).unwrap();
+        let (second_again, third) = rotate(dir.path(), Role::Verdict).unwrap();
+        assert_eq!((was, second_again), (first, second));
+        let keys = Keys::load(dir.path()).unwrap();
+        assert_eq!(TrustBundle::digest(&keys.trust), third);
+        assert_ne!(keys.approval_public(), before.approval_public());
+        assert_ne!(keys.verdict_public(), before.verdict_public());
+        for (from, steps) in [(first, 3), (second, 2), (third, 1)] {
+            let found = chain(dir.path(), &keys.trust, &from).unwrap().unwrap();
+            assert_eq!(found.bundles.len(), steps);
+            assert_eq!(found.newest(&from).unwrap(), keys.trust);
+            // It begins with what is pinned, or leads nowhere.
+            assert!(found.newest(&[7; 32]).is_err());
+        }
+        assert!(chain(dir.path(), &keys.trust, &[7; 32]).unwrap().is_none());
+        // A step left out, turned round, or changed in any byte of its end (the signature).
+        let all = chain(dir.path(), &keys.trust, &first).unwrap().unwrap();
+        for order in [[0, 2, 1], [0, 0, 1], [0, 1, 1]] {
+            let bundles = order.into_iter().map(|n| all.bundles[n].clone()).collect();
+            assert!(TrustChain { version: 1, bundles }.newest(&first).is_err());
+        }
+        let skipped = TrustChain { version: 1, bundles: vec![all.bundles[0].clone(), all.bundles[2].clone()] };
+        assert!(skipped.newest(&first).is_err());
+        for back in 1..70 {
+            let mut changed = all.clone();
+            let bytes = &mut changed.bundles[2];
+            let at = bytes.len() - back;
+            bytes[at] ^= 1;
+            assert!(changed.newest(&first).is_err(), "{back}");
+        }
+        assert!(TrustChain { version: 1, bundles: Vec::new() }.newest(&first).is_err());
+    }
+
+    #[test]
+    fn a_crash_leaves_the_old_key_or_the_new_one() {
+        let (dir, first) = verifier();
+        // Before the bundle: the new key is nobody's.
+        let key = fs::read(key_file(dir.path(), Role::Approval)).unwrap();
+        write_secret(&next_file(dir.path(), Role::Approval), &fs::read(key_file(dir.path(), Role::Verdict)).unwrap())
+            .unwrap();
+        assert_eq!(TrustBundle::digest(&Keys::load(dir.path()).unwrap().trust), first);
+        assert!(!next_file(dir.path(), Role::Approval).exists());
+        // After it: the new key counts, and goes to its place.
+        let (_, second) = rotate(dir.path(), Role::Approval).unwrap();
+        let (at, next) = (key_file(dir.path(), Role::Approval), next_file(dir.path(), Role::Approval));
+        let new = fs::read(&at).unwrap();
+        fs::rename(&at, &next).unwrap();
+        write_secret(&at, &key).unwrap();
+        assert_eq!(TrustBundle::digest(&Keys::load(dir.path()).unwrap().trust), second);
+        assert_eq!((fs::read(&at).unwrap() == new, next.exists()), (true, false));
+        // Keys that the bundle does not name sign for nobody.
+        fs::write(&at, &key).unwrap();
+        assert!(Keys::load(dir.path()).unwrap_err().to_string().contains("names other"));
+    }
+}
