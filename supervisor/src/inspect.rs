@@ -138,7 +138,7 @@ fn size(bytes: u64) -> String {
     let units = [(1u64 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     match units.into_iter().find(|(unit, _)| bytes >= *unit) {
         Some((unit, name)) => {
-            let tenths = bytes.saturating_mul(10) / unit;
+            let tenths = bytes.saturating_mul(10).checked_div(unit).unwrap_or(0);
             format!("{}.{} {name}", tenths / 10, tenths % 10)
         }
         None => format!("{bytes} bytes"),

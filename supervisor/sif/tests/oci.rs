@@ -35,7 +35,7 @@ impl Layer {
         header.set_mtime(1_700_000_000);
         header.set_uid(1234);
         header.set_gid(1234);
-        header.set_size(body.len() as u64);
+        header.set_size(u64::try_from(body.len()).unwrap());
         header.as_old_mut().name[..path.len()].copy_from_slice(path);
         header.as_old_mut().linkname[..link.len()].copy_from_slice(link);
         header.set_cksum();
@@ -155,7 +155,9 @@ fn listing(root: &Path) -> BTreeMap<String, String> {
             let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
             let kind = path.symlink_metadata().unwrap();
             if name == ".singularity.d" {
-            } else if kind.is_symlink() {
+                continue;
+            }
+            if kind.is_symlink() {
                 list.insert(name, format!("-> {}", std::fs::read_link(&path).unwrap().display()));
             } else if kind.is_dir() {
                 walk(root, &path, list);

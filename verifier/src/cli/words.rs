@@ -41,6 +41,9 @@ pub(super) fn answer(request: &Request, answer: &Value) -> String {
         Request::VerdictList { .. } => rows(answer, "verdicts", &["id", "host", "purpose", "allow", "time_ms"]),
         Request::GrantList {} => rows(answer, "grants", &["workload", "host", "state"]),
         Request::WorkloadList {} => rows(answer, "workloads", &["workload", "name", "withdrawn"]),
+        Request::RunList { .. } => {
+            rows(answer, "runs", &["run", "host_name", "workload_name", "state", "started_ms", "status", "findings"])
+        }
         Request::VerdictShow { .. } => verdict(answer),
         Request::HostShow { .. }
         | Request::HostState { .. }
@@ -53,6 +56,8 @@ pub(super) fn answer(request: &Request, answer: &Value) -> String {
         | Request::GrantAdd { .. }
         | Request::WorkloadRegister { .. }
         | Request::WorkloadWithdraw { .. }
+        | Request::RunShow { .. }
+        | Request::RunOrder { .. }
         | Request::Restored {} => fields(answer),
     }
 }

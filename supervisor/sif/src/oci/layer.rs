@@ -4,7 +4,7 @@ use std::io::{self, Read, Take};
 
 use flate2::read::MultiGzDecoder;
 use ring::digest::Context;
-use tar::{EntryType, Header, PaxExtensions};
+use tar::{Header, PaxExtensions};
 
 use super::store::{Digest, Store};
 use super::{EXPANDED, EXTENSION, MEMBERS, NAMES, PATH, bad};
@@ -192,18 +192,19 @@ pub(super) fn members<R: Read>(
         if header.cksum()? != sum.saturating_sub(own).saturating_add(8 * 32) {
             return Err(bad("a header's checksum is wrong"));
         }
-        let kind = header.entry_type();
+        // POSIX.1-2017 (pax), section "ustar Interchange Format", and GNU's L, K.
+        let flag = header.entry_type().as_byte();
         let own_size = header.entry_size()?;
-        if matches!(kind, EntryType::GNULongName | EntryType::GNULongLink | EntryType::XHeader) {
+        if matches!(flag, b'L' | b'K' | b'x') {
             if own_size > EXTENSION {
                 return Err(bad(format!("an extended header of {own_size} bytes, at most {EXTENSION}")));
             }
             let mut value = Vec::new();
             source.take(own_size).read_to_end(&mut value)?;
             skip(source, own_size.wrapping_neg() % 512)?;
-            match kind {
-                EntryType::GNULongName => path = Some(text(&value)),
-                EntryType::GNULongLink => link = Some(text(&value)),
+            match flag {
+                b'L' => path = Some(text(&value)),
+                b'K' => link = Some(text(&value)),
                 _ => {
                     for field in PaxExtensions::new(&value) {
                         let field = field?;
@@ -223,18 +224,19 @@ pub(super) fn members<R: Read>(
         }
         let target = link.take().or_else(|| header.link_name_bytes().map(|name| name.into_owned())).unwrap_or_default();
         let name = path.take().unwrap_or_else(|| header.path_bytes().into_owned());
-        // Only files have contents; a size that other members carry is that of their target.
         let size = length.take().unwrap_or(own_size);
-        let kind = match kind {
-            EntryType::Regular | EntryType::Continuous if name.last() == Some(&b'/') => Some(Kind::Folder),
-            EntryType::Regular | EntryType::Continuous => Some(Kind::File),
-            EntryType::Directory => Some(Kind::Folder),
-            EntryType::Symlink => Some(Kind::Symlink(target)),
-            EntryType::Link => Some(Kind::Hardlink(target)),
-            EntryType::Char | EntryType::Block | EntryType::Fifo => Some(Kind::Special),
-            EntryType::XGlobalHeader => None,
-            other => return Err(bad(format!("a member of kind {:?} (sparse files are not read)", other.as_byte()))),
+        let kind = match flag {
+            b'0' | b'7' if name.last() == Some(&b'/') => Some(Kind::Folder),
+            b'0' | b'7' => Some(Kind::File),
+            b'1' => Some(Kind::Hardlink(target)),
+            b'2' => Some(Kind::Symlink(target)),
+            b'3' | b'4' | b'6' => Some(Kind::Special),
+            b'5' => Some(Kind::Folder),
+            // About all that follow, and nothing in it that is used.
+            b'g' => None,
+            other => return Err(bad(format!("a member of kind {:?} (sparse files are not read)", char::from(other)))),
         };
+        // Only files have contents; a size that other members carry is that of their target.
         let size = match &kind {
             Some(Kind::File) | None => size,
             Some(Kind::Folder | Kind::Symlink(_) | Kind::Hardlink(_) | Kind::Special) => 0,

@@ -106,7 +106,7 @@ impl Tree {
     /// The folder that a path leads to, symbolic links followed within the tree; `make` says in which layer missing folders are made.
     fn folder(&mut self, mut path: VecDeque<Vec<u8>>, make: Option<usize>) -> Result<Option<usize>, SifError> {
         let mut above = vec![ROOT];
-        let mut links = 0;
+        let mut links: usize = 0;
         while let Some(part) = path.pop_front() {
             let here = above.last().copied().unwrap_or(ROOT);
             match part.as_slice() {
@@ -129,7 +129,7 @@ impl Tree {
             match self.nodes.get(next).map(|node| &node.what) {
                 Some(What::Folder(_)) => above.push(next),
                 Some(What::Symlink(target)) => {
-                    links += 1;
+                    links = links.saturating_add(1);
                     if links > LINKS {
                         return Err(bad("symbolic links that lead to each other"));
                     }
@@ -215,7 +215,7 @@ impl Tree {
         let node = self.child(folder, &name).and_then(|at| self.nodes.get(at)).ok_or_else(outside)?;
         match &node.what {
             What::Folder(_) => Err(outside()),
-            other => Ok(other.clone()),
+            what @ (What::File(_) | What::Symlink(_)) => Ok(what.clone()),
         }
     }
 
