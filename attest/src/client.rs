@@ -113,10 +113,24 @@ impl Client {
         let client = Self::for_content(url, patience)?;
         let bytes = client.get("/v1/trust")?;
         let got = countersign_wire::trust::TrustBundle::digest(&bytes);
-        if got != *digest {
-            return Err(HostError::Trust { url: url.to_owned(), got: hex::encode(got), want: hex::encode(digest) });
+        if got == *digest {
+            return Ok(bytes);
         }
-        Ok(bytes)
+        // A token may be older than the verifier's newest keys.
+        match client.trust_since(digest) {
+            Err(HostError::Refused { .. }) => {
+                Err(HostError::Trust { url: url.to_owned(), got: hex::encode(got), want: hex::encode(digest) })
+            }
+            followed => followed,
+        }
+    }
+
+    /// The trust bundle that has replaced the one with this digest, each step signed by the CA key of the one before.
+    ///
+    /// # Errors
+    /// As [`Client::get`]; [`HostError::Answer`] for a way that leads elsewhere.
+    pub(crate) fn trust_since(&self, digest: &[u8; 32]) -> Result<Vec<u8>, HostError> {
+        crate::host::newest_trust(&self.get(&format!("/v1/trust/since/{}", hex::encode(digest)))?, digest)
     }
 
     /// GET; the body of a 2xx answer.

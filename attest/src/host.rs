@@ -5,6 +5,7 @@ mod evidence;
 mod ima;
 mod runs;
 mod step;
+mod trust;
 mod verdict;
 
 use std::time::{Duration, SystemTime};
@@ -33,6 +34,7 @@ use crate::tpm::{Tpm, TpmAddress};
 
 pub use runs::Running;
 pub use step::{Observer, Step};
+pub(crate) use trust::newest as newest_trust;
 
 /// How long to wait for another program of this host.
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);

@@ -16,6 +16,7 @@ use countersign_wire::cel;
 use countersign_wire::enrol::HostCard;
 use countersign_wire::evidence::Evidence;
 use countersign_wire::facts::Facts;
+use countersign_wire::grant::Grant;
 use countersign_wire::ima;
 use countersign_wire::record::{Bundle, Record};
 use countersign_wire::runlog::RunLog;
@@ -233,6 +234,19 @@ fn ours(kind: Kind, bytes: &[u8]) -> Result<Described, String> {
                     ("CA", ekcert::subject(&trust.ca).unwrap_or_else(|e| e.to_string())),
                     ("approval key", name_of(&trust.approval_key)),
                     ("verdict key", name_of(&trust.verdict_key)),
+                ],
+            ))
+        }
+        Kind::Grant => {
+            let grant: Grant = artefact::from_file(bytes).map_err(|e| e.to_string())?;
+            Ok(Described::new(
+                "owner's grant",
+                &[
+                    ("workload", grant.workload.to_string()),
+                    ("host", grant.host.to_string()),
+                    ("AK name", hex::encode(&grant.ak_name)),
+                    ("approval key", hex::encode(&grant.approval)),
+                    ("verdict key", hex::encode(&grant.verdict)),
                 ],
             ))
         }

@@ -9,8 +9,10 @@ use serde_json::Value;
 
 use crate::doctor::{self, Finding, Outcome};
 use crate::exit::{Failure, Stage, TABLE};
+use crate::grant::{self, grant};
+use crate::inspect;
 use crate::out;
-use crate::owner::{self, Policy, Protect, Register};
+use crate::owner::{self, Input, Policy, Protect, Register};
 use crate::run::{Given, Plan, Task, config, run};
 use crate::runtime;
 use crate::unprotect::{self, Protected, Rekey};
@@ -40,8 +42,10 @@ struct Cli {
 enum Command {
     /// Encrypt and sign an image, with its policy inside
     Protect(ProtectArgs),
-    /// Give an image's key and policy to a verifier
+    /// Give an image's policy to a verifier, and its key unless its owner keeps it
     Register(RegisterArgs),
+    /// Wrap an image's key for one host, offline: the verifier can say yes, and never reads the key
+    Grant(GrantArgs),
     /// Write a protected image as a plain one, with the escrow key
     Unprotect {
         #[command(flatten)]
@@ -122,14 +126,23 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct ProtectArgs {
-    /// A root folder, a plain SIF, or a squashfs
+    /// A root folder, a plain SIF, a squashfs, or an OCI layout (folder or tar archive)
     input: PathBuf,
+    /// The input is a SIF with DSSE signatures by this key (public, PEM); several may be given
+    #[arg(long, value_name = "FILE")]
+    input_signer: Vec<PathBuf>,
+    /// The input is a SIF with PGP signatures by these keys (exported, public)
+    #[arg(long, value_name = "FILE")]
+    input_pgp: Option<PathBuf>,
     /// Folder of the workload policy (package countersign.workload; default: the shipped example)
     #[arg(long, value_name = "DIR")]
     policy: Option<PathBuf>,
     /// The owner's private key (PEM: Ed25519, ECDSA P-256/P-384 or RSA)
     #[arg(long, value_name = "FILE")]
     sign: PathBuf,
+    /// A file with the passphrase of that key, where it is encrypted
+    #[arg(long, value_name = "FILE")]
+    sign_passphrase_file: Option<PathBuf>,
     /// Escrow: an RSA public key (PEM); its private half opens the image without a verifier
     #[arg(long, value_name = "FILE", required_unless_present = "escrow_passphrase_file")]
     escrow: Option<PathBuf>,
@@ -151,25 +164,40 @@ struct FromArgs {
     /// The owner's public key (PEM)
     #[arg(long, required = true, value_name = "FILE")]
     signer: Vec<PathBuf>,
+    #[command(flatten)]
+    escrow: EscrowArgs,
+}
+
+#[derive(Debug, Args)]
+struct EscrowArgs {
     /// The escrow's private key (PEM)
-    #[arg(long, value_name = "FILE", required_unless_present = "escrow_passphrase_file")]
+    #[arg(long, value_name = "FILE")]
     escrow_key: Option<PathBuf>,
+    /// A file with the passphrase of that key, where it is encrypted
+    #[arg(long, value_name = "FILE", requires = "escrow_key")]
+    key_passphrase_file: Option<PathBuf>,
     /// A file with the escrow's passphrase
     #[arg(long, value_name = "FILE", conflicts_with = "escrow_key")]
     escrow_passphrase_file: Option<PathBuf>,
 }
 
-impl FromArgs {
-    fn escrow(&self) -> Result<EscrowKey, Failure> {
+impl EscrowArgs {
+    fn key(&self) -> Result<EscrowKey, Failure> {
         match (&self.escrow_key, &self.escrow_passphrase_file) {
-            (Some(path), _) => owner::escrow_key(path),
+            (Some(path), _) => owner::escrow_key(path, self.key_passphrase_file.as_deref()),
             (None, Some(path)) => Ok(EscrowKey::Passphrase(owner::passphrase(path)?)),
-            (None, None) => Err(Failure::new(Stage::Usage, "no escrow key", "--escrow-key KEY.pem")),
+            (None, None) => Err(Failure::new(
+                Stage::Usage,
+                "no escrow key",
+                "--escrow-key KEY.pem, or --escrow-passphrase-file FILE",
+            )),
         }
     }
+}
 
+impl FromArgs {
     fn with<T>(&self, then: impl FnOnce(&Protected<'_>) -> Result<T, Failure>) -> Result<T, Failure> {
-        then(&Protected { image: &self.image, signers: &owner::signers(&self.signer)?, escrow: &self.escrow()? })
+        then(&Protected { image: &self.image, signers: &owner::signers(&self.signer)?, escrow: &self.escrow.key()? })
     }
 }
 
@@ -180,6 +208,9 @@ struct RekeyArgs {
     /// The owner's private key (PEM)
     #[arg(long, value_name = "FILE")]
     sign: PathBuf,
+    /// A file with the passphrase of that key, where it is encrypted
+    #[arg(long, value_name = "FILE")]
+    sign_passphrase_file: Option<PathBuf>,
     /// The new escrow: an RSA public key (PEM)
     #[arg(long, value_name = "FILE")]
     escrow: PathBuf,
@@ -195,9 +226,7 @@ struct RekeyArgs {
 }
 
 #[derive(Debug, Args)]
-struct RegisterArgs {
-    #[command(flatten)]
-    from: FromArgs,
+struct VerifierArgs {
     /// The verifier's address
     #[arg(long, value_name = "URL")]
     url: String,
@@ -207,9 +236,54 @@ struct RegisterArgs {
     /// The verifier's CA (PEM)
     #[arg(long, value_name = "FILE")]
     ca: PathBuf,
+}
+
+impl VerifierArgs {
+    fn verifier(&self) -> owner::Verifier<'_> {
+        owner::Verifier { url: &self.url, token: &self.token_file, ca: &self.ca }
+    }
+}
+
+#[derive(Debug, Args)]
+struct RegisterArgs {
+    /// The image
+    image: PathBuf,
+    /// The owner's public key (PEM)
+    #[arg(long, required = true, value_name = "FILE")]
+    signer: Vec<PathBuf>,
+    #[command(flatten)]
+    escrow: EscrowArgs,
+    /// The owner keeps the key: the verifier gets the policy only, and hosts need a grant
+    #[arg(long, conflicts_with_all = ["escrow_key", "escrow_passphrase_file"])]
+    owner_held: bool,
+    #[command(flatten)]
+    verifier: VerifierArgs,
     /// A label for people (default: the file's name)
     #[arg(long)]
     name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct GrantArgs {
+    #[command(flatten)]
+    from: FromArgs,
+    /// The host's card (attest show -o host.card), as it came from the host
+    #[arg(long, value_name = "FILE")]
+    host_card: PathBuf,
+    /// TPM vendors' roots that you trust: PEM files, or folders of them
+    #[arg(long, required = true, value_name = "FILE|DIR")]
+    ek_root: Vec<PathBuf>,
+    /// The verifier's trust bundle, as it came from its operator
+    #[arg(long, value_name = "FILE")]
+    trust: PathBuf,
+    /// Grant the key to a simulated TPM, for development
+    #[arg(long)]
+    dangerous_allow_simulated: bool,
+    /// The grant to write; verifier grant add takes it
+    #[arg(short, long, value_name = "FILE", required_unless_present = "url")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    verifier: Option<VerifierArgs>,
 }
 
 #[derive(Debug, Args)]
@@ -268,6 +342,7 @@ pub fn main() -> u8 {
         Command::Shell { run: given, arguments } => start(given, Task::Shell(arguments)),
         command @ (Command::Protect(_)
         | Command::Register(_)
+        | Command::Grant(_)
         | Command::Unprotect { .. }
         | Command::Rekey(_)
         | Command::Inspect { .. }
@@ -326,10 +401,11 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
             };
             let (policy, output) = (given.policy.as_deref(), given.output.as_path());
             let policy = policy.map_or(Policy::Shipped, Policy::Folder);
-            let made = owner::protect_image(&Protect {
-                input: &given.input,
+            let trusted = owner::input_signers(&given.input_signer, given.input_pgp.as_deref())?;
+            let made = owner::protect_image(Protect {
+                input: Input::Path(&given.input, &trusted),
                 policy,
-                sign: &given.sign,
+                sign: &owner::owner_key(&given.sign, given.sign_passphrase_file.as_deref())?,
                 escrow,
                 output,
                 force: given.force,
@@ -337,25 +413,40 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
             print(json, &made)
         }
         Command::Register(given) => {
-            let file_name = given.from.image.file_name().map(|name| name.to_string_lossy().into_owned());
+            let file_name = given.image.file_name().map(|name| name.to_string_lossy().into_owned());
             let name = given.name.or(file_name).unwrap_or_default();
             let registered = owner::register(&Register {
-                image: &given.from.image,
-                signers: &owner::signers(&given.from.signer)?,
-                escrow: given.from.escrow()?,
-                url: &given.url,
-                token: &given.token_file,
-                ca: &given.ca,
+                image: &given.image,
+                signers: &owner::signers(&given.signer)?,
+                escrow: if given.owner_held { None } else { Some(given.escrow.key()?) },
+                verifier: given.verifier.verifier(),
                 name: &name,
             })?;
             print(json, &registered)
+        }
+        Command::Grant(given) => {
+            let verifier = given.verifier.as_ref().map(VerifierArgs::verifier);
+            let made = given.from.with(|from| {
+                grant(&grant::Plan {
+                    image: from.image,
+                    signers: from.signers,
+                    escrow: from.escrow,
+                    host_card: &given.host_card,
+                    ek_roots: &given.ek_root,
+                    trust: &given.trust,
+                    dangerous_allow_simulated: given.dangerous_allow_simulated,
+                    output: given.output.as_deref(),
+                    verifier: verifier.as_ref(),
+                })
+            })?;
+            print(json, &made)
         }
         Command::Unprotect { from, output, force } => {
             print(json, &from.with(|protected| unprotect::unprotect(protected, &output, force))?)
         }
         Command::Rekey(given) => {
             let new = Rekey {
-                sign: &given.sign,
+                sign: &owner::owner_key(&given.sign, given.sign_passphrase_file.as_deref())?,
                 policy: given.policy.as_deref(),
                 escrow: owner::escrow(&given.escrow)?,
                 output: &given.output,
@@ -364,10 +455,12 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
             print(json, &given.from.with(|protected| unprotect::rekey(protected, new))?)
         }
         Command::Inspect { image, signer, full } => {
-            if signer.is_empty() {
-                return print(json, &owner::look(&image)?);
-            }
-            print(json, &owner::inspect(&image, &owner::signers(&signer)?, full)?)
+            let seen = if signer.is_empty() {
+                inspect::look(&image)?
+            } else {
+                inspect::inspect(&image, &owner::signers(&signer)?, full)?
+            };
+            out::print(json, &seen, || inspect::words(&seen))
         }
         Command::Completions { shell } => {
             let mut text = Vec::new();

@@ -1,20 +1,20 @@
 //! The owner's way back: `unprotect` and `rekey`, with the escrow key.
 
 use std::fs::{File, Permissions};
-use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use countersign_sif::dsse::SignerKey;
+use countersign_sif::dsse::{OwnerKey, SignerKey};
 use countersign_sif::escrow::{Escrow, EscrowKey};
 use countersign_sif::format::{Arch, GROUP, data_type, fs_type};
 use countersign_sif::layout::{Layout, Object, primary_extra};
+use countersign_sif::protect::Squashfs;
 use countersign_sif::xts::VolumeKey;
 use countersign_sif::{Image, SifError, View};
 use serde_json::{Value, json};
 
 use crate::exit::Failure;
-use crate::owner::{self, Policy, Protect, not_written, progress};
+use crate::owner::{self, Input, Policy, Protect, not_written, of_image, progress};
 use crate::workshop::{Workshop, exists};
 
 /// Bytes decrypted at once.
@@ -55,8 +55,8 @@ pub fn unprotect(given: &Protected<'_>, output: &Path, force: bool) -> Result<Va
 /// What `rekey` makes of an image.
 #[derive(Debug)]
 pub struct Rekey<'a> {
-    /// Owner's private key (PEM).
-    pub sign: &'a Path,
+    /// Owner's private key.
+    pub sign: &'a OwnerKey,
     /// Folder of another workload policy; none keeps the image's.
     pub policy: Option<&'a Path>,
     /// Who can open the new image without a verifier.
@@ -67,8 +67,8 @@ pub struct Rekey<'a> {
     pub force: bool,
 }
 
-/// Encrypts an image with another volume key, for another escrow or policy: another workload, which is to be registered. In between the plain
-/// file system is in a file without a name, beside the output.
+/// Encrypts an image with another volume key, for another escrow or policy: another workload, which is to be registered. It is decrypted, checked
+/// and encrypted chunk by chunk: the plain file system is never in a file.
 ///
 /// # Errors
 /// [`Failure`]; nothing is left then.
@@ -77,15 +77,13 @@ pub fn rekey(given: &Protected<'_>, new: Rekey<'_>) -> Result<Value, Failure> {
         return Err(exists(new.output));
     }
     let (image, key) = owner::open(given.image, given.signers, given.escrow)?;
-    let folder = new.output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
-    let plain = || -> Result<File, SifError> {
-        let file = tempfile::tempfile_in(folder)?;
-        decrypt(&image, &key, &file)?;
-        Ok(file)
-    };
-    let plain = plain().map_err(|e| not_written(new.output, e))?;
-    let mut made = owner::protect_image(&Protect {
-        input: &PathBuf::from(format!("/proc/self/fd/{}", plain.as_raw_fd())),
+    // As many contexts as protect has threads: each reads its own chunk.
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let view = View::new(&image, &key, threads).map_err(|e| of_image(given.image, e))?;
+    drop(key);
+    let squashfs = Squashfs::of_view(view, arch(&image)).map_err(|e| of_image(given.image, e))?;
+    let mut made = owner::protect_image(Protect {
+        input: Input::Open(squashfs),
         policy: new.policy.map_or_else(|| Policy::Bundle(image.policy()), Policy::Folder),
         sign: new.sign,
         escrow: new.escrow,
@@ -98,6 +96,11 @@ pub fn rekey(given: &Protected<'_>, new: Rekey<'_>) -> Result<Value, Failure> {
     Ok(made)
 }
 
+fn arch(image: &Image) -> Arch {
+    let partition = image.objects().iter().find(|object| object.data_type == data_type::PARTITION);
+    partition.and_then(countersign_sif::format::Descriptor::arch).unwrap_or_else(Arch::native)
+}
+
 /// Writes a plain SIF with the image's file system.
 fn decrypt(image: &Image, key: &VolumeKey, file: &File) -> Result<(), SifError> {
     let view = View::new(image, key, 1)?;
@@ -106,9 +109,7 @@ fn decrypt(image: &Image, key: &VolumeKey, file: &File) -> Result<(), SifError> 
     uuid[6] = uuid[6] & 0x0f | 0x40;
     uuid[8] = uuid[8] & 0x3f | 0x80;
     let mut layout = Layout::new(uuid, 0);
-    let partition = image.objects().iter().find(|object| object.data_type == data_type::PARTITION);
-    let arch = partition.and_then(countersign_sif::format::Descriptor::arch).unwrap_or_else(Arch::native);
-    let extra = primary_extra(fs_type::SQUASHFS, arch);
+    let extra = primary_extra(fs_type::SQUASHFS, arch(image));
     let object = Object {
         data_type: data_type::PARTITION,
         name: "",

@@ -95,6 +95,51 @@ fn an_interrupted_protect_leaves_nothing() {
     }
 }
 
+/// Secrets of an image that is being made go through pipes: they are in no argument, no environment, and no file, as long as it takes.
+#[test]
+fn protect_keeps_its_secrets() {
+    let Some((_dir, owner)) = owner() else { return };
+    let phrase = "a long enough passphrase";
+    std::fs::write(owner.path("passphrase"), format!("{phrase}\n")).unwrap();
+    let mut command = Command::new(SUPERVISOR);
+    command.arg("protect").arg(owner.path("rootfs")).arg("--sign").arg(owner.path("owner.pem"));
+    command.arg("--escrow-passphrase-file").arg(owner.path("passphrase")).arg("-o").arg(owner.path("late.sif"));
+    let mut child = command.stdin(Stdio::null()).spawn().unwrap();
+    let pid = i32::try_from(child.id()).unwrap();
+    // Everything that was to be seen meanwhile: once each, by name and length.
+    let mut seen: std::collections::BTreeMap<(String, usize), Vec<u8>> = std::collections::BTreeMap::new();
+    let mut cryptsetup = false;
+    while child.try_wait().unwrap().is_none() {
+        for process in &Family::of(pid).0 {
+            cryptsetup |= process.command.contains("luksFormat");
+            for file in ["cmdline", "environ"] {
+                let bytes = std::fs::read(process.file(file)).unwrap_or_default();
+                seen.insert((format!("{file} of {}", process.command), bytes.len()), bytes);
+            }
+        }
+        let folders = names(&owner.dir).into_iter().filter(|name| name.starts_with(".countersign-"));
+        for folder in folders.map(|name| owner.path(&name)) {
+            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                let bytes = std::fs::read(entry.path()).unwrap_or_default();
+                seen.insert((entry.path().display().to_string(), bytes.len()), bytes);
+            }
+        }
+    }
+    assert!(child.wait().unwrap().success() && cryptsetup);
+    let signer = countersign_sif::dsse::SignerKey::from_pem(&std::fs::read(owner.path("owner.pub.pem")).unwrap());
+    let image = countersign_sif::Image::open(&owner.path("late.sif"), &[signer.unwrap()]).unwrap();
+    let escrow = countersign_sif::escrow::EscrowKey::Passphrase(phrase.as_bytes().to_vec().into());
+    let key = image.open_escrow(&escrow).unwrap();
+    assert!(seen.keys().any(|(name, _)| name.contains(".countersign-")), "a file was seen");
+    seen.insert(("the image".into(), 0), std::fs::read(owner.path("late.sif")).unwrap());
+    let digits: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+    for secret in [key.as_slice(), digits.as_bytes(), phrase.as_bytes()] {
+        for ((name, _), bytes) in &seen {
+            assert!(!bytes.windows(secret.len()).any(|window| window == secret), "{name}");
+        }
+    }
+}
+
 #[test]
 fn a_full_disk_leaves_nothing() {
     let Some((_dir, owner)) = owner() else { return };
@@ -140,7 +185,21 @@ fn inspect_says_what_is_verified() {
     }
     assert!(stdout(&inspect(&[])).contains("nothing: give the owner's public key with --signer"));
     let full: Value = serde_json::from_slice(&inspect(&["--json", "--full", "--signer", signer]).stdout).unwrap();
-    assert_eq!(full["checked"], "every object");
+    assert_eq!(full["checked"], "every object and every block");
+    assert_eq!(full["policy_object"]["digest"], full["policy"]);
+    assert_eq!(full["policy_object"]["modules"][0]["package"], "countersign.workload");
+    let words = stdout(&inspect(&["--signer", signer]));
+    let lines = [
+        format!("VERIFIED      signed by {}", checked["signer"].as_str().unwrap()),
+        format!("workload      {}", checked["workload"].as_str().unwrap()),
+        "package countersign.workload".into(),
+        "LUKS2 container".into(),
+        "hash tree        countersign.verity   object 1".into(),
+    ];
+    for line in lines {
+        assert!(words.contains(&line), "{line:?} is not in\n{words}");
+    }
+    assert!(stdout(&inspect(&[])).starts_with("NOT VERIFIED"));
     failed(&inspect(&["--full"]), 200, &["--signer"]);
 
     // One bit in the middle of the payload: only --full sees it.

@@ -156,11 +156,19 @@ pub enum Request {
         sif_uuid: String,
         /// The policy bundle (base64).
         policy: String,
-        /// The LUKS2 volume key, 64 bytes (base64).
+        /// The LUKS2 volume key, 64 bytes (base64); empty when its owner holds it and grants it to each host.
+        #[serde(default)]
         volume_key: Secret,
         /// PCRs that every approval must cover; empty takes the default.
         least_selection: Vec<u8>,
     },
+    /// Takes an owner's grant.
+    GrantAdd {
+        /// The file that `supervisor grant` wrote (base64).
+        grant: String,
+    },
+    /// All grants.
+    GrantList {},
     /// All workloads.
     WorkloadList {},
     /// No longer releases a workload.
@@ -218,7 +226,7 @@ impl RunOrder {
 }
 
 /// Text that is not shown and not left in memory.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Secret(zeroize::Zeroizing<String>);
 
 impl From<String> for Secret {
@@ -414,13 +422,20 @@ pub async fn perform(service: &Service, request: Request, actor: &str) -> Result
             let registration = Registration { name, workload, payload_root, uuid, policy, key, least_selection };
             register(service, registration, actor).await
         }
+        Request::GrantAdd { grant } => {
+            let grant = countersign_wire::artefact::from_file(&bytes("grant", &grant)?);
+            let hint = Some("supervisor grant writes such a file");
+            service.add_grant(&grant.map_err(|e| Error::request("malformed", e.to_string(), hint))?, actor).await
+        }
+        Request::GrantList {} => service.grants().await,
         Request::WorkloadList {} => {
             let rows: Vec<WorkloadRow> =
-                sqlx::query_as("SELECT id, name, policy_digest, withdrawn, registered_ms FROM workloads ORDER BY name")
+                sqlx::query_as("SELECT id, name, policy_digest, withdrawn, registered_ms, length(sealed_key) = 0 FROM workloads ORDER BY name")
                     .fetch_all(service.store.pool())
                     .await?;
-            let rows = rows.into_iter().map(|(id, name, policy, withdrawn, registered_ms)| {
-                json!({"workload": hex::encode(id), "name": name, "policy": hex::encode(policy), "withdrawn": withdrawn, "registered_ms": registered_ms})
+            let rows = rows.into_iter().map(|(id, name, policy, withdrawn, registered_ms, owner_held)| {
+                let custody = if owner_held { "owner" } else { "broker" };
+                json!({"workload": hex::encode(id), "name": name, "policy": hex::encode(policy), "withdrawn": withdrawn, "registered_ms": registered_ms, "key_held_by": custody})
             });
             Ok(json!({"workloads": rows.collect::<Vec<_>>()}))
         }
@@ -618,8 +633,8 @@ async fn reference_add(service: &Service, name: &str, log: &[u8], pcrs: &[u8], a
     Ok(json!({"name": name, "values": values.len(), "pcrs": pcrs, "revision": revision}))
 }
 
-/// id, name, policy digest, withdrawn, registered.
-type WorkloadRow = (Vec<u8>, String, Vec<u8>, bool, i64);
+/// id, name, policy digest, withdrawn, registered, whether its owner holds the key.
+type WorkloadRow = (Vec<u8>, String, Vec<u8>, bool, i64, bool);
 
 struct Registration {
     name: String,
@@ -627,13 +642,14 @@ struct Registration {
     payload_root: PayloadRoot,
     uuid: [u8; 16],
     policy: Vec<u8>,
+    /// Empty: the owner holds it.
     key: zeroize::Zeroizing<Vec<u8>>,
     least_selection: Vec<u8>,
 }
 
 async fn register(service: &Service, given: Registration, actor: &str) -> Result<Value, Error> {
     let refuse = |title: String| Error::request("workload", title, None);
-    if given.key.len() != 64 {
+    if !matches!(given.key.len(), 0 | 64) {
         return Err(refuse(format!("the volume key has {} bytes, 64 are needed", given.key.len())));
     }
     let digest = PolicyDigest::of(&given.policy);
@@ -652,7 +668,11 @@ async fn register(service: &Service, given: Registration, actor: &str) -> Result
         Compiled::new(&bundle, Role::Workload).map(drop).map_err(|e| e.to_string())
     });
     compiled.await.map_err(|e| Error::Internal(e.to_string()))?.map_err(refuse)?;
-    let sealed = service.keys.seal(&given.key, &given.workload.0)?;
+    let (custody, sealed) = if given.key.is_empty() {
+        ("owner", Vec::new())
+    } else {
+        ("broker", service.keys.seal(&given.key, &given.workload.0)?)
+    };
     let least = serde_json::to_string(&least).map_err(|e| Error::Internal(e.to_string()))?;
     let mut transaction = service.store.write().await?;
     let now = now_ms(&mut transaction).await?;
@@ -671,7 +691,13 @@ async fn register(service: &Service, given: Registration, actor: &str) -> Result
         .bind(given.workload.0.as_slice())
         .execute(&mut *transaction)
         .await?;
-    audit(&mut transaction, actor, "workload-register", &format!("{} {}", given.workload, given.name)).await?;
+    audit(
+        &mut transaction,
+        actor,
+        "workload-register",
+        &format!("{} {} key held by {custody}", given.workload, given.name),
+    )
+    .await?;
     transaction.commit().await?;
-    Ok(json!({"ok": true, "workload": given.workload, "policy": digest}))
+    Ok(json!({"ok": true, "workload": given.workload, "policy": digest, "key_held_by": custody}))
 }

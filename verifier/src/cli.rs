@@ -1,6 +1,7 @@
 //! The `verifier` command line.
 
 mod explain;
+mod keys;
 mod policy;
 mod reference;
 mod words;
@@ -109,6 +110,12 @@ enum Command {
     /// Registered workloads (supervisor register adds them)
     #[command(subcommand)]
     Workload(Workload),
+    /// Keys that owners hold themselves and grant to hosts
+    #[command(subcommand)]
+    Grant(Grant),
+    /// The keys that sign releases
+    #[command(subcommand)]
+    Keys(keys::Command),
     /// What ran on the hosts
     #[command(subcommand)]
     Run(Run),
@@ -298,6 +305,17 @@ enum Workload {
 }
 
 #[derive(Debug, Subcommand)]
+enum Grant {
+    /// Take a grant that an owner made (supervisor grant)
+    Add {
+        /// The file
+        file: PathBuf,
+    },
+    /// All grants
+    List,
+}
+
+#[derive(Debug, Subcommand)]
 enum Run {
     /// Newest runs, as the hosts' attested run logs tell
     List {
@@ -434,6 +452,10 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Check(check) => run_check(cli, check),
         Command::Explain { what } => explain::run(cli, what),
         Command::Policy(command) => policy::run(cli, command),
+        Command::Keys(command) => {
+            let answer = keys::run(&state_dir(cli)?, command)?;
+            out::print(cli.json, &answer, || words::fields(&answer))
+        }
         Command::Config => {
             out::print(cli.json, &json!(crate::config::EXAMPLE), || crate::config::EXAMPLE.trim_end().to_owned())
         }
@@ -462,6 +484,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         | Command::Verdict(_)
         | Command::Release(_)
         | Command::Workload(_)
+        | Command::Grant(_)
         | Command::Run(_)
         | Command::Restored) => {
             let Some(request) = request(command)? else { return Ok(()) };
@@ -531,12 +554,15 @@ fn request(command: &Command) -> Result<Option<Request>, Failure> {
         Command::Release(Release::Refund { run }) => Request::ReleaseRefund { run: *run },
         Command::Workload(Workload::List) => Request::WorkloadList {},
         Command::Workload(Workload::Withdraw { workload }) => Request::WorkloadWithdraw { workload: *workload },
+        Command::Grant(Grant::Add { file }) => Request::GrantAdd { grant: STANDARD.encode(read(file)?) },
+        Command::Grant(Grant::List) => Request::GrantList {},
         Command::Restored => Request::Restored {},
         Command::Init { .. }
         | Command::Serve
         | Command::Check(_)
         | Command::Explain { .. }
         | Command::Policy(_)
+        | Command::Keys(_)
         | Command::Config
         | Command::Completions { .. }
         | Command::Man { .. } => return Ok(None),

@@ -1,5 +1,7 @@
 //! The verifier's keys: files of mode 0600 in `keys/`, checked when they are read.
 
+mod rotate;
+
 use std::fs::{self, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -16,6 +18,8 @@ use p256::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, EncodePublicKey 
 use rand_core::{Rng as _, UnwrapErr};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use zeroize::Zeroizing;
+
+pub use rotate::{Role, chain, rotate};
 
 use crate::error::Error;
 
@@ -170,18 +174,24 @@ impl Keys {
     /// # Errors
     /// [`Error::State`] names the file.
     pub fn load(dir: &Path) -> Result<Self, Error> {
+        rotate::finish(dir)?;
         let keys = folder(dir);
         let p8 = |name: &str| signing(&keys.join(format!("{name}.p8")));
         let master = read_secret(&keys.join("master.key"))?;
         let master =
             UnboundKey::new(&AES_256_GCM, &master).map_err(|_| state(&keys.join("master.key"), "not 32 bytes"))?;
         let path = dir.join("trust.bundle");
-        let file = fs::read(&path).map_err(|e| state(&path, e))?;
-        let trust = artefact::body::<TrustBundle>(&file).map_err(|e| state(&path, e))?.to_vec();
+        let trust = rotate::bundle(&path)?;
+        let named: TrustBundle = countersign_wire::cbor::decode(&trust).map_err(|e| state(&path, e))?;
+        let (approval, verdict) = (p8("approval")?, p8("verdict")?);
+        // Hosts pin the bundle: other keys would sign for nobody.
+        if (named.approval_key, named.verdict_key) != (public(&approval).to_bytes(), public(&verdict).to_bytes()) {
+            return Err(state(&path, "names other approval and verdict keys than those in keys/"));
+        }
         let ca_path = dir.join("ca.der");
         Ok(Self {
-            approval: p8("approval")?,
-            verdict: p8("verdict")?,
+            approval,
+            verdict,
             log: p8("log")?,
             receipt: ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &read_secret(&keys.join("receipt.key"))?),
             master: LessSafeKey::new(master),

@@ -106,6 +106,7 @@ fn router(shared: Shared) -> Router {
         .route("/v1/release", post(release))
         .route("/v1/admin", post(operate))
         .route("/v1/trust", get(trust))
+        .route("/v1/trust/since/{digest}", get(trust_since))
         .route("/v1/enrol", post(enrol).layer(small))
         .route("/v1/enrol/proof", post(enrol_proof).layer(small))
         .route("/v1/challenge", post(challenge).layer(small))
@@ -128,6 +129,20 @@ async fn ready(State(shared): State<Shared>) -> Result<&'static str, Error> {
 
 async fn trust(State(shared): State<Shared>) -> Response {
     message(shared.service.keys.trust.clone())
+}
+
+async fn trust_since(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    Path(digest): Path<String>,
+) -> Result<Response, Error> {
+    shared.rates.address(peer.address)?;
+    let mut from = [0; 32];
+    hex::decode_to_slice(&digest, &mut from).map_err(|_| Error::request("malformed", "not 64 hex digits", None))?;
+    let service = &shared.service;
+    let chain = crate::keys::chain(&service.dir, &service.keys.trust, &from)?;
+    let chain = chain.ok_or_else(|| Error::request("not-found", "this verifier never had that trust bundle", None))?;
+    Ok(message(cbor::encode(&chain)))
 }
 
 async fn enrol(State(shared): State<Shared>, Extension(peer): Extension<Peer>, body: Bytes) -> Result<Response, Error> {

@@ -5,6 +5,7 @@
 //! before anything leaves.
 
 mod commit;
+mod custody;
 mod eks;
 mod enrolment;
 pub(crate) mod events;
@@ -19,18 +20,14 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use countersign_tpm::import::wrap_sealed;
-use countersign_tpm::policy::sealed_policy;
-use countersign_tpm::public::Public;
 use countersign_wire::artefact;
 use countersign_wire::cbor;
-use countersign_wire::challenge::{Bank, Challenge, ChallengeRequest, ImportBlob};
+use countersign_wire::challenge::{Bank, Challenge, ChallengeRequest};
 use countersign_wire::enrol::HostState;
 use countersign_wire::evidence::Evidence;
 use countersign_wire::id::{HostId, Nonce, VerdictId, WorkloadId};
 use countersign_wire::receipt::Receipt;
 use countersign_wire::record::{Bundle, Record, signed_message};
-use countersign_wire::release::policy_ref;
 use countersign_wire::runlog::RunLog;
 use countersign_wire::statement::{Purpose, Statement};
 use minicbor::bytes::ByteVec;
@@ -40,8 +37,8 @@ use crate::appraise::{ChallengeRecord, Context, HostSnapshot, ImaContext, apprai
 use crate::config::Config;
 use crate::error::Error;
 use crate::ima::Reference;
-use crate::keys::{Keys, random, rng};
-use crate::store::{HostRow, Store, from_cbor, now_ms, read_host, read_ima, state_number, to_cbor};
+use crate::keys::{Keys, random};
+use crate::store::{Store, from_cbor, now_ms, read_host, read_ima, state_number, to_cbor};
 
 /// Bank that challenges ask for, TPM_ALG_SHA256.
 const SHA256: u16 = 0x000B;
@@ -146,37 +143,6 @@ impl Service {
             import,
             ima_boot,
         })
-    }
-
-    /// The broker's wrap of a workload's key to this host's EK, for its enrolled AK; made once and kept.
-    async fn import(&self, host: &HostRow, workload: &WorkloadId) -> Result<ImportBlob, Error> {
-        let ak = Public::parse(&host.snapshot.ak_public).map_err(|e| Error::Corrupt(e.to_string()))?.name();
-        let kept: Option<Vec<u8>> =
-            sqlx::query_scalar("SELECT import_cbor FROM imports WHERE host = ? AND ak_name = ? AND workload = ?")
-                .bind(host.snapshot.host.0.as_slice())
-                .bind(ak.as_bytes())
-                .bind(workload.0.as_slice())
-                .fetch_optional(self.store.pool())
-                .await?;
-        let (_, _, sealed_key) = self.store.workload(workload).await?.ok_or_else(|| unknown_workload(workload))?;
-        if let Some(bytes) = kept {
-            return from_cbor(&bytes);
-        }
-        let key = self.keys.unseal(&sealed_key, &workload.0)?;
-        let ek = Public::parse(&host.ek_public).map_err(|e| Error::Corrupt(e.to_string()))?;
-        let reference = policy_ref(workload, &host.snapshot.host, ak.as_bytes());
-        let approval = self.keys.approval_public().name();
-        let policy = sealed_policy(&approval, &self.keys.verdict_public().name(), &reference);
-        let import = wrap_sealed(&ek, &policy, &key, &mut rng()).map_err(|e| Error::Internal(e.to_string()))?;
-        let blob = ImportBlob { public: import.public.to_bytes(), duplicate: import.duplicate, seed: import.seed };
-        sqlx::query("INSERT OR IGNORE INTO imports VALUES (?, ?, ?, ?)")
-            .bind(host.snapshot.host.0.as_slice())
-            .bind(ak.as_bytes())
-            .bind(workload.0.as_slice())
-            .bind(to_cbor(&blob))
-            .execute(self.store.pool())
-            .await?;
-        Ok(blob)
     }
 
     /// `POST /v1/attest` and `POST /v1/release`: evidence in, answer out (encoded).
@@ -436,6 +402,16 @@ fn unknown_workload(workload: &WorkloadId) -> Error {
 pub(crate) const REGISTER: &str = "supervisor register APP.sif --signer OWNER.pub.pem --escrow-key ESCROW.pem --url URL --token-file FILE --ca CA.pem";
 
 impl Service {
+    /// Writes an audit entry of its own.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn audit(&self, actor: &str, action: &str, detail: &str) -> Result<(), Error> {
+        let mut transaction = self.store.write().await?;
+        audit(&mut transaction, actor, action, detail).await?;
+        Ok(transaction.commit().await?)
+    }
+
     /// The address that tokens name: the one that `serve` wrote last, or the configured one.
     #[must_use]
     pub fn url(&self) -> String {

@@ -102,6 +102,7 @@ impl Operation<'_> {
         let ek = self.ek(&keys)?;
         let mut journal = self.journal(keys.card.run_pcr)?;
         let challenge = self.challenge(&client, &keys, Purpose::Release, Some(workload))?;
+        self.expect_sealed(&client, &keys, &challenge, &workload)?;
         let (commands, busy) = (self.tpm.commands(), self.tpm.busy());
         let waiting = self.load_sealed(&ek, &challenge, workload)?;
         self.host.reached(Step::Waiting)?;

@@ -3,6 +3,7 @@
 use crate::cbor::{self, BadCbor, Message};
 use crate::enrol::HostCard;
 use crate::evidence::Evidence;
+use crate::grant::Grant;
 use crate::record::Bundle;
 use crate::trust::TrustBundle;
 
@@ -17,11 +18,13 @@ pub enum Kind {
     TrustBundle,
     /// [`Evidence`].
     Evidence,
+    /// [`Grant`].
+    Grant,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Bundle, Self::HostCard, Self::TrustBundle, Self::Evidence];
+    pub const ALL: [Self; 5] = [Self::Bundle, Self::HostCard, Self::TrustBundle, Self::Evidence, Self::Grant];
 
     /// The first eight bytes.
     #[must_use]
@@ -31,6 +34,7 @@ impl Kind {
             Self::HostCard => b"CSCARD01",
             Self::TrustBundle => b"CSTRUST1",
             Self::Evidence => b"CSEVID01",
+            Self::Grant => b"CSGRANT1",
         }
     }
 
@@ -58,6 +62,9 @@ impl Artefact for TrustBundle {
 }
 impl Artefact for Evidence {
     const KIND: Kind = Kind::Evidence;
+}
+impl Artefact for Grant {
+    const KIND: Kind = Kind::Grant;
 }
 
 /// Why a file is not the artefact wanted.

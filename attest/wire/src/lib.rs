@@ -16,6 +16,7 @@ pub mod evidence;
 pub mod explanation;
 pub mod facts;
 pub mod finding;
+pub mod grant;
 pub mod id;
 pub mod ima;
 pub mod limits;

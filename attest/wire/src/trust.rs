@@ -1,9 +1,13 @@
 //! What a host pins before it sends anything: the verifier's trust bundle, named by the join token.
 
+use countersign_tpm::ek::CertifiedKey;
+use countersign_tpm::ekcert::certified_key;
+use countersign_tpm::public::Curve;
+use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 use sha2::{Digest as _, Sha256};
 
-use crate::cbor::message;
+use crate::cbor::{self, BadCbor, message};
 use crate::limits;
 
 /// Answer to `GET /v1/trust` (content-addressed: the join token carries its SHA-256).
@@ -34,7 +38,82 @@ pub struct TrustBundle {
 }
 message!(TrustBundle, "trust bundle", limits::MESSAGE);
 
+/// Most bundles in an answer to `GET /v1/trust/since/DIGEST`.
+pub const TRANSITIONS: usize = 1000;
+
+/// Answer to `GET /v1/trust/since/DIGEST`: the bundle with that digest, and all that replaced it, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct TrustChain {
+    /// Wire version, 1.
+    #[n(0)]
+    pub version: u16,
+    /// Encoded [`TrustBundle`]s.
+    #[n(1)]
+    pub bundles: Vec<ByteVec>,
+}
+message!(TrustChain, "trust chain", TRANSITIONS * limits::MESSAGE);
+
+impl TrustChain {
+    /// The newest bundle, when the chain begins with the pinned one and each bundle follows the one before it. A chain that goes back, or was
+    /// made by anybody but the CA, leads nowhere.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn newest(&self, pinned: &[u8; 32]) -> Result<&[u8], BadTransition> {
+        let [first, others @ ..] = self.bundles.as_slice() else { return Err(BadTransition::Other) };
+        if TrustBundle::digest(first) != *pinned || others.len() > TRANSITIONS {
+            return Err(BadTransition::Other);
+        }
+        let mut newest = first;
+        for next in others {
+            cbor::decode::<TrustBundle>(next)?.follows(newest)?;
+            newest = next;
+        }
+        Ok(newest)
+    }
+}
+
+/// Why a bundle does not replace another.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadTransition {
+    /// No bundle.
+    #[error(transparent)]
+    Cbor(#[from] BadCbor),
+    /// The chain begins elsewhere, or a bundle names another predecessor.
+    #[error("it does not follow the pinned trust bundle")]
+    Other,
+    /// Not by the predecessor's CA key.
+    #[error("it is not signed by the pinned CA's key")]
+    Signature,
+}
+
 impl TrustBundle {
+    /// What the CA key of the predecessor signs (ECDSA P-256, SHA-256): a label, then the bundle without its signature.
+    #[must_use]
+    pub fn signed_message(&self) -> Vec<u8> {
+        let unsigned = Self { signature: None, ..self.clone() };
+        [b"countersign/trust/v1".as_slice(), &cbor::encode(&unsigned)].concat()
+    }
+
+    /// Checks that this bundle replaces the one with this encoding: it names it, and that one's CA key signed it.
+    ///
+    /// # Errors
+    /// [`BadTransition`].
+    pub fn follows(&self, predecessor: &[u8]) -> Result<(), BadTransition> {
+        if self.predecessor != Some(Self::digest(predecessor)) {
+            return Err(BadTransition::Other);
+        }
+        let before: Self = cbor::decode(predecessor)?;
+        let Ok(CertifiedKey::Ecc { curve: Curve::P256, x, y }) = certified_key(&before.ca) else {
+            return Err(BadTransition::Signature);
+        };
+        let point = [&[4], x.as_slice(), &y].concat();
+        let key = ring::signature::UnparsedPublicKey::new(&ring::signature::ECDSA_P256_SHA256_ASN1, point);
+        let signature = self.signature.as_deref().unwrap_or_default();
+        key.verify(&self.signed_message(), signature).map_err(|_| BadTransition::Signature)
+    }
+
     /// The digest by which tokens, auditors and transcripts name a bundle.
     #[must_use]
     pub fn digest(encoded: &[u8]) -> [u8; 32] {

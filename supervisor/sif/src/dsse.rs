@@ -1,6 +1,6 @@
 //! DSSE signatures over an object group, as `apptainer verify --key` and `singularity verify --key` read them (sif-format, section 7b).
 //!
-//! To verify, the signed JSON is rebuilt from the file and compared byte for byte with the payload.
+//! To verify, the signed JSON is rebuilt from the file and compared byte for byte with the payload; so for PGP signatures too.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -182,6 +182,26 @@ fn key_id<T: openssl::pkey::HasPublic>(key: &PKey<T>) -> Result<String, SifError
     Ok(format!("SHA256:{}", STANDARD_NO_PAD.encode(Sha256::digest(wire))))
 }
 
+/// A private key from PEM, never with a question on the terminal.
+pub(crate) fn private_key(pem: &[u8], passphrase: Option<&[u8]>, none: &str) -> Result<PKey<Private>, SifError> {
+    let mut encrypted = false;
+    let key = PKey::private_key_from_pem_callback(pem, |buffer| {
+        encrypted = true;
+        let given = passphrase.unwrap_or_default();
+        // A passphrase that does not fit opens nothing.
+        let Some(place) = buffer.get_mut(..given.len()) else { return Ok(0) };
+        place.copy_from_slice(given);
+        Ok(given.len())
+    });
+    key.map_err(|_| {
+        SifError::Key(match (encrypted, passphrase) {
+            (false, _) => none.to_owned(),
+            (true, None) => "the private key is encrypted, and no passphrase is given".into(),
+            (true, Some(_)) => "the passphrase does not open the private key".into(),
+        })
+    })
+}
+
 /// An owner's private key.
 pub struct OwnerKey(PKey<Private>);
 
@@ -197,7 +217,15 @@ impl OwnerKey {
     /// # Errors
     /// [`SifError::Key`].
     pub fn from_pem(pem: &[u8]) -> Result<Self, SifError> {
-        let key = PKey::private_key_from_pem(pem).map_err(|_| SifError::Key("no PEM private key".into()))?;
+        Self::from_encrypted_pem(pem, None)
+    }
+
+    /// As [`OwnerKey::from_pem`]; an encrypted key is opened with the passphrase.
+    ///
+    /// # Errors
+    /// [`SifError::Key`], also for an encrypted key without a passphrase, or with another one.
+    pub fn from_encrypted_pem(pem: &[u8], passphrase: Option<&[u8]>) -> Result<Self, SifError> {
+        let key = private_key(pem, passphrase, "no PEM private key")?;
         accepted(&key)?;
         Ok(Self(key))
     }
@@ -250,7 +278,18 @@ pub fn verify(
         signer = Some(found.id()?);
     }
     let signer = signer.ok_or_else(|| bad("the envelope holds no signature"))?;
-    let claimed: Metadata = serde_json::from_slice(&given).map_err(|e| SifError::Signature(format!("payload: {e}")))?;
+    covers(&given, sif, group, &mut digest_of)?;
+    Ok(signer)
+}
+
+/// Checks that a signed JSON states exactly this group of objects; `digest_of` as for [`verify`].
+pub(crate) fn covers(
+    given: &[u8],
+    sif: &Sif,
+    group: &[&Descriptor],
+    digest_of: &mut dyn FnMut(&Descriptor) -> Result<Option<String>, SifError>,
+) -> Result<(), SifError> {
+    let claimed: Metadata = serde_json::from_slice(given).map_err(|e| SifError::Signature(format!("payload: {e}")))?;
     if claimed.objects.len() != group.len() {
         return Err(SifError::Signature(format!(
             "{} objects are signed, the group has {}",
@@ -269,9 +308,9 @@ pub fn verify(
         digests.push((*object, digest));
     }
     if payload(sif, &digests)? != given {
-        return Err(bad("the image's header or descriptors are not what was signed"));
+        return Err(SifError::Signature("the image's header or descriptors are not what was signed".into()));
     }
-    Ok(signer)
+    Ok(())
 }
 
 fn holds(key: &SignerKey, message: &[u8], signature: &[u8]) -> Result<bool, SifError> {

@@ -6,6 +6,7 @@ use openssl::pkey::{PKey, Private, Public};
 use openssl::rsa::{Padding, Rsa};
 use zeroize::Zeroizing;
 
+use crate::dsse;
 use crate::error::SifError;
 
 /// Type-specific bytes of our crypto message: PEM, RSA-OAEP.
@@ -68,8 +69,15 @@ impl EscrowKey {
     /// # Errors
     /// [`SifError::Key`].
     pub fn from_pem(pem: &[u8]) -> Result<Self, SifError> {
-        let key = PKey::private_key_from_pem(pem)
-            .map_err(|_| SifError::Key("the escrow key is no PEM private key".into()))?;
+        Self::from_encrypted_pem(pem, None)
+    }
+
+    /// As [`EscrowKey::from_pem`]; an encrypted key is opened with the passphrase.
+    ///
+    /// # Errors
+    /// [`SifError::Key`].
+    pub fn from_encrypted_pem(pem: &[u8], passphrase: Option<&[u8]>) -> Result<Self, SifError> {
+        let key = dsse::private_key(pem, passphrase, "the escrow key is no PEM private key")?;
         if key.id() != openssl::pkey::Id::RSA {
             return Err(SifError::Key("the escrow key is no RSA key".into()));
         }

@@ -6,10 +6,11 @@
 //! | module | what it owns |
 //! |---|---|
 //! | [`format`], [`layout`] | header and descriptors: a reader that trusts neither, a writer |
-//! | [`dsse`] | signatures over the whole object group |
+//! | [`dsse`], [`pgp`] | signatures over the whole object group |
 //! | [`binding`] | payload root, policy digest, workload id |
 //! | [`verity`], [`xts`], [`view`] | the hash tree, the cipher, and the decrypted view over both |
 //! | [`luks`], [`escrow`] | the container's header and the owner's way back |
+//! | [`input`] | the signatures of a plain image, before it is protected |
 //! | [`squashfs`], [`mod@protect`], [`image`] | making and opening protected images |
 
 pub mod binding;
@@ -18,8 +19,12 @@ pub mod error;
 pub mod escrow;
 pub mod format;
 pub mod image;
+pub mod input;
 pub mod layout;
 pub mod luks;
+mod oci;
+pub mod pgp;
+mod pipeline;
 pub mod protect;
 pub mod squashfs;
 pub mod verity;

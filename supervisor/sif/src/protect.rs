@@ -3,10 +3,8 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::Path;
-use std::sync::mpsc::{channel, sync_channel};
 
 use countersign_wire::id::PolicyDigest;
-use ring::digest::{Context, SHA256};
 use zeroize::Zeroizing;
 
 use crate::binding::{Binding, CIPHER, Payload, names};
@@ -16,15 +14,12 @@ use crate::escrow::{self, Escrow};
 use crate::format::{GROUP, data_type, fs_type};
 use crate::layout::{Layout, Object, primary_extra};
 use crate::luks::{self, Pbkdf};
-use crate::verity::{BLOCK_U64, Builder, tree_size};
-use crate::xts::{KEY, Parallel, SECTOR, VolumeKey};
+use crate::pipeline::{Payload as Encrypting, Written};
+use crate::verity::{BLOCK_U64, tree_size};
+use crate::xts::{KEY, SECTOR, VolumeKey};
 
-pub use crate::squashfs::{Squashfs, squashfs_of};
+pub use crate::squashfs::{Squashfs, squashfs_of, squashfs_of_signed};
 
-/// Bytes encrypted at once.
-const CHUNK: usize = 4 << 20;
-/// Most threads that encrypt: more only wait for the disk.
-const THREADS: usize = 8;
 /// The partition's object id, which the others link to.
 const PARTITION: u32 = 1;
 
@@ -84,12 +79,28 @@ pub fn protect(plan: &Plan<'_>, progress: impl FnMut(u64, u64)) -> Result<Bindin
         Object { data_type: data_type::PARTITION, link: 0, extra: &extra, size: partition_length, ..object };
     let partition_at = layout.add(partition)?;
 
+    let message_at = match &message {
+        Some(message) => Some(layout.add(Object {
+            data_type: data_type::CRYPTO_MESSAGE,
+            extra: &escrow::EXTRA,
+            size: length(message),
+            ..object
+        })?),
+        None => None,
+    };
+    let tree_at = layout.add(Object { name: names::TREE, size: tree_size(data_blocks), ..object })?;
+
     let output = tempfile::Builder::new().prefix(".countersign-").tempfile_in(folder)?;
     let file = output.as_file();
-    let Written { tree, digest } =
-        payload(plan.squashfs, file, partition_at, &header, padded, &key, Builder::new(salt), progress)?;
+    let payload = Encrypting { squashfs: plan.squashfs, file, partition_at, tree_at, header: &header, padded, salt };
+    let Written { digest, tree_root } = payload.write(&key, progress)?;
     let mut digests = vec![digest];
-    let (tree, tree_root) = tree.finish();
+    if let (Some(message), Some(at)) = (&message, message_at) {
+        file.write_all_at(message, at)?;
+        digests.push(dsse::digest(message));
+    }
+    let tree = layout.objects().last().ok_or_else(|| SifError::Structure("no hash tree".into()))?;
+    digests.push(dsse::object_digest(file, tree)?);
 
     let binding = Binding::new(
         Payload {
@@ -106,18 +117,11 @@ pub fn protect(plan: &Plan<'_>, progress: impl FnMut(u64, u64)) -> Result<Bindin
         PolicyDigest::of(plan.policy),
         &uuid,
     );
-    if length(&tree) != tree_size(data_blocks) {
-        return Err(SifError::Structure("the hash tree came out with another size".into()));
-    }
     let mut place = |object: Object<'_>, bytes: &[u8]| -> Result<(), SifError> {
         let at = layout.add(Object { size: length(bytes), ..object })?;
         digests.push(dsse::digest(bytes));
         Ok(file.write_all_at(bytes, at)?)
     };
-    if let Some(message) = message {
-        place(Object { data_type: data_type::CRYPTO_MESSAGE, extra: &escrow::EXTRA, ..object }, &message)?;
-    }
-    place(Object { name: names::TREE, ..object }, &tree)?;
     place(Object { name: names::POLICY, ..object }, plan.policy)?;
     place(Object { data_type: data_type::JSON, name: names::BINDING, ..object }, &binding.to_bytes()?)?;
 
@@ -144,68 +148,4 @@ pub fn protect(plan: &Plan<'_>, progress: impl FnMut(u64, u64)) -> Result<Bindin
     output.persist(plan.output).map_err(|e| SifError::Io(e.error))?;
     File::open(folder)?.sync_all()?;
     Ok(binding)
-}
-
-/// A partition that was written.
-struct Written {
-    tree: Builder,
-    /// Of the whole partition, as a signature states it.
-    digest: String,
-}
-
-/// Writes the partition: header, then the encrypted file system padded with zeros. Reading and encrypting one chunk runs beside hashing and
-/// writing the one before.
-#[expect(clippy::too_many_arguments, reason = "one call, each argument another thing")]
-fn payload(
-    squashfs: &Squashfs,
-    file: &File,
-    partition_at: u64,
-    header: &[u8],
-    padded: u64,
-    key: &VolumeKey,
-    mut tree: Builder,
-    mut progress: impl FnMut(u64, u64),
-) -> Result<Written, SifError> {
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(THREADS);
-    let mut cipher = Parallel::encryptor(key, threads)?;
-    tree.add(header, threads);
-    let digest = std::thread::scope(|scope| {
-        let (full, to_write) = sync_channel::<Vec<u8>>(1);
-        let (empty, to_fill) = channel();
-        let writer = scope.spawn(move || -> Result<String, SifError> {
-            let mut digest = Context::new(&SHA256);
-            digest.update(header);
-            file.write_all_at(header, partition_at)?;
-            let mut at = partition_at.saturating_add(length(header));
-            for chunk in to_write {
-                file.write_all_at(&chunk, at)?;
-                digest.update(&chunk);
-                at = at.saturating_add(length(&chunk));
-                let _ = empty.send(chunk);
-            }
-            Ok(dsse::digest_text(&digest.finish()))
-        });
-        let mut plain = Zeroizing::new(vec![0; CHUNK]);
-        let mut done: u64 = 0;
-        while done < padded {
-            let size = usize::try_from(padded.saturating_sub(done)).unwrap_or(usize::MAX).min(CHUNK);
-            let plain = plain.get_mut(..size).unwrap_or_default();
-            let there = usize::try_from(squashfs.length().saturating_sub(done)).unwrap_or(usize::MAX).min(size);
-            let (data, padding) = plain.split_at_mut(there);
-            squashfs.read_exact_at(data, done)?;
-            padding.fill(0);
-            let mut chunk = to_fill.try_recv().unwrap_or_default();
-            chunk.resize(size, 0);
-            cipher.run(done / 512, plain, &mut chunk)?;
-            tree.add(&chunk, threads);
-            done = done.saturating_add(length(plain));
-            if full.send(chunk).is_err() {
-                break; // the writer ended: its error says why
-            }
-            progress(done, padded);
-        }
-        drop(full);
-        writer.join().map_err(|_| SifError::Crypto("the writing thread ended".into()))?
-    })?;
-    Ok(Written { tree, digest })
 }

@@ -32,65 +32,86 @@ fn hash(salt: &Hash, block: &[u8]) -> Hash {
     context.finish().as_ref().try_into().unwrap_or_default()
 }
 
-/// Builds a tree from blocks given in order.
+/// The digests of whole blocks, in order: what [`Builder::add`] takes.
+#[must_use]
+pub fn leaves(salt: &Hash, blocks: &[u8]) -> Vec<u8> {
+    blocks.chunks(BLOCK).flat_map(|block| hash(salt, block)).collect()
+}
+
+/// Builds a tree from leaves given in order. It keeps one block a level; full ones go to whoever stores the tree, so memory does not grow with it.
 #[derive(Debug)]
 pub struct Builder {
     salt: Hash,
-    leaves: Vec<u8>,
+    /// From the leaves up.
+    levels: Vec<Level>,
+}
+
+#[derive(Debug)]
+struct Level {
+    /// Where its next block belongs in the stored tree, in blocks.
+    next: u64,
+    block: Vec<u8>,
 }
 
 impl Builder {
-    /// An empty tree.
+    /// An empty tree for so many data blocks.
     #[must_use]
-    pub const fn new(salt: Hash) -> Self {
-        Self { salt, leaves: Vec::new() }
+    pub fn new(salt: Hash, data_blocks: u64) -> Self {
+        let level = |next| Level { next, block: Vec::with_capacity(BLOCK) };
+        Self { salt, levels: level_starts(data_blocks).into_iter().map(|(_, first)| level(first)).collect() }
     }
 
-    /// Adds whole blocks, hashed on up to `threads` threads.
-    pub fn add(&mut self, blocks: &[u8], threads: usize) {
-        let part = blocks.len().div_ceil(threads.max(1)).next_multiple_of(BLOCK).max(BLOCK);
-        let start = self.leaves.len();
-        self.leaves.resize(start.saturating_add(blocks.len().div_ceil(BLOCK).saturating_mul(DIGEST)), 0);
-        let salt = &self.salt;
-        let leaves = self.leaves.get_mut(start..).unwrap_or_default();
-        std::thread::scope(|scope| {
-            for (blocks, leaves) in blocks.chunks(part).zip(leaves.chunks_mut((part / BLOCK).saturating_mul(DIGEST))) {
-                let mut work = move || {
-                    for (block, leaf) in blocks.chunks(BLOCK).zip(leaves.chunks_exact_mut(DIGEST)) {
-                        leaf.copy_from_slice(&hash(salt, block));
-                    }
-                };
-                if threads > 1 {
-                    scope.spawn(work);
-                } else {
-                    work();
-                }
-            }
-        });
-    }
-
-    /// Blocks so far.
-    #[must_use]
-    pub fn blocks(&self) -> u64 {
-        u64::try_from(self.leaves.len()).unwrap_or(0) / 32
-    }
-
-    /// The stored tree and its root.
-    #[must_use]
-    pub fn finish(self) -> (Vec<u8>, Hash) {
-        let mut levels: Vec<Vec<u8>> = Vec::new();
-        let mut level = self.leaves;
-        loop {
-            level.resize(level.len().next_multiple_of(BLOCK).max(BLOCK), 0);
-            let above: Vec<u8> = level.chunks(BLOCK).flat_map(|block| hash(&self.salt, block)).collect();
-            levels.push(level);
-            if above.len() == DIGEST {
-                let root = above.try_into().unwrap_or_default();
-                levels.reverse();
-                return (levels.concat(), root);
-            }
-            level = above;
+    /// Adds leaves, whole digests. `store` gets blocks of the tree and their offset in it, bytes.
+    ///
+    /// # Errors
+    /// Those of `store`.
+    pub fn add<E>(&mut self, leaves: &[u8], store: &mut impl FnMut(u64, &[u8]) -> Result<(), E>) -> Result<(), E> {
+        for leaf in leaves.chunks_exact(DIGEST) {
+            self.push(0, leaf, store)?;
         }
+        Ok(())
+    }
+
+    fn push<E>(
+        &mut self,
+        level: usize,
+        digest: &[u8],
+        store: &mut impl FnMut(u64, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        // Above the top there is nothing: the digest of the top block is the root, which `finish` takes.
+        let Some(at) = self.levels.get_mut(level) else { return Ok(()) };
+        if at.block.len() == BLOCK {
+            self.flush(level, store)?;
+        }
+        if let Some(at) = self.levels.get_mut(level) {
+            at.block.extend_from_slice(digest);
+        }
+        Ok(())
+    }
+
+    /// Stores a level's block and hands its digest to the level above.
+    fn flush<E>(&mut self, level: usize, store: &mut impl FnMut(u64, &[u8]) -> Result<(), E>) -> Result<Hash, E> {
+        let salt = self.salt;
+        let Some(at) = self.levels.get_mut(level) else { return Ok(Hash::default()) };
+        at.block.resize(BLOCK, 0);
+        let digest = hash(&salt, &at.block);
+        store(at.next.saturating_mul(BLOCK_U64), &at.block)?;
+        at.next = at.next.saturating_add(1);
+        at.block.clear();
+        self.push(level.saturating_add(1), &digest, store)?;
+        Ok(digest)
+    }
+
+    /// Stores what is left; the root, which is right exactly when as many leaves were added as [`Builder::new`] was told.
+    ///
+    /// # Errors
+    /// Those of `store`.
+    pub fn finish<E>(mut self, store: &mut impl FnMut(u64, &[u8]) -> Result<(), E>) -> Result<Hash, E> {
+        let mut root = Hash::default();
+        for level in 0..self.levels.len() {
+            root = self.flush(level, store)?;
+        }
+        Ok(root)
     }
 }
 
@@ -105,6 +126,17 @@ fn level_blocks(data_blocks: u64) -> Vec<u64> {
             return levels;
         }
     }
+}
+
+/// Blocks of each level, from the leaves up, and where it begins in the stored tree (top first), in blocks.
+fn level_starts(data_blocks: u64) -> Vec<(u64, u64)> {
+    let counts = level_blocks(data_blocks);
+    let mut below: u64 = counts.iter().sum();
+    let place = |count: &u64| {
+        below = below.saturating_sub(*count);
+        (*count, below)
+    };
+    counts.iter().map(place).collect()
 }
 
 /// Bytes of the stored tree over so many data blocks.
@@ -132,15 +164,7 @@ impl Tree {
     /// A tree of `data_blocks` blocks, stored at `offset` of the file.
     #[must_use]
     pub fn new(salt: Hash, root: Hash, offset: u64, data_blocks: u64) -> Self {
-        let counts = level_blocks(data_blocks);
-        let mut below: u64 = counts.iter().sum();
-        let levels = counts
-            .iter()
-            .map(|count| {
-                below = below.saturating_sub(*count);
-                (*count, below)
-            })
-            .collect();
+        let levels = level_starts(data_blocks);
         Self { salt, root, offset, data_blocks, levels, verified: Mutex::default() }
     }
 
@@ -190,18 +214,18 @@ impl Tree {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
-
     use super::*;
 
     fn stored(blocks: u64) -> (File, Vec<u8>, Tree) {
         let data: Vec<u8> = (0..blocks).flat_map(|n| vec![u8::try_from(n % 251).unwrap(); BLOCK]).collect();
-        let mut builder = Builder::new([7; 32]);
-        builder.add(&data, 2);
-        let (tree, root) = builder.finish();
-        assert_eq!(u64::try_from(tree.len()).unwrap(), tree_size(blocks));
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&tree).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let mut store = |at, block: &[u8]| file.write_all_at(block, at);
+        let mut builder = Builder::new([7; 32], blocks);
+        for part in data.chunks(3 * BLOCK) {
+            builder.add(&leaves(&[7; 32], part), &mut store).unwrap();
+        }
+        let root = builder.finish(&mut store).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), tree_size(blocks));
         (file, data, Tree::new([7; 32], root, 0, blocks))
     }
 

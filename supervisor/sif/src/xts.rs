@@ -75,44 +75,6 @@ impl Xts {
     }
 }
 
-/// Encryption on several cores: each takes a part of the sectors.
-#[derive(Debug)]
-pub struct Parallel(Vec<Xts>);
-
-impl Parallel {
-    /// Encrypts with a key on `threads` threads (at least one).
-    ///
-    /// # Errors
-    /// [`SifError::Crypto`].
-    pub fn encryptor(key: &VolumeKey, threads: usize) -> Result<Self, SifError> {
-        (0..threads.max(1)).map(|_| Xts::encryptor(key)).collect::<Result<_, _>>().map(Self)
-    }
-
-    /// As [`Xts::run`].
-    ///
-    /// # Errors
-    /// [`SifError::Crypto`].
-    pub fn run(&mut self, sector: u64, input: &[u8], output: &mut [u8]) -> Result<(), SifError> {
-        if input.len() != output.len() {
-            return Err(SifError::Crypto("not whole sectors".into()));
-        }
-        let part = input.len().div_ceil(self.0.len().max(1)).next_multiple_of(SECTOR).max(SECTOR);
-        let sectors = u64::try_from(part / SECTOR).unwrap_or(u64::MAX);
-        std::thread::scope(|scope| {
-            let mut running = Vec::new();
-            let mut first = sector;
-            for ((xts, from), to) in self.0.iter_mut().zip(input.chunks(part)).zip(output.chunks_mut(part)) {
-                running.push(scope.spawn(move || xts.run(first, from, to)));
-                first = first.saturating_add(sectors);
-            }
-            for thread in running {
-                thread.join().map_err(|_| SifError::Crypto("an encryption thread ended".into()))??;
-            }
-            Ok(())
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,25 +108,6 @@ mod tests {
         Xts::encryptor(&key).unwrap().run(255, &plain, &mut cipher).unwrap();
         let want = "1c3b3a102f770386e4836c99e370cf9bea00803f5e482357a4ae12d414a3e63b5d31e276f8fe4a8d66b317f9ac683f44680a86ac35adfc3345befecb4bb188fd";
         assert_eq!(hex::encode(&cipher[..64]), want);
-    }
-
-    #[test]
-    fn several_threads_give_the_same_bytes() {
-        let mut key = VolumeKey::new([7; KEY]);
-        key[0] = 1;
-        for sectors in [0, 1, 2, 3, 7, 64] {
-            let plain: Vec<u8> = (0..sectors * SECTOR).map(|n| u8::try_from(n % 253).unwrap()).collect();
-            let mut one = vec![0; plain.len()];
-            Xts::encryptor(&key).unwrap().run(77, &plain, &mut one).unwrap();
-            for threads in 0..5 {
-                let mut many = vec![0; plain.len()];
-                Parallel::encryptor(&key, threads).unwrap().run(77, &plain, &mut many).unwrap();
-                assert_eq!(many, one);
-            }
-        }
-        let mut short = vec![0; 511];
-        assert!(Parallel::encryptor(&key, 2).unwrap().run(0, &[0; 511], &mut short).is_err());
-        assert!(Parallel::encryptor(&key, 2).unwrap().run(0, &[0; 512], &mut short).is_err());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use countersign_sif::View;
 use countersign_sif::dsse::{SignerKey, object_digest};
 use countersign_sif::format::{GROUP, Sif, data_type};
 use countersign_sif::protect::squashfs_of;
-use countersign_sif::verity::{Builder, tree_size};
+use countersign_sif::verity::{Builder, leaves, tree_size};
 use countersign_sif::xts::Xts;
 use openssl::nid::Nid;
 use openssl::pkey::{PKey, Private};
@@ -259,16 +259,20 @@ fn the_tree_is_that_of_veritysetup() {
         let arguments =
             ["format", "--no-superblock", "--hash", "sha256", "--data-block-size", "4096", "--hash-block-size", "4096"];
         let said = text("veritysetup", &[&arguments[..], &["--salt", &salt_digits, path(&data), path(&tree)]].concat());
-        let mut builder = Builder::new(salt);
-        // In pieces of any length, on any number of threads.
-        for (n, piece) in bytes.chunks(4096 * 37).enumerate() {
-            builder.add(piece, n % 4);
+        let mut ours = vec![0; usize::try_from(tree_size(blocks)).unwrap()];
+        let mut store = |at: u64, block: &[u8]| {
+            let at = usize::try_from(at).unwrap();
+            ours[at..at + block.len()].copy_from_slice(block);
+            Ok::<(), std::convert::Infallible>(())
+        };
+        let mut builder = Builder::new(salt, blocks);
+        // In pieces of any length.
+        for piece in bytes.chunks(4096 * 37) {
+            builder.add(&leaves(&salt, piece), &mut store).unwrap();
         }
-        assert_eq!(builder.blocks(), blocks);
-        let (ours, root) = builder.finish();
+        let root = builder.finish(&mut store).unwrap();
         assert!(said.contains(&hex::encode(root)), "{blocks} blocks: {said}");
         assert!(std::fs::read(&tree).unwrap() == ours, "{blocks} blocks");
-        assert_eq!(u64::try_from(ours.len()).unwrap(), tree_size(blocks));
     }
     // That of a whole image.
     let Some(fixture) = fixture() else { return };

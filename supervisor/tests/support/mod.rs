@@ -28,8 +28,8 @@ use openssl::rsa::Rsa;
 use serde_json::Value;
 use tempfile::TempDir;
 
-const BOOT: &[u8] = include_bytes!("../../../fixtures/sb-ms-shim-grub212/binary_bios_measurements");
-const IMA: &[u8] = include_bytes!("../../../fixtures/sb-ms-shim-grub212/ima_binary");
+pub(crate) const BOOT: &[u8] = include_bytes!("../../../fixtures/sb-ms-shim-grub212/binary_bios_measurements");
+pub(crate) const IMA: &[u8] = include_bytes!("../../../fixtures/sb-ms-shim-grub212/ima_binary");
 pub(crate) const SECRET: &str = "the seventh secret\n";
 pub(crate) const SUPERVISOR: &str = env!("CARGO_BIN_EXE_supervisor");
 
@@ -95,8 +95,17 @@ impl Verifier {
             .replace("dangerous_allow_simulated_hosts = false", "dangerous_allow_simulated_hosts = true");
         std::fs::write(dir.join("verifier.toml"), text).unwrap();
         keys::write_secret(&dir.join("operator.token"), b"operator\n").unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime = Self::runtime();
         runtime.block_on(Store::open(dir, true)).unwrap();
+        Self::serve(dir, runtime)
+    }
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+    }
+
+    /// Serves a state folder that is there.
+    fn serve(dir: &Path, runtime: tokio::runtime::Runtime) -> Self {
         let service = runtime.block_on(Service::open(dir)).unwrap();
         let (ready, announced) = mpsc::channel();
         let served = service.clone();
@@ -109,6 +118,11 @@ impl Verifier {
 
     pub(crate) fn ask(&self, request: Request) -> Value {
         self.runtime.block_on(admin::perform(&self.service, request, "test")).unwrap()
+    }
+
+    /// As [`Verifier::ask`]; what it refuses, in words.
+    pub(crate) fn try_ask(&self, request: Request) -> Result<Value, String> {
+        self.runtime.block_on(admin::perform(&self.service, request, "test")).map_err(|e| e.to_string())
     }
 
     /// Ends it.
@@ -291,6 +305,13 @@ impl Scene {
         assert!(out.status.success(), "{}", stderr(&out));
         self.owner.register(&self.verifier, &image);
         self.owner.path(&image)
+    }
+
+    /// Ends the verifier and starts it again on its state folder, with the keys that are there now.
+    pub(crate) fn restart_verifier(&mut self) {
+        let again = Verifier::serve(&self.verifier.dir, Verifier::runtime());
+        std::mem::replace(&mut self.verifier, again).stop();
+        self.write_config(&format!("verifier = {:?}\n", self.verifier.url));
     }
 
     /// Another boot: the TPM was reset, nothing was measured.

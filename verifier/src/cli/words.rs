@@ -25,7 +25,7 @@ fn rows(answer: &Value, list: &str, columns: &[&str]) -> String {
     table(&all)
 }
 
-fn fields(value: &Value) -> String {
+pub(super) fn fields(value: &Value) -> String {
     let Some(map) = value.as_object() else { return value.to_string() };
     table(&map.iter().map(|(name, _)| vec![name.clone(), text(value, name)]).collect::<Vec<_>>())
 }
@@ -43,6 +43,7 @@ pub(super) fn answer(request: &Request, answer: &Value) -> String {
         Request::ReleaseList { .. } => {
             rows(answer, "releases", &["run", "host", "workload", "boot", "cap", "time_ms", "refunded_ms"])
         }
+        Request::GrantList {} => rows(answer, "grants", &["workload", "host", "state"]),
         Request::WorkloadList {} => rows(answer, "workloads", &["workload", "name", "withdrawn"]),
         Request::RunList { .. } => {
             rows(answer, "runs", &["run", "host_name", "workload_name", "state", "started_ms", "status", "findings"])
@@ -59,6 +60,7 @@ pub(super) fn answer(request: &Request, answer: &Value) -> String {
         | Request::ReleaseRefund { .. }
         | Request::VerdictBundle { .. }
         | Request::VerdictExplain { .. }
+        | Request::GrantAdd { .. }
         | Request::WorkloadRegister { .. }
         | Request::WorkloadWithdraw { .. }
         | Request::RunShow { .. }
