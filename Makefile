@@ -6,7 +6,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help setup build demo test fmt lint opa unit deny demo-as-user bench fuzz clean
+.PHONY: help setup build demo test fmt lint opa unit deny demo-as-user bench fuzz install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ bench: build ## measure against floors and peers of the same run; writes target/
 
 fuzz: ## fuzz every parser, FUZZ_SECONDS (600) each; FUZZ_TARGETS="a b" for some
 	@scripts/fuzz.sh
+
+install: ## install into DESTDIR and PREFIX (/usr/local): programs, units, man pages, completions, example configurations
+	@scripts/install.sh $(or $(BIN_FROM),$(TARGET)/release)
 
 clean: ## remove what was built
 	$(CARGO) clean

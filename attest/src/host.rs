@@ -7,8 +7,9 @@ mod runs;
 mod step;
 mod verdict;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use countersign_tpm::ak;
 use countersign_tpm::ek::Template;
 use countersign_tpm::public::Public;
 use countersign_wire::artefact;
@@ -19,7 +20,6 @@ use countersign_wire::limits;
 use countersign_wire::obligations::Obligations;
 use countersign_wire::runlog::Event;
 use countersign_wire::trust::{JoinToken, TrustBundle};
-use rustix::time::{ClockId, clock_gettime};
 use zeroize::Zeroizing;
 
 use crate::client::{Client, Identity};
@@ -27,6 +27,7 @@ use crate::config::Config;
 use crate::endorsement::{AkBlob, Ek};
 use crate::error::HostError;
 use crate::journal::Journal;
+use crate::lease::{Lease, Leases, Renewal, boot_time};
 use crate::state::{Lock, StateDir};
 use crate::tpm::{Tpm, TpmAddress};
 
@@ -41,6 +42,8 @@ pub struct Host {
     config: Config,
     state: StateDir,
     observer: Option<Observer>,
+    ak: Option<ak::Kind>,
+    only: Option<Template>,
 }
 
 impl std::fmt::Debug for Host {
@@ -110,7 +113,26 @@ impl Host {
     /// [`HostError::State`].
     pub fn open(config: Config) -> Result<Self, HostError> {
         let state = StateDir::open(&config.state_dir)?;
-        Ok(Self { config, state, observer: None })
+        Ok(Self { config, state, observer: None, ak: None, only: None })
+    }
+
+    /// Enrolment makes an AK of this kind, also in place of one of another kind. Without it a kept AK stays, and a new one is of the default kind.
+    pub const fn want_ak(&mut self, kind: ak::Kind) {
+        self.ak = Some(kind);
+    }
+
+    /// Enrolment shows this EK alone. For tests.
+    #[doc(hidden)]
+    pub const fn show_only(&mut self, template: Template) {
+        self.only = Some(template);
+    }
+
+    /// This TPM's EK as it would be enrolled: for the allow-list of a verifier, where the TPM has no certificate.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    pub fn endorsement_key(&mut self) -> Result<Public, HostError> {
+        self.operation()?.endorsement_key()
     }
 
     /// Watches the steps of operations. For tests.
@@ -169,7 +191,23 @@ impl Host {
         Ok(Keys { card, template, ek, ak: AkBlob { public, private } })
     }
 
+    /// The same host, for another thread.
+    pub(crate) fn again(&self) -> Self {
+        Self { config: self.config.clone(), state: self.state.clone(), observer: None, ak: None, only: None }
+    }
+
+    /// How this host attests.
+    #[must_use]
+    pub const fn config(&self) -> &Config {
+        &self.config
+    }
+
     fn client(&self, with_identity: bool) -> Result<Client, HostError> {
+        self.client_within(self.config.deadline, with_identity)
+    }
+
+    /// A client of the pinned verifier that may take this long.
+    pub(crate) fn client_within(&self, patience: Duration, with_identity: bool) -> Result<Client, HostError> {
         let (_, trust) = self.trust()?;
         let url = match &self.config.verifier {
             Some(url) => url.clone(),
@@ -185,7 +223,7 @@ impl Host {
         } else {
             None
         };
-        Client::new(&url, &trust.ca, identity, self.config.deadline)
+        Client::new(&url, &trust.ca, identity, patience)
     }
 
     /// Enrols this host: pins the verifier that the token names, proves the AK, and keeps the certificate. An EK that is known keeps its
@@ -218,12 +256,14 @@ impl Host {
         let mut outcome = self.operation()?.enroll(&url, token, &trust, name, 0);
         // The lowest one that the verifier accepts: others than the first may lead to a root that it trusts.
         for at in 1..Template::ALL.len() {
-            match outcome {
-                Err(ref refused) if enrol::another_may_do(refused) => {
-                    outcome = self.operation()?.enroll(&url, token, &trust, name, at);
-                }
-                done => return done,
+            let Err(refused) = outcome else { return outcome };
+            if !enrol::another_may_do(&refused) {
+                return Err(refused);
             }
+            outcome = match self.operation()?.enroll(&url, token, &trust, name, at) {
+                Err(HostError::NoCertificate) => return Err(refused),
+                next => next,
+            };
         }
         outcome
     }
@@ -235,6 +275,36 @@ impl Host {
     pub fn attest(&mut self) -> Result<Attested, HostError> {
         self.trust()?;
         self.operation()?.attest()
+    }
+
+    /// New leases for all that runs on this host: the outcome that another program of the host has just had, when it is fresh enough for the
+    /// shortest interval that any run asks for; else an attestation.
+    ///
+    /// # Errors
+    /// [`HostError::Unreachable`] among others: then every run keeps the lease that it has. A denial is no error.
+    pub fn renew(&mut self) -> Result<Renewal, HostError> {
+        self.renew_since(Duration::ZERO)
+    }
+
+    /// As [`Host::renew`], with an outcome of this time (CLOCK_BOOTTIME, [`boot_time`]) or later: after an event that asks for one.
+    ///
+    /// # Errors
+    /// As [`Host::renew`].
+    pub fn renew_since(&mut self, since: Duration) -> Result<Renewal, HostError> {
+        self.trust()?;
+        // Without the lock first: programs that can share wait for nobody.
+        if let Some(shared) = Leases::read(&self.state)?.shared(since) {
+            return Ok(shared);
+        }
+        self.operation()?.renew(since)
+    }
+
+    /// The lease of a run as it stands now; `None` when it has none (it ended, is of another boot, or its record was changed).
+    ///
+    /// # Errors
+    /// [`HostError::State`].
+    pub fn lease(&self, run: RunId) -> Result<Option<Lease>, HostError> {
+        Ok(Leases::read(&self.state)?.of(run))
     }
 
     /// Asks for a workload's key, and lets the TPM unseal it. A session that vanished, or PCRs that changed since the quote, get one fresh
@@ -251,6 +321,14 @@ impl Host {
         }
     }
 
+    /// This boot's run log as it lies on disk.
+    ///
+    /// # Errors
+    /// [`HostError::State`].
+    pub fn run_log(&self) -> Result<Vec<u8>, HostError> {
+        Journal::bytes(&self.state)
+    }
+
     /// Writes an entry into the run log and extends it.
     ///
     /// # Errors
@@ -260,6 +338,14 @@ impl Host {
         self.operation()?.log(|_, _| vec![event])
     }
 
+    /// Asks the pinned verifier whether it is ready; its clock, where it tells it.
+    ///
+    /// # Errors
+    /// [`HostError::Unreachable`] among others.
+    pub fn reach(&self) -> Result<Option<SystemTime>, HostError> {
+        self.client(false)?.ready()
+    }
+
     /// The evidence bundle of one of this host's verdicts, as a file; authenticated by the host's TLS certificate.
     ///
     /// # Errors
@@ -267,12 +353,6 @@ impl Host {
     pub fn bundle(&self, verdict: VerdictId) -> Result<Vec<u8>, HostError> {
         self.client(true)?.get(&format!("/v1/host/verdicts/{verdict}/bundle"))
     }
-}
-
-/// CLOCK_BOOTTIME: goes on while the machine sleeps.
-fn boot_time() -> Duration {
-    let now = clock_gettime(ClockId::Boottime);
-    Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
 impl Operation<'_> {

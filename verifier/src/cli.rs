@@ -11,11 +11,13 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use countersign_wire::artefact;
 use countersign_wire::enrol::HostState;
 use countersign_wire::id::{RunId, VerdictId, WorkloadId};
+use countersign_wire::record::Bundle;
 use serde_json::{Value, json};
 
-use crate::admin::{self, Request};
+use crate::admin::{self, Request, RunOrder};
 use crate::check::{self, CheckError, LogFiles, check_bundle, check_eventlog, check_quote, code};
 use crate::error::Error;
 use crate::out::{self, Failure};
@@ -80,6 +82,9 @@ enum Command {
     /// TPM vendors' CAs
     #[command(subcommand)]
     EkRoot(EkRoot),
+    /// EKs of TPMs without a certificate
+    #[command(subcommand)]
+    Ek(Ek),
     /// Hosts
     #[command(subcommand)]
     Host(Host),
@@ -104,6 +109,9 @@ enum Command {
     /// Registered workloads (supervisor register adds them)
     #[command(subcommand)]
     Workload(Workload),
+    /// What ran on the hosts
+    #[command(subcommand)]
+    Run(Run),
     /// Tell the verifier that its database was restored from a backup
     Restored,
     /// Check logs, quotes and bundles offline
@@ -155,6 +163,28 @@ enum EkRoot {
     Remove {
         /// Beginning of its fingerprint
         fingerprint: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Ek {
+    /// Trust one EK: only when you know that it is that host's, for it can be any key
+    Allow {
+        /// What `attest ek -o` or `attest show -o` wrote on the host
+        file: PathBuf,
+        /// A name for people (default: the file's)
+        #[arg(long)]
+        name: Option<String>,
+        /// The host with it is simulated
+        #[arg(long)]
+        development: bool,
+    },
+    /// EKs that are trusted so
+    List,
+    /// No longer trust an EK; a host that is enrolled with it stays enrolled
+    Remove {
+        /// Beginning of its id
+        ek: String,
     },
 }
 
@@ -268,6 +298,39 @@ enum Workload {
 }
 
 #[derive(Debug, Subcommand)]
+enum Run {
+    /// Newest runs, as the hosts' attested run logs tell
+    List {
+        /// Of one host: id, its beginning, or name
+        #[arg(long)]
+        host: Option<String>,
+        /// How many
+        #[arg(long, default_value_t = 20)]
+        limit: u32,
+    },
+    /// One run, with findings
+    Show {
+        /// Run id, or its beginning
+        run: String,
+    },
+    /// Tell the host to end a run
+    Stop(Order),
+    /// Tell the host to freeze a run
+    Freeze(Order),
+    /// Tell the host to let a frozen run go on
+    Thaw(Order),
+}
+
+#[derive(Debug, Args)]
+struct Order {
+    /// Run id, or its beginning
+    run: String,
+    /// Why; the host and the audit are told
+    #[arg(long, default_value = "by the operator")]
+    reason: String,
+}
+
+#[derive(Debug, Subcommand)]
 enum Check {
     /// Does a log lead to these PCRs, in every listed bank, without lying?
     Eventlog {
@@ -320,7 +383,10 @@ enum Check {
 /// Runs the command line; returns the exit code.
 #[must_use]
 pub fn main() -> u8 {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return out::usage(&e),
+    };
     let json = cli.json;
     out::finish(run(&cli), json)
 }
@@ -390,11 +456,13 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         }
         command @ (Command::Token(_)
         | Command::EkRoot(_)
+        | Command::Ek(_)
         | Command::Host(_)
         | Command::Reference(_)
         | Command::Verdict(_)
         | Command::Release(_)
         | Command::Workload(_)
+        | Command::Run(_)
         | Command::Restored) => {
             let Some(request) = request(command)? else { return Ok(()) };
             let answer = perform(cli, request.clone())?;
@@ -418,6 +486,16 @@ fn request(command: &Command) -> Result<Option<Request>, Failure> {
         }
         Command::EkRoot(EkRoot::List) => Request::EkRootList {},
         Command::EkRoot(EkRoot::Remove { fingerprint }) => Request::EkRootRemove { fingerprint: fingerprint.clone() },
+        Command::Ek(Ek::Allow { file, name, development }) => {
+            let bytes = read(file)?;
+            let card = artefact::from_file::<countersign_wire::enrol::HostCard>(&bytes);
+            let ek = card.map_or(bytes, |card| card.ek_public);
+            let stem = || file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let name = name.clone().unwrap_or_else(stem);
+            Request::EkAllow { ek: STANDARD.encode(ek), name, development: *development }
+        }
+        Command::Ek(Ek::List) => Request::EkList {},
+        Command::Ek(Ek::Remove { ek }) => Request::EkRemove { ek: ek.clone() },
         Command::Host(Host::List) => Request::HostList {},
         Command::Host(Host::Show { host }) => Request::HostShow { host: host.clone() },
         Command::Host(Host::Admit(host)) => change(host, HostState::Active),
@@ -433,6 +511,20 @@ fn request(command: &Command) -> Result<Option<Request>, Failure> {
         Command::Reference(Reference::Revoke { name }) => Request::ReferenceRevoke { name: name.clone() },
         Command::Reference(Reference::List) => Request::ReferenceList {},
         Command::Verdict(Verdict::List { host, limit }) => Request::VerdictList { host: host.clone(), limit: *limit },
+        Command::Run(run) => {
+            let order = |given: &Order, order| Request::RunOrder {
+                run: given.run.clone(),
+                order,
+                reason: given.reason.clone(),
+            };
+            match run {
+                Run::List { host, limit } => Request::RunList { host: host.clone(), limit: *limit },
+                Run::Show { run } => Request::RunShow { run: run.clone() },
+                Run::Stop(given) => order(given, RunOrder::Stop),
+                Run::Freeze(given) => order(given, RunOrder::Freeze),
+                Run::Thaw(given) => order(given, RunOrder::Thaw),
+            }
+        }
         Command::Verdict(Verdict::Show { id }) => Request::VerdictShow { id: *id },
         Command::Verdict(Verdict::Bundle { id, .. }) => Request::VerdictBundle { id: *id },
         Command::Release(Release::List { host, limit }) => Request::ReleaseList { host: host.clone(), limit: *limit },
@@ -559,7 +651,7 @@ fn run_check(cli: &Cli, check: &Check) -> Result<(), Failure> {
         }
         Check::Bundle { file, trust, .. } => {
             let trust = trust.as_deref().map(check::trust_digest).transpose()?;
-            let checked = check_bundle(&read(file)?, trust)?;
+            let checked = check_bundle(&read_at_most(file, artefact::longest::<Bundle>())?, trust)?;
             out::print(cli.json, &json!(checked), || words::bundle(&checked))
         }
     }

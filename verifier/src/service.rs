@@ -5,10 +5,13 @@
 //! before anything leaves.
 
 mod commit;
+mod eks;
 mod enrolment;
+pub(crate) mod events;
 mod explain;
 mod releases;
 pub(crate) mod retention;
+mod runs;
 
 pub use releases::Release;
 
@@ -215,13 +218,20 @@ impl Service {
             return Err(challenge_closed());
         }
         let context = self.context(challenge, from_cbor(&snapshot)?, &evidence).await?;
-        let appraised = bytes.clone();
-        let (judged, context) = tokio::task::spawn_blocking(move || (appraise(&appraised, &context), context))
-            .await
-            .map_err(|e| Error::Internal(e.to_string()))?;
+        let appraising = tokio::task::spawn_blocking(move || {
+            let judged = appraise(&bytes, &context);
+            // That it replays is a part of what accepts it.
+            let logged = judged.update.as_ref().and(evidence.run_log.as_deref());
+            (judged, logged.and_then(|bytes| RunLog::parse(bytes).ok()), bytes, context)
+        });
+        let (judged, log, mut bytes, mut context) = appraising.await.map_err(|e| Error::Internal(e.to_string()))?;
         tracing::debug!(verdict = %context.verdict_id, allow = judged.verdict.allow, "decided");
         let verdict = context.verdict_id;
-        let answer = self.commit(bytes, hash, context, judged).await?;
+        let mut explanation = None;
+        if !judged.verdict.allow && judged.signed {
+            (explanation, bytes, context) = self.explain_to_host(bytes, context, &judged.verdict).await?;
+        }
+        let answer = self.commit(bytes, hash, context, judged, log, explanation).await?;
         tracing::debug!(%verdict, "recorded");
         Ok(answer)
     }
@@ -359,6 +369,9 @@ impl Service {
         if matches!(state, HostState::Suspended | HostState::Revoked) {
             void_tokens(&mut transaction, host).await?;
         }
+        if let Some(event) = events::of_state(state, reason) {
+            events::emit(&mut transaction, Some(host), &event).await?;
+        }
         audit(&mut transaction, actor, "host-state", &format!("{host} {state:?} {reason}")).await?;
         transaction.commit().await?;
         Ok(())
@@ -415,9 +428,12 @@ fn unknown_workload(workload: &WorkloadId) -> Error {
     Error::request(
         "workload-unknown",
         format!("workload {workload} is not registered here, or was withdrawn"),
-        Some("supervisor register APP.sif --url URL --token-file FILE"),
+        Some(REGISTER),
     )
 }
+
+/// The command that registers a workload, with all that it needs.
+pub(crate) const REGISTER: &str = "supervisor register APP.sif --signer OWNER.pub.pem --escrow-key ESCROW.pem --url URL --token-file FILE --ca CA.pem";
 
 impl Service {
     /// The address that tokens name: the one that `serve` wrote last, or the configured one.

@@ -12,11 +12,12 @@ use countersign_wire::obligations::Obligations;
 use countersign_wire::runlog::Event;
 use countersign_wire::statement::{Purpose, ReleaseRequest};
 
-use super::{Attested, Keys, Operation, Released, Step, boot_time};
+use super::{Attested, Keys, Operation, Released, Step};
 use crate::client::Client;
 use crate::endorsement::{Ak, Ek};
 use crate::error::HostError;
 use crate::journal::{Journal, RECEIPT};
+use crate::lease::{Accepted, Denied, Leases, Renewal, boot_time};
 use crate::unseal::Waiting;
 use crate::verdict::Denial;
 
@@ -47,14 +48,36 @@ impl Operation<'_> {
         let mut journal = self.journal(keys.card.run_pcr)?;
         let challenge = self.challenge(&client, &keys, Purpose::Attest, None)?;
         let evidence = self.quoted(&keys, ek, &challenge, None)?;
+        let asked = boot_time();
         let answer: Answer = client.post_compressed("/v1/attest", &evidence)?;
         self.host.reached(Step::Answered)?;
+        let mut leases = Leases::read(&self.host.state)?;
         if !answer.allow {
-            return Err(HostError::Denied(Box::new(Denial::read(&answer.verdict))));
+            let denial = Box::new(Denial::of(&answer));
+            leases.deny(Denied { at: asked, denial: denial.clone() });
+            leases.write(&self.host.state)?;
+            return Err(HostError::Denied(denial));
         }
-        let obligations = obligations(&answer)?;
+        let accepted = accepted(&answer, asked)?;
+        let obligations = accepted.terms.clone();
         self.accept(&mut journal, &keys, &answer)?;
+        leases.accept(accepted);
+        leases.write(&self.host.state)?;
         Ok(Attested { verdict_id: answer.verdict_id, verdict: answer.verdict, obligations })
+    }
+
+    /// The outcome that another program had while this one waited for the lock; else an attestation.
+    pub(super) fn renew(&mut self, since: Duration) -> Result<Renewal, HostError> {
+        if let Some(shared) = Leases::read(&self.host.state)?.shared(since) {
+            return Ok(shared);
+        }
+        match self.attest() {
+            Ok(_) | Err(HostError::Denied(_)) => {
+                let own = Leases::read(&self.host.state)?.last();
+                own.ok_or_else(|| HostError::Corrupt("the leases were changed while they were written".into()))
+            }
+            Err(e) => Err(e),
+        }
     }
 
     /// Evidence for the challenge; EK and AK are out of the TPM's slots afterwards.
@@ -89,23 +112,28 @@ impl Operation<'_> {
             nonce_tpm: waiting.nonce_tpm().to_vec(),
         };
         let evidence = self.quoted(&keys, ek, &challenge, Some(request))?;
+        let asked = boot_time();
         let answer: Answer = client.post_compressed("/v1/release", &evidence)?;
         self.host.reached(Step::Answered)?;
         if !answer.allow {
             waiting.close(&mut self.tpm);
-            return Err(HostError::Denied(Box::new(Denial::read(&answer.verdict))));
+            return Err(HostError::Denied(Box::new(Denial::of(&answer))));
         }
         let Some(release) = &answer.release else {
             return Err(HostError::unexpected("it allows the release and holds none"));
         };
         self.check_keys(release)?;
-        let obligations = obligations(&answer)?;
+        let accepted = accepted(&answer, asked)?;
+        let obligations = accepted.terms.clone();
         let key = waiting.unseal(&mut self.tpm, release)?;
         let commands = self.tpm.commands().saturating_sub(commands);
         let tpm_time = self.tpm.busy().saturating_sub(busy);
         self.host.reached(Step::Unsealed)?;
         let lease_s = release.lease_s;
         self.accept(&mut journal, &keys, &answer)?;
+        let mut leases = Leases::read(&self.host.state)?;
+        leases.release(run, workload, accepted);
+        leases.write(&self.host.state)?;
         let total = boot_time().saturating_sub(self.started);
         let (verdict_id, verdict) = (answer.verdict_id, answer.verdict);
         Ok(Released { key, verdict_id, verdict, lease_s, obligations, commands, tpm_time, total })
@@ -156,9 +184,8 @@ impl Operation<'_> {
     }
 }
 
-/// What an answer asks of this host. A value out of its range is not guessed at.
-fn obligations(answer: &Answer) -> Result<Obligations, HostError> {
-    let obligations = answer.obligations.clone().unwrap_or_default();
-    obligations.check().map_err(|e| HostError::unexpected(format!("obligations: {e}")))?;
-    Ok(obligations)
+/// What an accepted answer leaves for the leases. They begin when it was asked for: the verifier decided no earlier.
+fn accepted(answer: &Answer, at: Duration) -> Result<Accepted, HostError> {
+    let terms = Obligations::of_verdict(&answer.verdict).map_err(HostError::unexpected)?;
+    Ok(Accepted { verdict: answer.verdict_id, at, terms })
 }

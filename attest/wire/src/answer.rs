@@ -5,7 +5,6 @@ use minicbor::{Decode, Encode};
 use crate::cbor::message;
 use crate::id::VerdictId;
 use crate::limits;
-use crate::obligations::Obligations;
 use crate::receipt::Receipt;
 
 /// Answer to `POST /v1/attest` and `POST /v1/release`, for accepted and for denied evidence alike (HTTP 200).
@@ -33,9 +32,10 @@ pub struct Answer {
     /// For an accepted release.
     #[n(6)]
     pub release: Option<Release>,
-    /// What the policies ask of the host, when they allow: the stricter of host and workload policy.
-    #[n(7)]
-    pub obligations: Option<Obligations>,
+    /// For denied evidence that the host's AK signed: why, as JSON of an [`Explanation`](crate::explanation::Explanation) of at most
+    /// [`limits::EXPLANATION`] bytes. Absent where there is none; not recorded, decides nothing.
+    #[cbor(n(7), with = "minicbor::bytes")]
+    pub explanation: Option<Vec<u8>>,
 }
 message!(Answer, "answer", 16 * limits::MESSAGE);
 

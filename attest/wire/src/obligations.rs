@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 
 /// Longest time of an obligation, seconds: a year.
 pub const SECONDS: u32 = 31_536_000;
+/// Seconds of a lease where policy names none.
+pub const DEFAULT_LEASE_S: u32 = 300;
 /// Highest cap: releases of one workload on one host in one boot.
 pub const CAP: u32 = 1_000;
 
@@ -63,7 +65,7 @@ pub struct Obligations {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[n(2)]
     pub on_violation: Option<OnViolation>,
-    /// Seconds that a frozen container is kept before it is stopped, 1 to a year.
+    /// Seconds that a frozen container is kept before it is ended, 1 to a year (default 600).
     #[serde(skip_serializing_if = "Option::is_none")]
     #[n(3)]
     pub freeze_hold_s: Option<u32>,
@@ -81,6 +83,12 @@ pub struct Obligations {
     pub retain_evidence_s: Option<u32>,
 }
 
+#[derive(Deserialize)]
+struct VerdictDocument {
+    #[serde(default)]
+    obligations: Obligations,
+}
+
 /// A value outside of its range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{field} is {got}, not from 1 to {max}")]
@@ -94,6 +102,30 @@ pub struct OutOfRange {
 }
 
 impl Obligations {
+    /// What a verdict document (JSON) asks for.
+    ///
+    /// # Errors
+    /// Why it cannot be read: it is no such document, names an obligation that this version does not know, or a value out of its range.
+    pub fn of_verdict(document: &[u8]) -> Result<Self, String> {
+        let read: Result<VerdictDocument, _> = serde_json::from_slice(document);
+        let found = read.map_err(|e| format!("obligations of the verdict: {e}"))?.obligations;
+        found.check().map_err(|e| format!("obligations of the verdict: {e}"))?;
+        Ok(found)
+    }
+
+    /// The lease, seconds.
+    #[must_use]
+    pub fn lease_s(&self) -> u32 {
+        self.lease_s.unwrap_or(DEFAULT_LEASE_S)
+    }
+
+    /// Seconds between attestations: what policy asks for; half the lease where it asks for none, or for one after the lease's end.
+    #[must_use]
+    pub fn interval_s(&self) -> u32 {
+        let lease = self.lease_s();
+        self.reattest_s.filter(|asked| *asked < lease).unwrap_or(lease / 2).max(1)
+    }
+
     /// Whether each value lies in its range: for the policy's own document and for what came over the wire.
     ///
     /// # Errors
@@ -116,7 +148,7 @@ impl Obligations {
     /// Names of those that are set and that nothing enforces in this version: a policy that sets one denies.
     #[must_use]
     pub fn not_enforced(&self) -> Vec<&'static str> {
-        let set = [("freeze_hold_s", self.freeze_hold_s.is_some()), ("runtime_flags", !self.runtime_flags.is_empty())];
+        let set = [("runtime_flags", !self.runtime_flags.is_empty())];
         set.into_iter().filter(|(_, set)| *set).map(|(name, _)| name).collect()
     }
 
@@ -194,6 +226,20 @@ mod tests {
             prop_assert_eq!(&serde_json::from_str::<Obligations>(&json).unwrap(), &given);
             let cbor = minicbor::to_vec(&given).unwrap();
             prop_assert_eq!(minicbor::decode::<Obligations>(&cbor).unwrap(), given);
+        }
+    }
+
+    #[test]
+    fn read_from_a_verdict() {
+        let document = br#"{"id":"00","obligations":{"lease_s":600,"reattest_s":500,"on_violation":"freeze","cap":1}}"#;
+        let terms = Obligations::of_verdict(document).unwrap();
+        assert_eq!((terms.lease_s(), terms.on_violation), (600, Some(OnViolation::Freeze)));
+        assert_eq!(terms.interval_s(), 500);
+        assert_eq!(Obligations { reattest_s: Some(600), ..terms }.interval_s(), 300, "within the lease");
+        assert_eq!(Obligations::of_verdict(b"{}").unwrap(), Obligations::default());
+        assert_eq!((Obligations::default().lease_s(), Obligations::default().interval_s()), (300, 150));
+        for bad in [&br#"{"obligations":{"on_violation":"pray"}}"#[..], br#"{"obligations":{"lease_s":0}}"#, b"no"] {
+            assert!(Obligations::of_verdict(bad).is_err());
         }
     }
 

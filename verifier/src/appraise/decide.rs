@@ -1,6 +1,6 @@
 //! [`Replayed`] -> verdict: both policies are asked, and a no is explained.
 
-use countersign_policy::input::{self, Input, Reference};
+use countersign_policy::input::{self, Input};
 use countersign_policy::verdict::{Basis, Check, Decision, Mode, Obligations, Outcome, Reason, Source, Verdict};
 use countersign_policy::{Compiled, PolicyBundle, ReferenceData, Role, engine_version};
 use countersign_tpm::alg::HashAlg;
@@ -10,10 +10,12 @@ use countersign_tpm::public::Public;
 use countersign_wire::enrol::HostState;
 use countersign_wire::id::{PolicyDigest, RunId, WorkloadId};
 use countersign_wire::statement::Purpose;
+use countersign_wire::time::rfc3339;
 use sha2::{Digest as _, Sha256};
 
 use super::authentic::Authentic;
 use super::clock::Continuity;
+use super::policies::Known;
 use super::quote::digest_of;
 use super::receipts::ReceiptUpdate;
 use super::replayed::{Replayed, pcrs_for_policy};
@@ -85,15 +87,15 @@ pub(super) fn decide(
     evidence_digest: [u8; 32],
 ) -> (Verdict, bool) {
     let mut obligations = Obligations::default();
+    let reference = super::policies::reference(&context.reference);
     if let Some(replayed) = replayed {
         let input = input(replayed, context);
-        let (reference, document) = super::policies::reference(&context.reference).unwrap_or_else(|words| {
+        if let Some(words) = &reference.unreadable {
             // A policy that refuses what is listed would accept everything under an empty list.
-            reasons.push(by_verifier("reference-unreadable", &words, Some("restore the verifier's database".into())));
-            super::policies::no_reference()
-        });
+            reasons.push(by_verifier("reference-unreadable", words, Some("restore the verifier's database".into())));
+        }
         let mut ask = |id: &str, role: Role, bundle: &[u8]| {
-            let decision = evaluate(role, bundle, &input, &document);
+            let decision = evaluate(role, bundle, &input, &reference.document);
             let first = decision.reasons.first();
             let outcome = if decision.allow {
                 Outcome::Pass
@@ -118,7 +120,7 @@ pub(super) fn decide(
                 None => reasons.push(by_verifier(
                     "workload-unknown",
                     "this workload is not registered here",
-                    Some("supervisor register APP.sif".into()),
+                    Some(crate::service::REGISTER.into()),
                 )),
             }
         }
@@ -162,7 +164,7 @@ pub(super) fn decide(
                 Some("set dangerous_allow_simulated_hosts in verifier.toml, for development only".into()),
             ));
         }
-        explain_wants(&mut reasons, &reference, replayed.authentic.evidence.event_log.as_deref(), context);
+        explain_wants(&mut reasons, &reference.values, replayed.authentic.evidence.event_log.as_deref(), context);
     }
     let allow = replayed.is_some() && reasons.is_empty();
     let release = replayed.and_then(|replayed| replayed.authentic.statement.release.as_ref());
@@ -180,7 +182,7 @@ pub(super) fn decide(
         obligations: if allow { obligations } else { Obligations::default() },
         workload: context.challenge.workload.map(|id| id.to_string()),
         run: release.map(|release| release.run.to_string()),
-        basis: basis(context, evidence_digest),
+        basis: basis(context, &reference, evidence_digest),
     };
     (verdict, allow)
 }
@@ -198,14 +200,13 @@ pub(super) const fn purpose(purpose: Purpose) -> &'static str {
     }
 }
 
-fn basis(context: &Context, evidence: [u8; 32]) -> Basis {
-    let reference: Reference = serde_json::from_slice(&context.reference).unwrap_or_default();
+fn basis(context: &Context, reference: &Known, evidence: [u8; 32]) -> Basis {
     Basis {
         engine: engine_version(),
         host_policy: hex::encode(Sha256::digest(&context.host_policy)),
         workload_policy: context.workload_policy.as_ref().map(|bundle| hex::encode(Sha256::digest(bundle))),
-        reference_revision: reference.revision,
-        reference_digest: hex::encode(Sha256::digest(&context.reference)),
+        reference_revision: reference.values.revision,
+        reference_digest: hex::encode(reference.digest),
         evidence: hex::encode(evidence),
     }
 }
@@ -266,7 +267,7 @@ pub(super) fn input(replayed: &Replayed, context: &Context) -> Input {
             first: authentic.continuity == Continuity::First,
         },
         pcrs: pcrs_for_policy(authentic),
-        boot: replayed.boot.clone(),
+        boot: replayed.boot(),
         ima: replayed.ima.as_ref().map(|measured| measured.facts(context.ima.as_ref())),
         workload: context.workload.as_ref().map(|workload| input::Workload {
             id: workload.id.to_string(),
@@ -323,36 +324,4 @@ pub(super) fn release_basis(replayed: &Replayed, verdict: &Verdict, context: &Co
         pcr_digest: digest.as_bytes().try_into().ok()?,
         lease_s: verdict.obligations.lease_s.unwrap_or(300),
     })
-}
-
-/// Milliseconds since 1970 as RFC 3339 in UTC (days to civil date: Howard Hinnant's algorithm).
-fn rfc3339(ms: i64) -> String {
-    let (seconds, millis) = (ms.div_euclid(1000), ms.rem_euclid(1000));
-    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    let z = days.saturating_add(719_468);
-    let era = z.div_euclid(146_097);
-    let doe = z.rem_euclid(146_097);
-    let yoe = (doe.saturating_sub(doe / 1460).saturating_add(doe / 36_524).saturating_sub(doe / 146_096)) / 365;
-    let doy = doe.saturating_sub(yoe.saturating_mul(365).saturating_add(yoe / 4).saturating_sub(yoe / 100));
-    let mp = doy.saturating_mul(5).saturating_add(2) / 153;
-    let day = doy.saturating_sub(mp.saturating_mul(153).saturating_add(2) / 5).saturating_add(1);
-    let month = if mp < 10 { mp.saturating_add(3) } else { mp.saturating_sub(9) };
-    let year = yoe.saturating_add(era.saturating_mul(400)).saturating_add(i64::from(month <= 2));
-    format!(
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{millis:03}Z",
-        second / 3600,
-        second % 3600 / 60,
-        second % 60
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn times() {
-        assert_eq!(super::rfc3339(0), "1970-01-01T00:00:00.000Z");
-        assert_eq!(super::rfc3339(951_782_400_123), "2000-02-29T00:00:00.123Z");
-        assert_eq!(super::rfc3339(1_795_510_800_000), "2026-11-24T09:00:00.000Z");
-        assert_eq!(super::rfc3339(-1), "1969-12-31T23:59:59.999Z");
-    }
 }

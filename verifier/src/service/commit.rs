@@ -1,12 +1,16 @@
 //! The transaction that accepts or denies: verdict, host, receipts and answer are recorded together, before anything leaves.
 
+use std::collections::BTreeMap;
+
 use countersign_wire::answer::Answer;
 use countersign_wire::cbor;
+use countersign_wire::event::HostEvent;
 use countersign_wire::id::HostId;
 use countersign_wire::receipt::Receipt;
 use countersign_wire::record::Record;
+use countersign_wire::runlog::RunLog;
 
-use super::{Service, audit, challenge_closed, releases, unknown_host, unknown_workload, void_tokens};
+use super::{Service, audit, challenge_closed, events, releases, runs, unknown_host, unknown_workload, void_tokens};
 use crate::appraise::{Context, Judged, ReceiptStatus, StoredReceipt, verdict_bytes};
 use crate::error::Error;
 use crate::keys::random;
@@ -24,6 +28,8 @@ impl Service {
         hash: [u8; 32],
         context: Context,
         judged: Judged,
+        log: Option<RunLog>,
+        explanation: Option<Vec<u8>>,
     ) -> Result<Vec<u8>, Error> {
         let id = context.host.host;
         let mut transaction = self.store.write().await?;
@@ -54,7 +60,7 @@ impl Service {
             receipt: None,
             certificate: None,
             release: None,
-            obligations: judged.verdict.allow.then(|| judged.verdict.obligations.clone()),
+            explanation,
         };
         if let Some(update) = &judged.update {
             let mut receipts = update.receipts.receipts.clone();
@@ -68,15 +74,7 @@ impl Service {
                 life: update.baseline.life,
             });
             forget_old(&mut receipts, update.baseline.life);
-            sqlx::query("DELETE FROM receipts WHERE host = ?").bind(id.0.as_slice()).execute(&mut *transaction).await?;
-            for stored in &receipts {
-                sqlx::query("INSERT INTO receipts VALUES (?, ?, ?)")
-                    .bind(id.0.as_slice())
-                    .bind(to_db(stored.receipt.number))
-                    .bind(to_cbor(stored))
-                    .execute(&mut *transaction)
-                    .await?;
-            }
+            write_receipts(&mut transaction, &id, &context.host.receipts, &receipts).await?;
             let lost = if update.receipts.state_lost { Some(context.epoch) } else { context.host.lost_epoch };
             let swapped = sqlx::query(
                 "UPDATE hosts SET baseline_cbor = ?, next_receipt = ?, lost_epoch = ?, attested_ms = ?, version = version + 1 \
@@ -100,6 +98,13 @@ impl Service {
                 None => sqlx::query("DELETE FROM ima_states WHERE host = ?").bind(id.0.as_slice()),
             };
             ima.execute(&mut *transaction).await?;
+            let life = update.baseline.life;
+            runs::replay(&mut transaction, &id, life, &log.unwrap_or_else(RunLog::empty)).await?;
+            if let Some(basis) = &judged.release {
+                let policies = &judged.verdict.basis;
+                let policies = (policies.host_policy.as_str(), policies.workload_policy.as_deref());
+                runs::released(&mut transaction, &context, basis.run, basis.workload, life, policies).await?;
+            }
             if update.receipts.state_lost {
                 let detail = format!("{id} epoch {}", context.epoch);
                 audit(&mut transaction, "appraisal", "verifier-state-lost", &detail).await?;
@@ -110,13 +115,17 @@ impl Service {
             }
         }
         if let Some(reason) = &judged.suspend {
-            sqlx::query(
+            let suspended = sqlx::query(
                 "UPDATE hosts SET state = 2, state_reason = ?, version = version + 1 WHERE host = ? AND state = 1",
             )
             .bind(reason)
             .bind(id.0.as_slice())
             .execute(&mut *transaction)
             .await?;
+            if suspended.rows_affected() > 0 {
+                let event = HostEvent::Suspended { reason: reason.clone() };
+                events::emit(&mut transaction, Some(&id), &event).await?;
+            }
             void_tokens(&mut transaction, &id).await?;
         }
         if let (Some(basis), Some(workload)) = (&judged.release, &context.workload) {
@@ -200,6 +209,35 @@ async fn still_decided_so(
             "the reference values changed while this was appraised",
             Some("attest again"),
         ));
+    }
+    Ok(())
+}
+
+/// Brings the receipts' rows from what they were to what they are now: of thousands in a long life few change.
+async fn write_receipts(
+    connection: &mut sqlx::SqliteConnection,
+    host: &HostId,
+    before: &[StoredReceipt],
+    now: &[StoredReceipt],
+) -> Result<(), Error> {
+    let by_number = |receipts: &[StoredReceipt]| -> BTreeMap<u64, StoredReceipt> {
+        receipts.iter().map(|stored| (stored.receipt.number, stored.clone())).collect()
+    };
+    let (before, now) = (by_number(before), by_number(now));
+    for number in before.keys().filter(|number| !now.contains_key(number)) {
+        sqlx::query("DELETE FROM receipts WHERE host = ? AND number = ?")
+            .bind(host.0.as_slice())
+            .bind(to_db(*number))
+            .execute(&mut *connection)
+            .await?;
+    }
+    for (number, stored) in now.iter().filter(|(number, stored)| before.get(number) != Some(stored)) {
+        sqlx::query("INSERT OR REPLACE INTO receipts VALUES (?, ?, ?)")
+            .bind(host.0.as_slice())
+            .bind(to_db(*number))
+            .bind(to_cbor(stored))
+            .execute(&mut *connection)
+            .await?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use countersign_policy::PolicyBundle;
 use countersign_verifier::admin::Request;
 use countersign_wire::answer::Answer;
 use countersign_wire::id::{PayloadRoot, PolicyDigest, RunId, VerdictId, WorkloadId};
+use countersign_wire::obligations::Obligations;
 use countersign_wire::statement::Purpose;
 use serde_json::Value;
 use sqlx::Connection as _;
@@ -52,7 +53,7 @@ fn once_per_boot_is_once_until_the_host_boots_again() {
     let (lab, mut machine) = Lab::enrolled();
     let once = workload(&lab, "{\"lease_s\": 60, \"cap\": 1}");
     let first = released(&lab, &mut machine, once);
-    assert_eq!(first.obligations.unwrap().cap, Some(1), "the host is told");
+    assert_eq!(Obligations::of_verdict(&first.verdict).unwrap().cap, Some(1), "the host is told");
     assert_eq!(denied(&machine.release(&lab, once)), ["cap-reached"]);
     // Another workload has a count of its own, and an attestation costs nothing.
     let other = workload(&lab, "{\"lease_s\": 60, \"cap\": 2}");
