@@ -42,7 +42,7 @@ verdict := document.of(required, passed, explanations, obligations)
 # description: |
 #   Checks that are not required here, each with the reason and with what adds it. `verifier policy mutate` counts an attack that only such a check
 #   stops as not claimed. Settings that require the check take it off this list.
-not_claimed[check] := why if {
+not_claimed := {check: why |
 	some check, why in unclaimed
 	not check in required
 }

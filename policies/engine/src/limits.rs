@@ -114,7 +114,6 @@ pub const BUILTINS: &[&str] = &[
     "units.parse",
     "units.parse_bytes",
     "upper",
-    "walk",
 ];
 
 /// Why a builtin outside [`BUILTINS`] is refused.
