@@ -227,6 +227,7 @@ async fn operate(
 /// # Errors
 /// The address cannot be listened on, or a key cannot be read.
 pub async fn serve(service: Service, announce: impl FnOnce(&str)) -> Result<(), Error> {
+    service.try_own_policy().await?;
     let (host, port) = split(&service.config.url)?;
     let listen = service.config.listen.clone().unwrap_or_else(|| format!("{host}:{port}"));
     let state = |reason: String| Error::State { path: listen.clone(), reason };
@@ -240,7 +241,16 @@ pub async fn serve(service: Service, announce: impl FnOnce(&str)) -> Result<(), 
     let tls = TlsAcceptor::from(Arc::new(crate::tls::server_config(&service.keys, &host, now)?));
     let operator = Arc::new(<[u8; 32]>::from(Sha256::digest(token)));
     let appraisals = Arc::new(Semaphore::new(EVIDENCE_AT_ONCE));
+    let background = service.clone();
     let router = router(Shared { service, rates: Arc::default(), operator, appraisals, budget: Budget::default() });
+    // Ends with this function.
+    let mut beside = tokio::task::JoinSet::new();
+    if let Some(config) = background.config.bundle.clone() {
+        beside.spawn(crate::policy::poll::run(background.clone(), config));
+    }
+    if let Some(config) = background.config.log.clone() {
+        beside.spawn(crate::policy::report::run(background, config));
+    }
     announce(&url);
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let mut signals = Signals::new()?;

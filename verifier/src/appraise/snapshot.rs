@@ -10,6 +10,7 @@ use countersign_wire::statement::{Label, Purpose};
 use minicbor::{Decode, Encode};
 
 use super::ima::ImaContext;
+use super::remote::RemoteDecision;
 
 /// A host as the verifier knew it when it issued the challenge.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -202,4 +203,10 @@ pub struct Context {
     /// What the IMA list is appraised against, and from where on; none when there are neither sets nor an earlier list.
     #[n(12)]
     pub ima: Option<ImaContext>,
+    /// What an engine elsewhere said about the host policy; none where the embedded one decides alone.
+    #[n(13)]
+    pub remote: Option<RemoteDecision>,
+    /// Why the host policy's bundle is too old to decide by; none when it is not.
+    #[n(14)]
+    pub stale: Option<String>,
 }

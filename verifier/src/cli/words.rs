@@ -50,6 +50,7 @@ pub(super) fn answer(request: &Request, answer: &Value) -> String {
         | Request::VerdictBundle { .. }
         | Request::VerdictExplain { .. }
         | Request::WorkloadRegister { .. }
+        | Request::WorkloadShow { .. }
         | Request::WorkloadWithdraw { .. }
         | Request::Restored {} => fields(answer),
     }

@@ -6,7 +6,9 @@ use countersign_wire::id::HostId;
 use countersign_wire::receipt::Receipt;
 use countersign_wire::record::Record;
 
-use super::{Service, audit, challenge_closed, unknown_host, unknown_workload, void_tokens};
+use countersign_policy::verdict::Verdict;
+
+use super::{Decided, Service, audit, challenge_closed, unknown_host, void_tokens, withdrawn_workload};
 use crate::appraise::{Context, Judged, ReceiptStatus, StoredReceipt, verdict_bytes};
 use crate::error::Error;
 use crate::keys::random;
@@ -23,8 +25,9 @@ impl Service {
         evidence: Vec<u8>,
         hash: [u8; 32],
         context: Context,
-        judged: Judged,
+        decided: Decided,
     ) -> Result<Vec<u8>, Error> {
+        let Decided { judged, candidate } = decided;
         let id = context.host.host;
         let mut transaction = self.store.write().await?;
         let now = now_ms(&mut transaction).await?;
@@ -140,6 +143,12 @@ impl Service {
             .bind(record)
             .execute(&mut *transaction)
             .await?;
+        if let Some(candidate) = candidate
+            && let Err(e) = record_candidate(&mut transaction, &context, &candidate).await
+        {
+            // A candidate changes no answer, whatever happens to it.
+            tracing::error!(error = %e, "the candidate policy's verdict is not recorded");
+        }
         if !signed {
             sqlx::query(
                 "DELETE FROM verdicts WHERE host = ?1 AND length(record) = 0 AND id NOT IN \
@@ -157,6 +166,7 @@ impl Service {
             .execute(&mut *transaction)
             .await?;
         transaction.commit().await?;
+        self.decided.notify_one();
         Ok(answer)
     }
 
@@ -165,6 +175,23 @@ impl Service {
         let mac = self.keys.receipt_mac(&Receipt::mac_input(host, number, &random));
         Receipt { number, random, mac }
     }
+}
+
+/// What the candidate policy would have decided, beside what was.
+async fn record_candidate(
+    connection: &mut sqlx::SqliteConnection,
+    context: &Context,
+    candidate: &Verdict,
+) -> Result<(), Error> {
+    let digest = hex::decode(&candidate.basis.host_policy).map_err(|e| Error::Internal(e.to_string()))?;
+    sqlx::query("INSERT INTO candidate_verdicts VALUES (?, ?, ?, ?)")
+        .bind(context.verdict_id.0.as_slice())
+        .bind(digest)
+        .bind(candidate.allow)
+        .bind(verdict_bytes(candidate))
+        .execute(connection)
+        .await?;
+    Ok(())
 }
 
 /// An operator may have revoked reference values or withdrawn the workload while this was appraised: what leaves after that is as if it was asked
@@ -180,7 +207,7 @@ async fn still_decided_so(
             .fetch_optional(&mut *connection)
             .await?;
         if kept.is_none() {
-            return Err(unknown_workload(workload));
+            return Err(withdrawn_workload(workload));
         }
     }
     let revision: i64 =

@@ -88,6 +88,8 @@ impl Case {
             epoch: 1,
             vouched: Vec::new(),
             ima: None,
+            remote: None,
+            stale: None,
         };
         let statement = Statement {
             version: 1,
