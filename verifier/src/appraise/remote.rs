@@ -77,6 +77,10 @@ impl RemoteDecision {
             theirs.obligations = theirs.obligations.stricter(&own.obligations);
             return theirs;
         }
+        // No answer of the documented shape is no opinion that could differ.
+        if ids(&theirs).contains(reason::TYPE) || ids(&theirs).contains(reason::OBLIGATION) {
+            return theirs;
+        }
         let words = |decision: &Decision| {
             let list = ids(decision).into_iter().collect::<Vec<_>>().join(", ");
             if decision.allow { "allow".to_owned() } else { format!("deny ({list})") }

@@ -204,9 +204,9 @@ pub struct Context {
     #[n(12)]
     pub ima: Option<ImaContext>,
     /// What an engine elsewhere said about the host policy; none where the embedded one decides alone.
-    #[n(13)]
+    #[n(15)]
     pub remote: Option<RemoteDecision>,
     /// Why the host policy's bundle is too old to decide by; none when it is not.
-    #[n(14)]
+    #[n(16)]
     pub stale: Option<String>,
 }

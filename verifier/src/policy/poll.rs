@@ -36,7 +36,7 @@ pub struct Polled {
     pub outcome: String,
     /// Questions in a row without a good answer.
     pub failures: u64,
-    /// SHA-256 (hex) of the last bundle that was refused: it is not tried again.
+    /// SHA-256 (hex) over the last bundle that was refused and the keys that were trusted then: it is not tried again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
 }
@@ -76,13 +76,17 @@ pub(crate) async fn run(service: Service, config: BundleConfig) {
         // Tried when the configuration was read.
         Err(e) => return tracing::error!(error = e, "no policy is polled"),
     };
+    let mut told = String::new();
     loop {
         let polled = ask(&service, &client, &config).await;
         let (url, outcome) = (&polled.url, &polled.outcome);
-        if polled.failures > 0 {
-            tracing::warn!(url, outcome, failures = polled.failures, "policy bundle");
-        } else {
-            tracing::info!(url, outcome, "policy bundle");
+        // Each outcome once, not at every question.
+        if *outcome != told {
+            match polled.failures {
+                0 => tracing::info!(url, outcome, "policy bundle"),
+                _ => tracing::warn!(url, outcome, "policy bundle"),
+            }
+            told.clone_from(outcome);
         }
         if let Err(e) = write(&service.dir, &polled) {
             tracing::error!(error = %e, "policy/poll.json");
@@ -161,8 +165,8 @@ async fn answer(
         }
         bundle.extend_from_slice(&part);
     }
-    let digest = hex::encode(Sha256::digest(&bundle));
-    if known.refused.as_ref() == Some(&digest) {
+    let this = store::circumstances(&service.dir, &bundle).map_err(|e| e.to_string())?;
+    if known.refused.as_ref() == Some(&this) {
         return Err(known.outcome.clone());
     }
     let service = service.clone();
@@ -170,7 +174,7 @@ async fn answer(
     match taken.await.map_err(|e| e.to_string())? {
         Ok(outcome) => Ok(Good { outcome, etag }),
         Err(e) => {
-            known.refused = Some(digest);
+            known.refused = Some(this);
             Err(format!("refused: {e}"))
         }
     }

@@ -21,6 +21,7 @@ use std::time::SystemTime;
 use countersign_policy::{Manifest, PolicyBundle, Role};
 use serde::Serialize;
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
 
 use super::poll::{Polled, polled};
 use super::report::{Reported, reported};
@@ -241,6 +242,16 @@ pub(super) fn newest(dir: &Path, bundle: &[u8]) -> Result<Option<About>, Error> 
     let verified = verify(bundle, &keys(dir)?).map_err(refuse)?;
     let highest = highest(dir)?;
     Ok(Some(verified.about).filter(|about| highest > 0 && about.revision == highest))
+}
+
+/// What a refusal of a bundle rests on: its bytes and the keys that are trusted. The same again is refused again.
+pub(super) fn circumstances(dir: &Path, bundle: &[u8]) -> Result<String, Error> {
+    let mut hash = Sha256::new_with_prefix(Sha256::digest(bundle));
+    for (id, pem) in keys(dir)? {
+        hash.update(Sha256::digest(id));
+        hash.update(Sha256::digest(pem));
+    }
+    Ok(hex::encode(hash.finalize()))
 }
 
 fn recorded(dir: &Path, action: &str, done: Result<About, Error>) -> Result<About, Error> {
