@@ -104,10 +104,10 @@ impl Bench {
 /// The verdict that a candidate would give on the same evidence, marked as audit-only. Nothing in it reaches the answer, not even a panic.
 fn try_candidate(prepared: &Prepared, context: &mut Context, bundle: Vec<u8>) -> Option<Verdict> {
     let enforced = std::mem::replace(&mut context.host_policy, bundle);
-    let (remote, stale) = (context.remote.take(), context.stale.take());
+    let remote = context.remote.take();
     let judge = || prepared.judge(context).verdict;
     let judged = std::panic::catch_unwind(std::panic::AssertUnwindSafe(judge));
-    (context.host_policy, context.remote, context.stale) = (enforced, remote, stale);
+    (context.host_policy, context.remote) = (enforced, remote);
     match judged {
         Ok(verdict) => Some(Verdict { mode: Mode::AuditOnly, ..verdict }),
         Err(_) => {

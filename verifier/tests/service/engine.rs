@@ -10,6 +10,7 @@ use countersign_policy::reason;
 use countersign_verifier::appraise::DISAGREES;
 use countersign_verifier::check::check_bundle;
 use countersign_verifier::policy::{opa, store};
+use countersign_verifier::{keys, tls};
 use countersign_wire::statement::Purpose;
 use countersign_wire::trust::TrustBundle;
 use serde_json::{Value, json};
@@ -38,10 +39,17 @@ fn allowed() -> Value {
     })
 }
 
-/// An OPA on a socket that takes reference values, and answers questions about hosts as told.
-fn pretend(lab: &Lab, mut verdict: impl FnMut(&mut dyn Write) + Send + 'static) -> Web {
+/// An OPA on a socket.
+fn pretend(lab: &Lab, verdict: impl FnMut(&mut dyn Write) + Send + 'static) -> Web {
+    Web::unix(&lab.path().join("opa.sock"), answering(verdict))
+}
+
+/// Takes reference values, and answers questions about hosts as told.
+fn answering(
+    mut verdict: impl FnMut(&mut dyn Write) + Send + 'static,
+) -> impl FnMut(&Asked, &mut dyn Write) + Send + 'static {
     let mut held = json!({});
-    Web::unix(&lab.path().join("opa.sock"), move |asked: &Asked, out| {
+    move |asked, out| {
         if asked.line.contains("/host/verdict") {
             verdict(out);
         } else if asked.line.starts_with("PUT /v1/data/countersign/verifier") {
@@ -52,7 +60,7 @@ fn pretend(lab: &Lab, mut verdict: impl FnMut(&mut dyn Write) + Send + 'static) 
         } else {
             let _ = out.write_all(&json_reply(&held));
         }
-    })
+    }
 }
 
 fn with_opa(lab: &mut Lab, more: &str) {
@@ -160,6 +168,26 @@ fn an_opa_that_misbehaves_denies_with_its_reason() {
     lab.ask(countersign_verifier::admin::Request::ReferenceRevoke { name: "recorded".into() }).unwrap();
     let _web = pretend(&lab, answers(allowed()));
     assert_eq!(denied(&machine.attest(&lab))[0], DISAGREES);
+}
+
+#[test]
+fn over_https_its_ca_alone_is_trusted_and_the_token_is_shown() {
+    let (mut lab, mut machine, _) = lab();
+    keys::write_secret(&lab.path().join("opa.token"), b"secret\n").unwrap();
+    let config = tls::server_config(&lab.service.keys, "127.0.0.1", store::now_ms()).unwrap();
+    let web = Web::tls(config, answering(|out| drop(out.write_all(&json_reply(&allowed())))));
+    let engine = |ca: &str| {
+        let url = &web.address;
+        format!("[engine]\nkind = \"opa\"\nurl = \"{url}\"\nca = \"{ca}\"\ntoken_file = \"opa.token\"")
+    };
+    lab.configure(&engine("ca.pem"));
+    assert!(machine.attest(&lab).allow);
+    assert!(web.asked().iter().all(|asked| asked.header("authorization") == Some("Bearer secret")));
+    let asked = web.asked().len();
+    std::fs::copy(Lab::new().path().join("ca.pem"), lab.path().join("other.pem")).unwrap();
+    lab.configure(&engine("other.pem"));
+    assert_eq!(denied(&machine.attest(&lab)), [opa::UNREACHABLE]);
+    assert_eq!(web.asked().len(), asked, "no token for a stranger");
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Host policies from a server of signed bundles.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use countersign_policy::{PolicyBundle, bundle_files, shipped_host_policy};
 use countersign_verifier::policy::poll::{Polled, polled};
@@ -13,6 +13,8 @@ use crate::kill::Process;
 use crate::lab::{Lab, denied};
 use crate::policies::{DAY, Signer, released, until};
 use crate::web::{Asked, Web, reply};
+
+type Files = BTreeMap<String, Vec<u8>>;
 
 /// A server whose answer a test changes: status line, ETag, body.
 struct Shelf {
@@ -70,7 +72,7 @@ fn bundles_are_fetched_and_a_bad_one_never_displaces_a_good_one() {
 
     let other = Signer(rcgen::KeyPair::generate().unwrap());
     let unsigned = released(shipped_host_policy(), 6, store::now_ms() + DAY);
-    let changed = |change: &dyn Fn(&mut std::collections::BTreeMap<String, Vec<u8>>)| {
+    let changed = |change: &dyn Fn(&mut Files)| {
         let mut files = bundle_files(&signer.good(6)).unwrap();
         change(&mut files);
         PolicyBundle::build(files).unwrap()
@@ -188,6 +190,5 @@ fn a_bundle_whose_server_is_silent_for_too_long_denies() {
     shelf.put("200 OK", "\"one\"", &signer.good(2));
     until("an allow again", || Some(machine.attest(&lab)).filter(|answer| answer.allow));
     drop(process);
-    std::thread::sleep(Duration::ZERO);
     assert_eq!(json!(store::status(lab.path()).unwrap())["polled"]["failures"], 0);
 }

@@ -86,6 +86,25 @@ impl Web {
         web
     }
 
+    /// On a free port, over TLS.
+    pub(crate) fn tls(
+        config: rustls::ServerConfig,
+        answer: impl FnMut(&Asked, &mut dyn Write) + Send + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let web = Self::empty(format!("https://{}", listener.local_addr().unwrap()));
+        web.answers(answer);
+        let (asked, answer, config) = (Arc::clone(&web.asked), Arc::clone(&web.answer), Arc::new(config));
+        thread::spawn(move || {
+            while let Ok((stream, _)) = listener.accept() {
+                let (asked, answer): (_, Arc<Mutex<_>>) = (Arc::clone(&asked), Arc::clone(&answer));
+                let tls = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+                thread::spawn(move || serve(rustls::StreamOwned::new(tls, stream), &asked, &answer));
+            }
+        });
+        web
+    }
+
     /// On a Unix socket.
     pub(crate) fn unix(path: &Path, answer: impl FnMut(&Asked, &mut dyn Write) + Send + 'static) -> Self {
         let listener = UnixListener::bind(path).unwrap();
