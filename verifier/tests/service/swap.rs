@@ -95,7 +95,7 @@ fn a_host_policy_in_a_folder_is_tried_before_it_decides() {
     std::fs::write(folder.join("host.rego"), "package countersign.host\n").unwrap();
     lab.configure("host_policy = \"mine\"");
     for (text, words) in [
-        ("verdict := {\"allow\": time.now_ns() > 0}", "time.now_ns (countersign/host/host.rego:3"),
+        ("verdict := {\"allow\": time.now_ns() > 0}", "time.now_ns"),
         ("verdict := {", "host.rego:4"),
         ("verdict := {\"allow\": true}", "of which nothing is known"),
         (
