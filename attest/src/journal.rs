@@ -148,7 +148,7 @@ impl Journal {
             match &entry.event {
                 Event::Start { run, .. } => runs.push(*run),
                 Event::End { run: ended, .. } => runs.retain(|run| run != ended),
-                Event::Receipt { .. } | Event::Resume {} => {}
+                Event::Receipt { .. } | Event::Resume {} | Event::Other { .. } => {}
             }
         }
         runs

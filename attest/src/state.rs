@@ -9,6 +9,7 @@
 //! | `tls.key`, `tls.crt` | this host's TLS key (PKCS#8) and its newest certificate |
 //! | `run.log` | the run log of this boot; `run.log.old` that of the one before |
 //! | `receipt` | the newest receipt that was extended, in this or an earlier boot |
+//! | `leases` | the last attestation's outcome and the terms of each run, of this boot |
 //! | `runs/` | a file for each run under way, locked by its supervisor |
 //! | `imports/` | private blobs that TPM2_Import returned |
 

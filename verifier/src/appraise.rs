@@ -112,7 +112,7 @@ impl Prepared {
 
 /// What each policy decides on an input, as a verdict counts it: the host policy, and for a release the workload's.
 pub(crate) fn decisions(input: &Input, context: &Context) -> Vec<(Role, Decision)> {
-    let reference = policies::reference(&context.reference).unwrap_or_else(|_| policies::no_reference()).1;
+    let reference = policies::reference(&context.reference).document;
     let mut decided = vec![(Role::Host, decide::by_host_policy(context, input, &reference))];
     if let Some(bundle) = &context.workload_policy {
         decided.push((Role::Workload, decide::evaluate(Role::Workload, bundle, input, &reference)));

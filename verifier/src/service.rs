@@ -6,8 +6,10 @@
 
 mod commit;
 mod enrolment;
+pub(crate) mod events;
 mod explain;
 mod judge;
+mod runs;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -257,13 +259,21 @@ impl Service {
         }
         let mut context = self.context(challenge, from_cbor(&snapshot)?, &evidence).await?;
         let bench = Bench { beside: self.beside.clone(), candidate: policy::store::candidate(&self.dir) };
-        let appraised = bytes.clone();
-        let (decided, context) = tokio::task::spawn_blocking(move || (bench.decide(&appraised, &mut context), context))
-            .await
-            .map_err(|e| Error::Internal(e.to_string()))?;
-        tracing::debug!(verdict = %context.verdict_id, allow = decided.judged.verdict.allow, "decided");
+        let appraising = tokio::task::spawn_blocking(move || {
+            let decided = bench.decide(&bytes, &mut context);
+            // That it replays is a part of what accepts it.
+            let logged = decided.judged.update.as_ref().and(evidence.run_log.as_deref());
+            (decided, logged.and_then(|bytes| RunLog::parse(bytes).ok()), bytes, context)
+        });
+        let (decided, log, mut bytes, mut context) = appraising.await.map_err(|e| Error::Internal(e.to_string()))?;
+        let judged = &decided.judged;
+        tracing::debug!(verdict = %context.verdict_id, allow = judged.verdict.allow, "decided");
         let verdict = context.verdict_id;
-        let answer = self.commit(bytes, hash, context, decided).await?;
+        let mut explanation = None;
+        if !judged.verdict.allow && judged.signed {
+            (explanation, bytes, context) = self.explain_to_host(bytes, context, &judged.verdict).await?;
+        }
+        let answer = self.commit(bytes, hash, context, decided, log, explanation).await?;
         tracing::debug!(%verdict, "recorded");
         Ok(answer)
     }
@@ -407,6 +417,9 @@ impl Service {
         if matches!(state, HostState::Suspended | HostState::Revoked) {
             void_tokens(&mut transaction, host).await?;
         }
+        if let Some(event) = events::of_state(state, reason) {
+            events::emit(&mut transaction, Some(host), &event).await?;
+        }
         audit(&mut transaction, actor, "host-state", &format!("{host} {state:?} {reason}")).await?;
         transaction.commit().await?;
         Ok(())
@@ -460,20 +473,15 @@ fn unknown_host(host: &HostId) -> Error {
 }
 
 fn unknown_workload(workload: &WorkloadId) -> Error {
-    Error::request(
-        "workload-unknown",
-        format!("workload {workload} is not registered here"),
-        Some("supervisor register APP.sif --url URL --token-file FILE"),
-    )
+    Error::request("workload-unknown", format!("workload {workload} is not registered here"), Some(REGISTER))
 }
 
 fn withdrawn_workload(workload: &WorkloadId) -> Error {
-    Error::request(
-        "workload-withdrawn",
-        format!("workload {workload} was withdrawn"),
-        Some("its owner registers it again, or the image that replaced it: supervisor register APP.sif"),
-    )
+    Error::request("workload-withdrawn", format!("workload {workload} was withdrawn"), Some(REGISTER))
 }
+
+/// The command that registers a workload, with all that it needs.
+pub(crate) const REGISTER: &str = "supervisor register APP.sif --signer OWNER.pub.pem --escrow-key ESCROW.pem --url URL --token-file FILE --ca CA.pem";
 
 impl Service {
     /// The address that tokens name: the one that `serve` wrote last, or the configured one.

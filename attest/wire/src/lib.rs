@@ -10,8 +10,10 @@ pub mod cel;
 pub mod challenge;
 pub mod dsse;
 pub mod enrol;
+pub mod event;
 pub mod eventlog;
 pub mod evidence;
+pub mod explanation;
 pub mod facts;
 pub mod id;
 pub mod ima;
@@ -24,6 +26,7 @@ pub mod release;
 pub mod runlog;
 pub mod statement;
 pub mod systemd_log;
+pub mod terms;
 pub mod trust;
 
 pub use countersign_tpm::codec;

@@ -163,7 +163,7 @@ fn answer() {
         verdict: vec![9],
         lease_s: 3600,
     };
-    sweep(&Answer {
+    let accepted = Answer {
         version: 1,
         verdict_id: VerdictId([1; 16]),
         verdict: b"{}".to_vec(),
@@ -171,7 +171,23 @@ fn answer() {
         receipt: Some(Receipt { number: 1, random: [2; 16], mac: [3; 32] }),
         certificate: Some(vec![0x30]),
         release: Some(release),
-    });
+        explanation: None,
+    };
+    sweep(&accepted);
+    let denied = Answer {
+        allow: false,
+        receipt: None,
+        certificate: None,
+        release: None,
+        explanation: Some(b"{}".to_vec()),
+        ..accepted
+    };
+    sweep(&denied);
+    // A denial as it was before denials were explained.
+    let before = hex::decode("84015001010101010101010101010101010101427b7df4").unwrap();
+    let read: Answer = decode(&before).unwrap();
+    assert_eq!(read, Answer { explanation: None, ..denied });
+    assert_eq!(encode(&read), before);
 }
 
 #[test]

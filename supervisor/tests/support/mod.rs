@@ -301,7 +301,7 @@ impl Scene {
         let say = |event: &Event| match event {
             Event::Start { .. } => Some("start".to_owned()),
             Event::End { status, .. } => Some(status.clone()),
-            Event::Receipt { .. } | Event::Resume {} => None,
+            Event::Receipt { .. } | Event::Resume {} | Event::Other { .. } => None,
         };
         log.entries.iter().filter_map(|entry| say(&entry.event)).collect()
     }

@@ -178,7 +178,7 @@ pub(crate) fn trust_digest(text: &str) -> Result<[u8; 32], CheckError> {
         return Ok(digest);
     }
     let bad = |e: String| CheckError::new(code::INPUT, "trust", e, "a trust bundle's file or its SHA-256").about(text);
-    let file = super::read_bounded(std::path::Path::new(text), countersign_wire::limits::RECORD)
+    let file = super::read_bounded(std::path::Path::new(text), artefact::longest::<TrustBundle>())
         .map_err(|e| bad(e.to_string()))?;
     match artefact::body::<TrustBundle>(&file) {
         Ok(body) => Ok(Sha256::digest(body).into()),

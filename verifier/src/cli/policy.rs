@@ -202,7 +202,10 @@ fn project(dir: Option<&Path>) -> Result<Modules, Failure> {
         let own = library().into_iter().map(|(path, text)| (path.to_owned(), text.to_owned()));
         return Ok((own.collect(), Map::new()));
     };
-    let made = PolicyBundle::from_dir(dir).and_then(|bytes| PolicyBundle::parse(&bytes)).map_err(|e| failed(e, ""))?;
+    let made = PolicyBundle::from_dir(dir).and_then(|bytes| PolicyBundle::parse(&bytes));
+    let made = made.map_err(|e| {
+        failed(e, "give the folder of a policy's .rego files; without one the shipped policies are taken")
+    })?;
     let mut modules = made.modules().clone();
     let mut folders = vec![(dir.to_owned(), 0_u8)];
     while let Some((folder, depth)) = folders.pop() {

@@ -2,13 +2,15 @@
 
 use countersign_wire::answer::Answer;
 use countersign_wire::cbor;
+use countersign_wire::event::HostEvent;
 use countersign_wire::id::HostId;
 use countersign_wire::receipt::Receipt;
 use countersign_wire::record::Record;
+use countersign_wire::runlog::RunLog;
 
 use countersign_policy::verdict::Verdict;
 
-use super::{Decided, Service, audit, challenge_closed, unknown_host, void_tokens, withdrawn_workload};
+use super::{Decided, Service, audit, challenge_closed, events, runs, unknown_host, void_tokens, withdrawn_workload};
 use crate::appraise::{Context, Judged, ReceiptStatus, StoredReceipt, verdict_bytes};
 use crate::error::Error;
 use crate::keys::random;
@@ -26,6 +28,8 @@ impl Service {
         hash: [u8; 32],
         context: Context,
         decided: Decided,
+        log: Option<RunLog>,
+        explanation: Option<Vec<u8>>,
     ) -> Result<Vec<u8>, Error> {
         let Decided { judged, candidate } = decided;
         let id = context.host.host;
@@ -57,6 +61,7 @@ impl Service {
             receipt: None,
             certificate: None,
             release: None,
+            explanation,
         };
         if let Some(update) = &judged.update {
             let mut receipts = update.receipts.receipts.clone();
@@ -102,6 +107,13 @@ impl Service {
                 None => sqlx::query("DELETE FROM ima_states WHERE host = ?").bind(id.0.as_slice()),
             };
             ima.execute(&mut *transaction).await?;
+            let life = update.baseline.life;
+            runs::replay(&mut transaction, &id, life, &log.unwrap_or_else(RunLog::empty)).await?;
+            if let Some(basis) = &judged.release {
+                let policies = &judged.verdict.basis;
+                let policies = (policies.host_policy.as_str(), policies.workload_policy.as_deref());
+                runs::released(&mut transaction, &context, basis.run, basis.workload, life, policies).await?;
+            }
             if update.receipts.state_lost {
                 let detail = format!("{id} epoch {}", context.epoch);
                 audit(&mut transaction, "appraisal", "verifier-state-lost", &detail).await?;
@@ -112,13 +124,17 @@ impl Service {
             }
         }
         if let Some(reason) = &judged.suspend {
-            sqlx::query(
+            let suspended = sqlx::query(
                 "UPDATE hosts SET state = 2, state_reason = ?, version = version + 1 WHERE host = ? AND state = 1",
             )
             .bind(reason)
             .bind(id.0.as_slice())
             .execute(&mut *transaction)
             .await?;
+            if suspended.rows_affected() > 0 {
+                let event = HostEvent::Suspended { reason: reason.clone() };
+                events::emit(&mut transaction, Some(&id), &event).await?;
+            }
             void_tokens(&mut transaction, &id).await?;
         }
         if let (Some(basis), Some(workload)) = (&judged.release, &context.workload) {
