@@ -10,6 +10,7 @@ mod ima;
 mod log;
 mod measure;
 mod plain;
+mod policy;
 mod quote;
 mod report;
 mod start;
@@ -25,6 +26,7 @@ use anyhow::{Context as _, bail};
 
 use crate::process::{Service, Tools};
 use crate::site::Site;
+pub use policy::load_policies;
 use report::Row;
 
 /// What the benches are told.
@@ -56,6 +58,7 @@ const TOPICS: &[Topic] = &[
     unseal::TOPIC,
     start::TOPIC,
     verifier::TOPIC,
+    policy::TOPIC,
 ];
 
 /// What topics share; each part is made when a topic first asks for it.

@@ -277,6 +277,7 @@ pub async fn serve(service: Service, announce: impl FnOnce(&str)) -> Result<(), 
     if let Some(config) = service.config.log.clone() {
         beside.spawn(crate::policy::report::run(service.clone(), config));
     }
+    let housekeeping = tokio::spawn(crate::service::retention::keep_house(service.clone()));
     let rates = Arc::default();
     let budget = Budget::default();
     let router = router(Shared { service, rates, operator, appraisals, budget, hub, stopped: stopped.clone() });
@@ -305,6 +306,7 @@ pub async fn serve(service: Service, announce: impl FnOnce(&str)) -> Result<(), 
         });
     }
     drop(listener);
+    housekeeping.abort();
     let _ = stop.send(true);
     let all = connections.acquire_many(u32::try_from(CONNECTIONS.saturating_add(events::STREAMS)).unwrap_or(u32::MAX));
     let _ = tokio::time::timeout(GRACE, all).await;

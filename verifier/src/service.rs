@@ -5,11 +5,16 @@
 //! before anything leaves.
 
 mod commit;
+mod eks;
 mod enrolment;
 pub(crate) mod events;
 mod explain;
 mod judge;
+mod releases;
+pub(crate) mod retention;
 mod runs;
+
+pub use releases::Release;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -304,6 +309,10 @@ impl Service {
         };
         let now_ms = self.store.now_ms().await?;
         let max_age = self.config.bundle.as_ref().and_then(|bundle| bundle.max_age);
+        let released = match &workload {
+            Some(workload) => Some(self.released(&host_id, &workload.id).await?),
+            None => None,
+        };
         Ok(Context {
             version: 1,
             verdict_id: VerdictId(random()),
@@ -318,6 +327,8 @@ impl Service {
             allow_simulated: self.config.dangerous_allow_simulated_hosts,
             epoch: self.store.setting("epoch").await?,
             ima: self.ima(&host_id).await?,
+            released,
+            evidence_days: self.config.evidence_days,
             remote: None,
             stale: max_age.and_then(|max_age| policy::poll::stale(&self.dir, max_age, now_ms)),
         })
@@ -363,16 +374,21 @@ impl Service {
     /// # Errors
     /// [`Error::Request`] for an unknown verdict, or one of another host than `only`.
     pub async fn bundle(&self, verdict: &VerdictId, only: Option<&HostId>) -> Result<Vec<u8>, Error> {
-        let row: Option<(Vec<u8>, Vec<u8>)> = sqlx::query_as("SELECT host, record FROM verdicts WHERE id = ?")
-            .bind(verdict.0.as_slice())
-            .fetch_optional(self.store.pool())
-            .await?;
-        let record =
-            row.filter(|(host, _)| only.is_none_or(|only| only.0.as_slice() == host)).map(|(_, record)| record);
-        let record =
-            record.ok_or_else(|| Error::request("not-found", format!("there is no verdict {verdict}"), None))?;
+        let row: Option<(Vec<u8>, Vec<u8>, Option<i64>)> =
+            sqlx::query_as("SELECT host, record, evidence_deleted_ms FROM verdicts WHERE id = ?")
+                .bind(verdict.0.as_slice())
+                .fetch_optional(self.store.pool())
+                .await?;
+        let found = row.filter(|(host, ..)| only.is_none_or(|only| only.0.as_slice() == host));
+        let (_, record, deleted) =
+            found.ok_or_else(|| Error::request("not-found", format!("there is no verdict {verdict}"), None))?;
         if record.is_empty() {
-            let title = format!("verdict {verdict} has no bundle: its evidence was not signed by the host's TPM");
+            let why = if deleted.is_some() {
+                "its evidence was deleted (evidence_days in verifier.toml)"
+            } else {
+                "its evidence was not signed by the host's TPM"
+            };
+            let title = format!("verdict {verdict} has no bundle: {why}");
             return Err(Error::request("not-found", title, None));
         }
         let signature = self.keys.sign_record(&signed_message(&record))?;

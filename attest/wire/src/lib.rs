@@ -18,6 +18,7 @@ pub mod facts;
 pub mod id;
 pub mod ima;
 pub mod limits;
+pub mod obligations;
 pub mod problem;
 pub mod receipt;
 pub mod record;

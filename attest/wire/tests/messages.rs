@@ -4,7 +4,9 @@
 use countersign_wire::answer::{Answer, Release};
 use countersign_wire::cbor::{BadCbor, Message, decode, encode};
 use countersign_wire::challenge::{Bank, Challenge, ChallengeRequest, ImportBlob};
-use countersign_wire::enrol::{EkCertificate, EnrolChallenge, EnrolProof, EnrolRequest, Enrolled, HostCard, HostState};
+use countersign_wire::enrol::{
+    EkCertificate, EnrolChallenge, EnrolProof, EnrolRequest, Enrolled, HostCard, HostState, OtherEk,
+};
 use countersign_wire::evidence::{BankValues, Evidence, ImaPart, PcrValue};
 use countersign_wire::id::{EnrolmentId, HostId, Nonce, PayloadRoot, PolicyDigest, RunId, VerdictId, WorkloadId};
 use countersign_wire::receipt::Receipt;
@@ -142,7 +144,11 @@ fn enrolment() {
         tls_key: vec![0x30, 2],
         name: "node-1".into(),
     });
-    sweep(&EnrolChallenge { version: 1, id: EnrolmentId([1; 16]), credential: vec![2; 68], secret: vec![3; 10] });
+    let other = OtherEk { nv_index: 0x01c0_000a, ek_public: vec![4; 20], credential: vec![5; 20], secret: vec![6; 10] };
+    for others in [None, Some(vec![other])] {
+        let (credential, secret) = (vec![2; 68], vec![3; 10]);
+        sweep(&EnrolChallenge { version: 1, id: EnrolmentId([1; 16]), credential, secret, others });
+    }
     sweep(&EnrolProof { version: 1, id: EnrolmentId([1; 16]), proof: vec![2; 32] });
     sweep(&Enrolled { version: 1, host: HostId([1; 32]), state: HostState::Active, certificate: Some(vec![0x30]) });
 }

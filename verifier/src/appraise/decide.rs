@@ -8,7 +8,7 @@ use countersign_tpm::pcr::{BankSelection, PcrSelection};
 use countersign_tpm::policy::covers;
 use countersign_tpm::public::Public;
 use countersign_wire::enrol::HostState;
-use countersign_wire::id::{RunId, WorkloadId};
+use countersign_wire::id::{PolicyDigest, RunId, WorkloadId};
 use countersign_wire::statement::Purpose;
 use sha2::{Digest as _, Sha256};
 
@@ -132,6 +132,16 @@ pub(super) fn decide(
             }
         }
         if context.challenge.purpose == Purpose::Release
+            && let Some((workload, bundle)) = context.workload.as_ref().zip(context.workload_policy.as_ref())
+            && PolicyDigest::of(bundle) != workload.policy_digest
+        {
+            reasons.push(by_verifier(
+                "workload-policy-digest",
+                "the stored policy of this workload is not the one that was registered with it",
+                Some("supervisor register APP.sif".into()),
+            ));
+        }
+        if context.challenge.purpose == Purpose::Release
             && let Some(workload) = &context.workload
             && !covers(&approval_selection(&replayed.authentic, context), &workload.least_selection)
         {
@@ -146,6 +156,7 @@ pub(super) fn decide(
         {
             check.outcome = Outcome::NotAppraised { why: "no workload is asked for".into() };
         }
+        reasons.extend(super::obligations::unmet(&obligations, replayed, context));
         if context.host.state == HostState::Suspended {
             reasons.push(by_verifier(
                 "host-suspended",
@@ -284,6 +295,7 @@ pub(super) fn input(replayed: &Replayed, context: &Context) -> Input {
             policy: workload.policy_digest.to_string(),
             name: workload.name.clone(),
         }),
+        run: None,
     }
 }
 

@@ -183,6 +183,8 @@ impl Machine {
                 epoch: 1,
                 vouched: Vec::new(),
                 ima: Some(shipped_sets()?),
+                released: Some(Vec::new()),
+                evidence_days: None,
                 remote: None,
                 stale: None,
             },

@@ -17,6 +17,7 @@ mod http;
 mod kill;
 mod lab;
 mod nonces;
+mod obligations;
 mod policies;
 mod poll;
 mod release;
