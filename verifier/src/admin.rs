@@ -3,8 +3,8 @@
 mod reference;
 mod releases;
 
+use countersign_policy::Role;
 use countersign_policy::input::ReferenceValue;
-use countersign_policy::{Compiled, PolicyBundle, Role};
 use countersign_tpm::alg::HashAlg;
 use countersign_wire::enrol::HostState;
 use countersign_wire::event::HostEvent;
@@ -171,6 +171,11 @@ pub enum Request {
     GrantList {},
     /// All workloads.
     WorkloadList {},
+    /// One workload.
+    WorkloadShow {
+        /// Workload id.
+        workload: WorkloadId,
+    },
     /// No longer releases a workload.
     WorkloadWithdraw {
         /// Workload id.
@@ -433,11 +438,15 @@ pub async fn perform(service: &Service, request: Request, actor: &str) -> Result
                 sqlx::query_as("SELECT id, name, policy_digest, withdrawn, registered_ms, length(sealed_key) = 0 FROM workloads ORDER BY name")
                     .fetch_all(service.store.pool())
                     .await?;
-            let rows = rows.into_iter().map(|(id, name, policy, withdrawn, registered_ms, owner_held)| {
-                let custody = if owner_held { "owner" } else { "broker" };
-                json!({"workload": hex::encode(id), "name": name, "policy": hex::encode(policy), "withdrawn": withdrawn, "registered_ms": registered_ms, "key_held_by": custody})
-            });
-            Ok(json!({"workloads": rows.collect::<Vec<_>>()}))
+            Ok(json!({"workloads": rows.into_iter().map(workload_json).collect::<Vec<_>>()}))
+        }
+        Request::WorkloadShow { workload } => {
+            let row: Option<WorkloadRow> =
+                sqlx::query_as("SELECT id, name, policy_digest, withdrawn, registered_ms, length(sealed_key) = 0 FROM workloads WHERE id = ?")
+                    .bind(workload.0.as_slice())
+                    .fetch_optional(service.store.pool())
+                    .await?;
+            row.map(workload_json).ok_or_else(|| no_such_workload(&workload))
         }
         Request::WorkloadWithdraw { workload } => {
             let mut transaction = service.store.write().await?;
@@ -446,11 +455,7 @@ pub async fn perform(service: &Service, request: Request, actor: &str) -> Result
                 .execute(&mut *transaction)
                 .await?;
             if changed.rows_affected() == 0 {
-                return Err(Error::request(
-                    "not-found",
-                    format!("there is no workload {workload}"),
-                    Some("verifier workload list"),
-                ));
+                return Err(no_such_workload(&workload));
             }
             emit(&mut transaction, None, &HostEvent::WorkloadWithdrawn { workload }).await?;
             audit(&mut transaction, actor, "workload-withdraw", &workload.to_string()).await?;
@@ -636,6 +641,17 @@ async fn reference_add(service: &Service, name: &str, log: &[u8], pcrs: &[u8], a
 /// id, name, policy digest, withdrawn, registered, whether its owner holds the key.
 type WorkloadRow = (Vec<u8>, String, Vec<u8>, bool, i64, bool);
 
+fn workload_json((id, name, policy, withdrawn, registered_ms, owner_held): WorkloadRow) -> Value {
+    json!({
+        "workload": hex::encode(id), "name": name, "policy": hex::encode(policy), "withdrawn": withdrawn,
+        "registered_ms": registered_ms, "key_held_by": if owner_held { "owner" } else { "broker" },
+    })
+}
+
+fn no_such_workload(workload: &WorkloadId) -> Error {
+    Error::request("not-found", format!("there is no workload {workload}"), Some("verifier workload list"))
+}
+
 struct Registration {
     name: String,
     workload: WorkloadId,
@@ -662,12 +678,9 @@ async fn register(service: &Service, given: Registration, actor: &str) -> Result
     if least.iter().any(|pcr| *pcr >= 15 || *pcr == countersign_wire::ima::PCR) {
         return Err(refuse("the least selection may have PCRs 0 to 14 without 10".into()));
     }
-    let policy = given.policy.clone();
-    let compiled = tokio::task::spawn_blocking(move || {
-        let bundle = PolicyBundle::parse(&policy).map_err(|e| e.to_string())?;
-        Compiled::new(&bundle, Role::Workload).map(drop).map_err(|e| e.to_string())
-    });
-    compiled.await.map_err(|e| Error::Internal(e.to_string()))?.map_err(refuse)?;
+    let (policy, trial) = (given.policy.clone(), service.trial.clone());
+    let tried = tokio::task::spawn_blocking(move || trial.run(&policy, Role::Workload));
+    tried.await.map_err(|e| Error::Internal(e.to_string()))?.map_err(refuse)?;
     let (custody, sealed) = if given.key.is_empty() {
         ("owner", Vec::new())
     } else {

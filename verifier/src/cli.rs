@@ -22,6 +22,7 @@ use crate::admin::{self, Request, RunOrder};
 use crate::check::{self, CheckError, LogFiles, check_bundle, check_eventlog, check_quote, code};
 use crate::error::Error;
 use crate::out::{self, Failure};
+use crate::policy::sandbox::Trial;
 use crate::service::Service;
 
 const AFTER: &str = "\
@@ -297,6 +298,11 @@ enum Release {
 enum Workload {
     /// All workloads
     List,
+    /// One workload
+    Show {
+        /// Workload id
+        workload: WorkloadId,
+    },
     /// No longer release a workload's key
     Withdraw {
         /// Workload id
@@ -553,6 +559,7 @@ fn request(command: &Command) -> Result<Option<Request>, Failure> {
         Command::Release(Release::List { host, limit }) => Request::ReleaseList { host: host.clone(), limit: *limit },
         Command::Release(Release::Refund { run }) => Request::ReleaseRefund { run: *run },
         Command::Workload(Workload::List) => Request::WorkloadList {},
+        Command::Workload(Workload::Show { workload }) => Request::WorkloadShow { workload: *workload },
         Command::Workload(Workload::Withdraw { workload }) => Request::WorkloadWithdraw { workload: *workload },
         Command::Grant(Grant::Add { file }) => Request::GrantAdd { grant: STANDARD.encode(read(file)?) },
         Command::Grant(Grant::List) => Request::GrantList {},
@@ -574,7 +581,7 @@ fn perform(cli: &Cli, request: Request) -> Result<Value, Failure> {
     let dir = state_dir(cli)?;
     let Some(url) = &cli.remote else {
         return runtime(false)?.block_on(async {
-            let service = Service::open(&dir).await?;
+            let service = Service::open(&dir).await?.tried_in(Trial::own());
             Ok(admin::perform(&service, request, "command line").await?)
         });
     };
@@ -651,7 +658,7 @@ fn serve(cli: &Cli) -> Result<(), Failure> {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let json = cli.json;
     runtime(true)?.block_on(async {
-        let service = Service::open(&dir).await?;
+        let service = Service::open(&dir).await?.tried_in(Trial::own());
         let announce = |url: &str| {
             let _ = out::print(json, &json!({"ready": url}), || format!("ready {url}"));
         };

@@ -60,6 +60,24 @@ pub struct Basis {
     pub reference_digest: String,
     /// SHA-256 (hex) of the evidence as received (uncompressed).
     pub evidence: String,
+    /// The engine elsewhere that decided the host policy too; `engine` decided the same.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub remote: Option<RemoteBasis>,
+}
+
+/// An engine elsewhere, as it named itself. That it decided so rests on the verifier's word.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemoteBasis {
+    /// Engine and version, for example `opa 1.21.3`.
+    pub engine: String,
+    /// Name of its bundle.
+    pub bundle: String,
+    /// Revision of that bundle.
+    pub revision: String,
+    /// Its own id of the decision.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub decision_id: Option<String>,
 }
 
 /// Whether a denial has consequences.

@@ -234,6 +234,8 @@ fn context(ak: &Public, ek: &Public, pcrs: &[u8]) -> anyhow::Result<Context> {
         ima: Some(ImaContext { sets: vec![named], state: None }),
         released: None,
         evidence_days: None,
+        remote: None,
+        stale: None,
     })
 }
 

@@ -18,6 +18,7 @@ use super::clock::Continuity;
 use super::policies::Known;
 use super::quote::digest_of;
 use super::receipts::ReceiptUpdate;
+use super::remote::RemoteDecision;
 use super::replayed::{Replayed, pcrs_for_policy};
 use super::snapshot::{Baseline, Context};
 use crate::explain::explain_wants;
@@ -94,8 +95,7 @@ pub(super) fn decide(
             // A policy that refuses what is listed would accept everything under an empty list.
             reasons.push(by_verifier("reference-unreadable", words, Some("restore the verifier's database".into())));
         }
-        let mut ask = |id: &str, role: Role, bundle: &[u8]| {
-            let decision = evaluate(role, bundle, &input, &reference.document);
+        let mut count = |id: &str, decision: Decision| {
             let first = decision.reasons.first();
             let outcome = if decision.allow {
                 Outcome::Pass
@@ -113,10 +113,18 @@ pub(super) fn decide(
             reasons.extend(decision.reasons);
             obligations = obligations.stricter(&decision.obligations);
         };
-        ask("host-policy", Role::Host, &context.host_policy);
+        count("host-policy", by_host_policy(context, &input, &reference.document));
         if context.challenge.purpose == Purpose::Release {
             match &context.workload_policy {
-                Some(bundle) => ask("workload-policy", Role::Workload, bundle),
+                Some(bundle) => count("workload-policy", evaluate(Role::Workload, bundle, &input, &reference.document)),
+                None if context.workload.is_some() => reasons.push(by_verifier(
+                    "workload-withdrawn",
+                    "this workload was withdrawn",
+                    Some(
+                        "its owner registers it again, or the image that replaced it: supervisor register APP.sif"
+                            .into(),
+                    ),
+                )),
                 None => reasons.push(by_verifier(
                     "workload-unknown",
                     "this workload is not registered here",
@@ -156,6 +164,9 @@ pub(super) fn decide(
                 "the host is suspended: it is appraised and gets nothing",
                 Some(format!("verifier host show {0}, then verifier host admit {0}", context.host.host)),
             ));
+        }
+        if let Some(why) = &context.stale {
+            reasons.push(by_verifier("stale-bundle", why, Some("verifier policy status".into())));
         }
         if context.host.simulated && !context.allow_simulated && context.challenge.purpose == Purpose::Release {
             reasons.push(by_verifier(
@@ -208,10 +219,20 @@ fn basis(context: &Context, reference: &Known, evidence: [u8; 32]) -> Basis {
         reference_revision: reference.values.revision,
         reference_digest: hex::encode(reference.digest),
         evidence: hex::encode(evidence),
+        remote: context.remote.as_ref().map(RemoteDecision::basis),
     }
 }
 
-fn evaluate(role: Role, bundle: &[u8], input: &Input, reference: &ReferenceData) -> Decision {
+/// The host policy's decision: the embedded engine's, together with that of an engine elsewhere where one was asked.
+pub(super) fn by_host_policy(context: &Context, input: &Input, reference: &ReferenceData) -> Decision {
+    let own = evaluate(Role::Host, &context.host_policy, input, reference);
+    match &context.remote {
+        Some(remote) => remote.with(own),
+        None => own,
+    }
+}
+
+pub(super) fn evaluate(role: Role, bundle: &[u8], input: &Input, reference: &ReferenceData) -> Decision {
     let compiled = super::policies::compiled(role, bundle);
     match compiled {
         Ok(policy) => policy.ready(reference).decide(input),

@@ -11,6 +11,7 @@ use minicbor::{Decode, Encode};
 
 use super::ima::ImaContext;
 use super::obligations::ReleasesOfBoot;
+use super::remote::RemoteDecision;
 
 /// A host as the verifier knew it when it issued the challenge.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -209,4 +210,10 @@ pub struct Context {
     /// Days that this verifier keeps evidence; none keeps it for ever.
     #[n(14)]
     pub evidence_days: Option<u32>,
+    /// What an engine elsewhere said about the host policy; none where the embedded one decides alone.
+    #[n(15)]
+    pub remote: Option<RemoteDecision>,
+    /// Why the host policy's bundle is too old to decide by; none when it is not.
+    #[n(16)]
+    pub stale: Option<String>,
 }

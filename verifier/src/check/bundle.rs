@@ -14,7 +14,7 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use super::{CheckError, code};
-use crate::appraise::{Context, appraise, verdict_bytes};
+use crate::appraise::{Context, RemoteAnswer, appraise, verdict_bytes};
 use crate::store::from_cbor;
 
 /// A bundle whose verdict was recomputed.
@@ -85,6 +85,21 @@ pub fn check_bundle(file: &[u8], trust: Option<[u8; 32]>) -> Result<CheckedBundl
     let verdict: Verdict = judged.verdict;
     let mut rests =
         vec!["that the AK lives in the certified TPM (credential activation cannot be shown to others)".to_owned()];
+    if let Some(remote) = &context.remote {
+        rests.push(match &remote.answer {
+            RemoteAnswer::Document(_) => format!(
+                "that {} decided so by revision {} of {} (decision id {}); allow and reason ids are the embedded engine's too",
+                remote.engine,
+                remote.revision,
+                remote.bundle,
+                remote.decision_id.as_deref().unwrap_or("none")
+            ),
+            RemoteAnswer::Failed { id, .. } => format!("that {} gave no usable answer ({id})", remote.engine),
+        });
+    }
+    if let Some(why) = &context.stale {
+        rests.push(format!("that its policy bundle was stale ({why})"));
+    }
     if !context.vouched.is_empty() {
         rests.push("that receipts unknown to its database were its own".to_owned());
     }

@@ -62,6 +62,7 @@ pub(super) fn answer(request: &Request, answer: &Value) -> String {
         | Request::VerdictExplain { .. }
         | Request::GrantAdd { .. }
         | Request::WorkloadRegister { .. }
+        | Request::WorkloadShow { .. }
         | Request::WorkloadWithdraw { .. }
         | Request::RunShow { .. }
         | Request::RunOrder { .. }

@@ -10,7 +10,11 @@ use countersign_wire::receipt::Receipt;
 use countersign_wire::record::Record;
 use countersign_wire::runlog::RunLog;
 
-use super::{Service, audit, challenge_closed, events, releases, runs, unknown_host, unknown_workload, void_tokens};
+use countersign_policy::verdict::Verdict;
+
+use super::{
+    Decided, Service, audit, challenge_closed, events, releases, runs, unknown_host, void_tokens, withdrawn_workload,
+};
 use crate::appraise::{Context, Judged, ReceiptStatus, StoredReceipt, verdict_bytes};
 use crate::error::Error;
 use crate::keys::random;
@@ -27,10 +31,11 @@ impl Service {
         evidence: Vec<u8>,
         hash: [u8; 32],
         context: Context,
-        judged: Judged,
+        decided: Decided,
         log: Option<RunLog>,
         explanation: Option<Vec<u8>>,
     ) -> Result<Vec<u8>, Error> {
+        let Decided { judged, candidate } = decided;
         let id = context.host.host;
         let mut transaction = self.store.write().await?;
         let now = now_ms(&mut transaction).await?;
@@ -158,6 +163,12 @@ impl Service {
         .bind(retain.map(|s| context.now_ms.saturating_add(i64::from(s).saturating_mul(1000))))
         .execute(&mut *transaction)
         .await?;
+        if let Some(candidate) = candidate
+            && let Err(e) = record_candidate(&mut transaction, &context, &candidate).await
+        {
+            // A candidate changes no answer, whatever happens to it.
+            tracing::error!(error = %e, "the candidate policy's verdict is not recorded");
+        }
         if !signed {
             sqlx::query(
                 "DELETE FROM verdicts WHERE host = ?1 AND length(record) = 0 AND evidence_deleted_ms IS NULL AND id NOT IN \
@@ -175,6 +186,7 @@ impl Service {
             .execute(&mut *transaction)
             .await?;
         transaction.commit().await?;
+        self.decided.notify_one();
         Ok(answer)
     }
 
@@ -183,6 +195,23 @@ impl Service {
         let mac = self.keys.receipt_mac(&Receipt::mac_input(host, number, &random));
         Receipt { number, random, mac }
     }
+}
+
+/// What the candidate policy would have decided, beside what was.
+async fn record_candidate(
+    connection: &mut sqlx::SqliteConnection,
+    context: &Context,
+    candidate: &Verdict,
+) -> Result<(), Error> {
+    let digest = hex::decode(&candidate.basis.host_policy).map_err(|e| Error::Internal(e.to_string()))?;
+    sqlx::query("INSERT INTO candidate_verdicts VALUES (?, ?, ?, ?)")
+        .bind(context.verdict_id.0.as_slice())
+        .bind(digest)
+        .bind(candidate.allow)
+        .bind(verdict_bytes(candidate))
+        .execute(connection)
+        .await?;
+    Ok(())
 }
 
 /// An operator may have revoked reference values or withdrawn the workload while this was appraised: what leaves after that is as if it was asked
@@ -198,7 +227,7 @@ async fn still_decided_so(
             .fetch_optional(&mut *connection)
             .await?;
         if kept.is_none() {
-            return Err(unknown_workload(workload));
+            return Err(withdrawn_workload(workload));
         }
     }
     let revision: i64 =

@@ -154,21 +154,7 @@ impl Service {
                 let state = if admitted { HostState::Active } else { HostState::Suspended };
                 let reason =
                     if admitted { "new AK admitted by a token for this host" } else { "another AK on a known EK" };
-                sqlx::query(
-                    "UPDATE hosts SET ak_public = ?, run_pcr = ?, state = ?, state_reason = ?, baseline_cbor = NULL, \
-                     version = version + 1 WHERE host = ?",
-                )
-                .bind(&request.card.ak_public)
-                .bind(i64::from(request.card.run_pcr))
-                .bind(state_number(state))
-                .bind(reason)
-                .bind(host.0.as_slice())
-                .execute(&mut *transaction)
-                .await?;
-                sqlx::query("DELETE FROM imports WHERE host = ?")
-                    .bind(host.0.as_slice())
-                    .execute(&mut *transaction)
-                    .await?;
+                enrol_ak(&mut transaction, &request, state, reason).await?;
                 if let Some(event) = events::of_state(state, reason) {
                     events::emit(&mut transaction, Some(&host), &event).await?;
                 }
@@ -246,17 +232,7 @@ impl Service {
         } else {
             (HostState::Pending, "no join token: waits for an operator")
         };
-        sqlx::query(
-            "UPDATE hosts SET ak_public = ?, run_pcr = ?, state = ?, state_reason = ?, baseline_cbor = NULL, \
-             version = version + 1 WHERE host = ?",
-        )
-        .bind(&request.card.ak_public)
-        .bind(i64::from(request.card.run_pcr))
-        .bind(state_number(state))
-        .bind(reason)
-        .bind(host.0.as_slice())
-        .execute(&mut *connection)
-        .await?;
+        enrol_ak(connection, request, state, reason).await?;
         if admitted {
             audit(connection, "enrolment", "host-admitted", &format!("{host} {reason}")).await?;
         }
@@ -342,6 +318,29 @@ impl Service {
         let text = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(cbor::encode(&token));
         Ok(format!("{}{text}", countersign_wire::trust::JoinToken::PREFIX))
     }
+}
+
+/// A known host has another AK from now on: a new baseline, and nothing that was wrapped for the old one.
+async fn enrol_ak(
+    connection: &mut sqlx::SqliteConnection,
+    request: &EnrolRequest,
+    state: HostState,
+    reason: &str,
+) -> Result<(), Error> {
+    let host = request.card.host.0.as_slice();
+    sqlx::query(
+        "UPDATE hosts SET ak_public = ?, run_pcr = ?, state = ?, state_reason = ?, baseline_cbor = NULL, \
+         version = version + 1 WHERE host = ?",
+    )
+    .bind(&request.card.ak_public)
+    .bind(i64::from(request.card.run_pcr))
+    .bind(state_number(state))
+    .bind(reason)
+    .bind(host)
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query("DELETE FROM imports WHERE host = ?").bind(host).execute(connection).await?;
+    Ok(())
 }
 
 /// Whether a request came with a join token, good or bad.

@@ -82,7 +82,10 @@ fn both_policies_must_allow() {
     // No policy, and a policy for something else.
     let mut case = Case::release();
     case.context.workload_policy = None;
-    assert_eq!(reasons(&case.judge()), ["workload-unknown"]);
+    assert_eq!(reasons(&case.judge()), ["workload-withdrawn"], "registered once, and has no policy any more");
+    case.context.workload = None;
+    assert!(reasons(&case.judge()).contains(&"workload-unknown"));
+    let mut case = Case::release();
     registered(&mut case, bundle("host", yes));
     assert_eq!(reasons(&case.judge()), ["policy-refused"]);
     registered(&mut case, b"no bundle".to_vec());

@@ -9,6 +9,8 @@
 )]
 
 mod bundle;
+mod candidate;
+mod engine;
 mod enrolment;
 mod explain;
 mod http;
@@ -16,7 +18,12 @@ mod kill;
 mod lab;
 mod nonces;
 mod obligations;
+mod policies;
+mod poll;
 mod release;
+mod report;
 mod restore;
 #[path = "../support/mod.rs"]
 mod support;
+mod swap;
+mod web;

@@ -90,6 +90,8 @@ impl Case {
             ima: None,
             released: Some(Vec::new()),
             evidence_days: None,
+            remote: None,
+            stale: None,
         };
         let statement = Statement {
             version: 1,
