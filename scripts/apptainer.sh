@@ -12,14 +12,17 @@ cache="${XDG_CACHE_HOME:-$HOME/.cache}/countersign/apptainer/$key"
 program="$cache/apptainer"
 
 case "${1:-}" in
-path) [ -x "$program" ] && echo "$program" ;;
+path)
+	[ -x "$program" ] || exit 1
+	echo "$program"
+	exit
+	;;
 build) ;;
 *)
 	echo "usage: scripts/apptainer.sh path|build" >&2
 	exit 2
 	;;
 esac
-[ "$1" = build ] || exit $?
 
 mkdir -p "$cache"
 exec 9>"$cache/lock"

@@ -9,6 +9,7 @@ mod decryptor;
 pub mod doctor;
 pub mod exit;
 mod group;
+pub mod instance;
 mod monitor;
 pub mod out;
 pub mod owner;

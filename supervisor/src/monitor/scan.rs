@@ -47,12 +47,13 @@ impl Baseline {
         }) else {
             return Ok(None);
         };
-        let inside = first.namespace("mnt")?;
+        // It may end while it is looked at: then another one may be the first.
+        let (Ok(inside), Ok(status)) = (first.namespace("mnt"), first.status()) else { return Ok(None) };
         let mut runtime = Vec::new();
         for process in processes {
-            let Ok(namespace) = process.namespace("mnt") else { continue };
+            let (Ok(namespace), Ok(executable)) = (process.namespace("mnt"), process.executable()) else { continue };
             if process == init || namespace != inside {
-                runtime.push((process, process.executable()?.path));
+                runtime.push((process, executable.path));
             }
         }
         let image =
@@ -62,7 +63,7 @@ impl Baseline {
             first,
             image: image.to_owned(),
             namespaces,
-            capabilities: first.status()?.capabilities,
+            capabilities: status.capabilities,
             runtime,
             machine: Machine::now(),
             mounts,
