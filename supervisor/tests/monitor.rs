@@ -66,7 +66,9 @@ impl Watched {
         run.started = run.stage("started");
         let mut line = String::new();
         run.stdout.read_line(&mut line).unwrap();
-        assert_eq!(line, "ready\n", "{}", run.words);
+        if line != "ready\n" {
+            panic!("the workload did not start: {line}{:?}", run.end());
+        }
         run
     }
 
