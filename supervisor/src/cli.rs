@@ -12,8 +12,8 @@ use crate::exit::{Failure, Stage, TABLE};
 use crate::out;
 use crate::owner::{self, Policy, Protect, Register};
 use crate::run::{Given, Plan, Task, config, run};
-use crate::{instance, runtime};
 use crate::unprotect::{self, Protected, Rekey};
+use crate::{instance, runtime};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -324,7 +324,8 @@ pub fn main() -> u8 {
         Ok(cli) => cli,
         Err(e) => return out::usage(&e),
     };
-    let start = |given, task| out::finish(run(&plan(given, task, split.flags)), cli.json);
+    let flags = split.flags;
+    let start = |given, task, flags| out::finish(run(&plan(given, task, flags)), cli.json);
     match cli.command {
         Command::DecryptorProcess => crate::decryptor::main(),
         Command::StageProcess => crate::stage::main(),
@@ -333,11 +334,11 @@ pub fn main() -> u8 {
         Command::RuntimeProcess { terminal, instance, program } => {
             runtime::agent(terminal, instance.as_deref(), &program)
         }
-        Command::Instance(command) => out::finish(on_instances(command, split.flags, cli.json), cli.json),
+        Command::Instance(command) => out::finish(on_instances(command, flags, cli.json), cli.json),
         Command::Doctor(given) => out::finish(examine(given, cli.json), cli.json),
-        Command::Run { run: given, arguments } => start(given, Task::Run(arguments)),
-        Command::Exec { run: given, command } => start(given, Task::Exec(command)),
-        Command::Shell { run: given, arguments } => start(given, Task::Shell(arguments)),
+        Command::Run { run: given, arguments } => start(given, Task::Run(arguments), flags),
+        Command::Exec { run: given, command } => start(given, Task::Exec(command), flags),
+        Command::Shell { run: given, arguments } => start(given, Task::Shell(arguments), flags),
         command @ (Command::Protect(_)
         | Command::Register(_)
         | Command::Unprotect { .. }

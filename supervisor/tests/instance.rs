@@ -109,6 +109,8 @@ fn from_start_to_stop() {
 fn under_apptainer() {
     let Some(apptainer) = support::apptainer() else { return };
     let Some(scene) = Scene::new() else { return };
+    // What runs this Apptainer here gives it namespaces of its own at each call, which a look at the wrong moment would find new.
+    scene.write_config("monitor_interval_s = 300\n");
     lives(&scene, "app.sif", &apptainer);
 }
 
@@ -119,7 +121,8 @@ fn one_that_was_killed_or_does_not_want_to_end() {
     let rootfs = scene.owner.path("rootfs");
     std::fs::create_dir_all(rootfs.join(".singularity.d")).unwrap();
     let script = rootfs.join(".singularity.d/startscript");
-    std::fs::write(&script, "#!/bin/sh\necho \"script: $*\"\ntrap 'echo not me' TERM\nwhile :; do sleep 0.01; done\n").unwrap();
+    std::fs::write(&script, "#!/bin/sh\necho \"script: $*\"\ntrap 'echo not me' TERM\nwhile :; do sleep 0.01; done\n")
+        .unwrap();
     std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     assert!(scene.owner.protect(&rootfs, "script.sif", &[]).status.success());
     scene.owner.register(&scene.verifier, "script.sif");

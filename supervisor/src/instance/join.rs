@@ -4,7 +4,7 @@ use std::fs;
 use std::os::fd::AsFd as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Child;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Signal, kill_process};
@@ -39,10 +39,11 @@ pub fn join(instances: Option<&Path>, name: &str, task: &Task, flags: &[Given]) 
     let entering = |e: &dyn std::fmt::Display| {
         Failure::new(Stage::Namespaces, format!("the instance {name} cannot be entered: {e}"), "run it as its owner")
     };
-    // The same cgroup first: what is started here is watched, frozen and ended with the rest.
-    if let Ok(folder) = stats::cgroup(note.init) {
-        fs::write(folder.join("cgroup.procs"), "0").map_err(|e| entering(&e))?;
-    }
+    // What is started here is watched, frozen and ended with the rest.
+    let cgroup = stats::cgroup(note.init)
+        .ok()
+        .map(|folder| fs::OpenOptions::new().write(true).open(folder.join("cgroup.procs")));
+    let cgroup = cgroup.transpose().map_err(|e| entering(&e))?;
     let here = std::env::current_dir();
     let mut command = {
         let root = PathBuf::from(format!("/proc/{}/root", note.init));
@@ -66,6 +67,9 @@ pub fn join(instances: Option<&Path>, name: &str, task: &Task, flags: &[Given]) 
         std::env::set_current_dir("/").map_err(|e| entering(&e))?;
     }
     countersign_sys::end_with_parent(&mut command);
+    if let Some(procs) = cgroup {
+        countersign_sys::join_cgroup(&mut command, procs.into());
+    }
     let child = command.spawn().map_err(|e| {
         let what = format!("{:?} cannot be started in the instance: {e}", command.get_program());
         Failure::new(Stage::Start, what, "give a program that is in the image, with its path")

@@ -24,7 +24,8 @@ pub(crate) struct Split {
 /// [`Stage::Usage`]: a flag that neither has, a value that is missing, a flag that is refused.
 pub(crate) fn split(line: Vec<OsString>, command: &clap::Command) -> Result<Split, Failure> {
     let Some((verb, own)) = verb(&line, command) else { return Ok(Split { own: line, flags: Vec::new() }) };
-    let joins = line.get(verb.saturating_sub(1)).is_some_and(|word| ["run", "exec", "shell"].iter().any(|verb| word == verb));
+    let joins =
+        line.get(verb.saturating_sub(1)).is_some_and(|word| ["run", "exec", "shell"].iter().any(|verb| word == verb));
     let mut split = Split::default();
     let mut words = line.into_iter();
     split.own.extend(words.by_ref().take(verb));
@@ -198,7 +199,11 @@ mod tests {
             ("s instance list --nv", "s instance list --nv", ""),
             ("s run -h", "s run -h", ""),
             ("s run", "s run", ""),
-            ("s --json run --env A=b --signer k instance://web ls -l", "s --json instance join -- run web ls -l", "--env=A=b"),
+            (
+                "s --json run --env A=b --signer k instance://web ls -l",
+                "s --json instance join -- run web ls -l",
+                "--env=A=b",
+            ),
             ("s instance start app.sif instance://web", "s instance start app.sif instance://web", ""),
         ] {
             assert_eq!(split_text(line), Ok((own.into(), flags.into())), "{line}");

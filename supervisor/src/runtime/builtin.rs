@@ -219,7 +219,9 @@ impl Settings {
                 [OsString::from(format!("/{STARTSCRIPT}"))].into_iter().chain(arguments.iter().cloned()).collect()
             }
             // Nothing to do but to be there for others.
-            Task::Start { arguments, .. } if arguments.is_empty() => ["/bin/sh", "-c", WAIT].map(OsString::from).to_vec(),
+            Task::Start { arguments, .. } if arguments.is_empty() => {
+                ["/bin/sh", "-c", WAIT].map(OsString::from).to_vec()
+            }
             Task::Start { arguments, .. } => arguments.clone(),
         }
     }

@@ -13,8 +13,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use serde::{Deserialize, Serialize};
 
-use super::workload::Bubble;
 use super::flags::Given;
+use super::workload::Bubble;
 use super::{Make, Place, Task, flags, said, terminal};
 use crate::exit::{Failure, Stage};
 use crate::stage::start;
@@ -107,7 +107,7 @@ const fn verb(task: &Task) -> &'static [&'static str] {
 /// privileges and becomes the runtime. bubblewrap could mount /proc too, but hides parts of it from root: then no container may mount its own.
 pub(crate) fn main(terminal: bool, instance: Option<&Path>, program: &[OsString]) -> u8 {
     let failed = |what: &str, e: &dyn std::fmt::Display| {
-        let _ = std::io::Write::write_all(&mut anstream::stderr(), format!("error: {what}: {e}\n").as_bytes());
+        let _ = io::Write::write_all(&mut anstream::stderr(), format!("error: {what}: {e}\n").as_bytes());
         Stage::Start.code()
     };
     if let Err(e) = own_processes().and_then(|()| drop_privileges(true)) {
@@ -164,7 +164,8 @@ pub(crate) fn drop_privileges(nested: bool) -> rustix::io::Result<()> {
         capabilities, clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
     };
     clear_ambient_capability_set()?;
-    let keep = if nested && rustix::process::geteuid().is_root() { CapabilitySet::SETFCAP } else { CapabilitySet::empty() };
+    let keep =
+        if nested && rustix::process::geteuid().is_root() { CapabilitySet::SETFCAP } else { CapabilitySet::empty() };
     for capability in capabilities(None)?.permitted.difference(keep).iter() {
         remove_capability_from_bounding_set(capability)?;
     }
