@@ -27,6 +27,9 @@ pub use stats::stats;
 /// How long a supervisor may take to end what it was told to end at once.
 const KILL: Duration = Duration::from_secs(15);
 
+/// How often a runtime's note is looked for.
+const PAUSE: Duration = Duration::from_millis(5);
+
 /// What the new supervisor is told; the lock on the name comes along.
 #[derive(Serialize, Deserialize)]
 struct Order {
@@ -69,13 +72,28 @@ pub fn start(
     let order = Order { plan: Plan { task, ..plan }, instances, name: name.into() };
     ours.send(&order, &[lock.as_fd()]).map_err(other)?;
     match ours.receive::<Said>().map_err(other)? {
-        Some((Said::Started(note), _)) => Ok(shown(&note)),
+        Some((Said::Started(note), _)) => {
+            settled(&instance, &note)?;
+            Ok(shown(&note))
+        }
         Some((Said::Failed(failure), _)) => Err(failure),
         None => {
             let hint = format!("its last words may be in {}", instance.path("err").display());
             Err(Failure::new(Stage::Start, "the instance's supervisor ended early", hint))
         }
     }
+}
+
+/// Waits until a runtime that has an own notion of instances says that this one runs: it then writes its process id.
+fn settled(instance: &Instance, note: &Note) -> Result<(), Failure> {
+    let Some(process) = handle(note.pid).filter(|_| note.runtime.is_nested()) else { return Ok(()) };
+    while !instance.path("runtime/pid").exists() {
+        if ends_within(&process, PAUSE)? {
+            let hint = format!("its last words may be in {}", instance.path("err").display());
+            return Err(Failure::new(Stage::Start, "the runtime could not start the instance", hint));
+        }
+    }
+    Ok(())
 }
 
 /// The supervisor of an instance, on its standard input.

@@ -109,9 +109,29 @@ fn from_start_to_stop() {
 fn under_apptainer() {
     let Some(apptainer) = support::apptainer() else { return };
     let Some(scene) = Scene::new() else { return };
-    // What runs this Apptainer here gives it namespaces of its own at each call, which a look at the wrong moment would find new.
-    scene.write_config("monitor_interval_s = 300\n");
-    lives(&scene, "app.sif", &apptainer);
+    // An image as Apptainer itself builds it.
+    let plain = scene.owner.path("plain.sif");
+    let built = Command::new(&apptainer).arg("build").arg(&plain).arg(scene.owner.path("rootfs")).output().unwrap();
+    assert!(built.status.success(), "{}", stderr(&built));
+    assert!(scene.owner.protect(&plain, "built.sif", &[]).status.success());
+    scene.owner.register(&scene.verifier, "built.sif");
+    // All of it in one place where Apptainer is installed: who enters an instance comes from the namespaces that it was started in.
+    let script = r#"set -eu
+        export COUNTERSIGN_RUNTIME=apptainer
+        "$0" instance start --config "$1" --signer "$2" "$3" web > /dev/null 2>&1 || { cat "$COUNTERSIGN_INSTANCE_DIR/web/err"; exit 1; }
+        "$0" exec instance://web cat /secret.txt 2> /dev/null
+        "$0" exec instance://web sh -c 'grep CapEff: /proc/self/status; exit 7' 2> /dev/null || echo "code $?"
+        "$0" --json instance list | grep -c '"runtime": "Apptainer"'
+        "$0" --json instance stats web | grep -c memory_kib
+        "$0" --json instance stop web | grep -c '"with grace"'
+        "$0" instance list"#;
+    let mut all = Command::new(&apptainer);
+    all.env("COUNTERSIGN_ROOT_PROGRAM", "/bin/bash").env("COUNTERSIGN_INSTANCE_DIR", scene.path("instances"));
+    all.args(["-c", script, SUPERVISOR]).arg(scene.path("attest.toml")).arg(scene.owner.path("owner.pub.pem"));
+    let out = all.arg(scene.owner.path("built.sif")).stdin(Stdio::null()).output().unwrap();
+    let expected = format!("{SECRET}CapEff:\t0000000000000000\ncode 7\n1\n1\n1\n\n");
+    assert_eq!(stdout(&out), expected, "{}", stderr(&out));
+    assert_eq!(scene.runs(), ["start", "exit 0"]);
 }
 
 #[test]

@@ -101,7 +101,7 @@ impl Baseline {
             let outcome = self.examine(process, &mut tables, &mut ours, time_ms);
             match outcome {
                 Ok(more) => found.extend(more),
-                Err(_) if !process.lives() => {}
+                Err(_) if !process.lives() || process.is_ending() => {}
                 Err(e) => {
                     let what = format!("the process cannot be examined: {e}");
                     found.push(Finding::new(Kind::ProcessNotInImage, &what, "", time_ms).of(process.pid, "unknown"));
