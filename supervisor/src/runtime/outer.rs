@@ -75,7 +75,12 @@ impl Program {
             command.env_remove(name);
         }
         self.keep_notes_in(folder, &mut command);
-        command.args(verb(task)).args(flags.iter().map(Given::argument)).arg(format!("instance://{instance}"));
+        let root = rustix::process::geteuid().is_root();
+        command
+            .args(verb(task))
+            .args(root.then_some("--no-privs"))
+            .args(flags.iter().map(Given::argument))
+            .arg(format!("instance://{instance}"));
         match task {
             Task::Run(arguments) | Task::Exec(arguments) | Task::Shell(arguments) | Task::Start { arguments, .. } => {
                 command.args(arguments);
