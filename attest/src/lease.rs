@@ -30,6 +30,8 @@ const FILE: &str = "leases";
 const MAX: usize = 16 * limits::MESSAGE;
 /// Runs that have a lease at a time; when there are more, those that end first are forgotten.
 const RUNS: usize = 1024;
+/// Reasons of a denial that are kept; the verifier has them all.
+const REASONS: usize = 32;
 /// What the MAC is over, before the text.
 const CONTEXT: &[u8] = b"countersign/leases/v1";
 /// Where the kernel says which boot this is.
@@ -173,7 +175,15 @@ impl Leases {
     }
 
     /// An attestation was refused: what was accepted before goes on until its end.
-    pub(crate) fn deny(&mut self, denied: Denied) {
+    pub(crate) fn deny(&mut self, mut denied: Denied) {
+        // What others need to know of it; a verdict with thousands of reasons must not push the leases out of their file.
+        denied.denial.explanation = None;
+        denied.denial.reasons.truncate(REASONS);
+        while serde_json::to_vec(&denied).is_ok_and(|text| text.len() > limits::MESSAGE) {
+            if denied.denial.reasons.pop().is_none() {
+                break;
+            }
+        }
         self.denied = Some(denied);
     }
 

@@ -20,7 +20,7 @@ fn identity(file: &Metadata) -> (u64, u64) {
 /// How things were when the workload started.
 #[derive(Debug)]
 pub(super) struct Baseline {
-    /// The workload's first process.
+    /// A process that is in the container as it was set up.
     pub(super) first: Process,
     /// `major:minor` of the image.
     image: String,
@@ -68,6 +68,9 @@ impl Baseline {
                 runtime.push((process, executable.path));
             }
         }
+        // A workload is quick: what it may have changed already is taken from the runtime's own process where both are in one container.
+        let first = if nested { first } else { init };
+        let mounts = if nested { mounts } else { init.mounts()? };
         let image =
             root(&mounts).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the container has no root"))?;
         let namespaces = NAMESPACES.into_iter().filter_map(|name| Some((name, first.namespace(name).ok()?))).collect();
