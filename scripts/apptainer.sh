@@ -12,14 +12,17 @@ cache="${XDG_CACHE_HOME:-$HOME/.cache}/countersign/apptainer/$key"
 program="$cache/apptainer"
 
 case "${1:-}" in
-path) [ -x "$program" ] && echo "$program" ;;
+path)
+	[ -x "$program" ] || exit 1
+	echo "$program"
+	exit
+	;;
 build) ;;
 *)
 	echo "usage: scripts/apptainer.sh path|build" >&2
 	exit 2
 	;;
 esac
-[ "$1" = build ] || exit $?
 
 mkdir -p "$cache"
 exec 9>"$cache/lock"
@@ -43,7 +46,7 @@ rm -rf "$root"
 
 # trixie, with sid for Apptainer alone. Sid's mirror may be a dated snapshot: its dates are not checked, its signatures are.
 mmdebstrap --variant=apt --mode=root --components=main \
-	--include=apptainer,gocryptfs,squashfs-tools,squashfuse,fuse3,fuse-overlayfs,ca-certificates,openssl \
+	--include=apptainer,gocryptfs,bubblewrap,squashfs-tools,squashfuse,fuse3,fuse-overlayfs,ca-certificates,openssl \
 	--aptopt='Acquire::Check-Valid-Until "false"' \
 	--aptopt='APT::Install-Recommends "false"' \
 	--setup-hook='mkdir -p "$1/etc/apt/preferences.d"

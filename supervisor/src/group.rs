@@ -30,6 +30,13 @@ impl Group {
         Self { cgroup: Cgroup::make(&format!("{PREFIX}{run}")), init: OnceLock::new() }
     }
 
+    /// The process tree below a first process, to look at.
+    pub(crate) fn under(init: u32) -> io::Result<Self> {
+        let group = Self { cgroup: Err("to look at only".into()), init: OnceLock::new() };
+        group.begins_with(init)?;
+        Ok(group)
+    }
+
     /// Where a process that is to be in it writes `0`; none for a process tree.
     pub(crate) fn entrance(&self) -> Option<&File> {
         self.cgroup.as_ref().ok().map(Cgroup::entrance)

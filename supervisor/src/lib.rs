@@ -11,6 +11,7 @@ pub mod exit;
 pub mod grant;
 mod group;
 pub mod inspect;
+pub mod instance;
 mod monitor;
 pub mod out;
 pub mod owner;

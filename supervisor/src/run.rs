@@ -14,6 +14,7 @@ use countersign_attest::{Config, Host, HostError, Overrides};
 use countersign_sif::dsse::SignerKey;
 use countersign_sif::{Image, SifError};
 use countersign_wire::id::{RunId, VerdictId};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::channel::Channel;
@@ -33,7 +34,7 @@ use crate::{decryptor, out, stage};
 const LEAVE: Duration = Duration::from_secs(2);
 
 /// What to run, and where the host's things are.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Plan {
     /// The image.
     pub image: PathBuf,
@@ -117,7 +118,11 @@ pub(crate) fn died() -> Failure {
 /// # Errors
 /// [`Failure`] names the stage.
 pub fn run(plan: &Plan) -> Result<u8, Failure> {
-    let mut status = Status::open(plan.status_fd)?;
+    run_with(plan, Status::open(plan.status_fd)?)
+}
+
+/// As [`run`], with another listener than the plan's descriptor.
+pub(crate) fn run_with(plan: &Plan, mut status: Status) -> Result<u8, Failure> {
     countersign_sys::keep_descriptors().map_err(other)?;
     let code = match try_run(plan, &mut status) {
         Ok(code) => code,

@@ -23,7 +23,7 @@ use crate::exit::{Failure, Stage};
 
 pub(crate) use arguments::split;
 pub use flags::Given;
-pub(crate) use outer::main as agent;
+pub(crate) use outer::{drop_privileges, main as agent};
 pub(crate) use terminal::{Lent, is_ours as has_terminal};
 
 /// Longest answer to `--version` that is read, bytes.
@@ -38,6 +38,15 @@ pub enum Task {
     Exec(Vec<OsString>),
     /// A shell.
     Shell(Vec<OsString>),
+    /// The image's startscript with these arguments, in an instance.
+    Start {
+        /// The instance's name.
+        name: OsString,
+        /// Where the runtime may keep notes about it; not there yet.
+        folder: PathBuf,
+        /// The startscript's arguments.
+        arguments: Vec<OsString>,
+    },
 }
 
 /// A runtime's make.
@@ -194,6 +203,33 @@ impl Chosen {
     /// Whether it makes the container in further namespaces than those that it is given.
     pub(crate) const fn is_nested(&self) -> bool {
         matches!(self, Self::Program(_))
+    }
+
+    /// Its name for people.
+    pub(crate) const fn name(&self) -> &'static str {
+        match self {
+            Self::Builtin(_) => Make::Builtin.name(),
+            Self::Program(program) => program.make.name(),
+        }
+    }
+
+    /// A command line for another process in an instance that this runtime has started; `root` leads to its file system, `folder` was the one of
+    /// [`Task::Start`].
+    ///
+    /// # Errors
+    /// [`Stage::Usage`] for a flag that it does not have.
+    pub(crate) fn join(
+        &self,
+        instance: &str,
+        root: &Path,
+        folder: &Path,
+        task: &Task,
+        flags: &[Given],
+    ) -> Result<Command, Failure> {
+        match self {
+            Self::Builtin(settings) => settings.join(root, task, flags),
+            Self::Program(program) => Ok(program.join(instance, folder, task, flags)),
+        }
     }
 
     /// Runs the workload; its exit code, or `None` when the supervisor is gone.

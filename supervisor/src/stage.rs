@@ -103,6 +103,7 @@ fn play(channel: &Channel) -> Result<(), Failure> {
     let Some((Word::Serving, _)) = channel.receive::<Word>().map_err(start)? else { return Ok(()) };
     let mut squashfuse = squashfuse(channel, &places)?;
     unmount(&places.image, UnmountFlags::DETACH).map_err(namespaces)?;
+    let _ = fs::remove_dir(&places.image);
     let place = Place { root: &places.root, squashfuse: &squashfuse, ids, terminal: order.terminal };
     let outcome = order.runtime.run(channel, &place, &order.task, stdin, cgroup);
     // Said at once: unmounting takes its time.

@@ -15,8 +15,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use rustix::process::Signal;
-use support::processes::{Family, signal};
+use support::processes::Family;
 use support::{SECRET, Scene, failed, stderr, stdout};
 
 /// A scene, the real Apptainer, and the plain squashfs that it runs by itself.
@@ -174,12 +173,30 @@ fn its_processes_end_with_the_supervisor_and_the_image_has_no_path() {
         assert_eq!(status, code, "{victim}: {err}");
         family.all_gone(&namespace);
     }
-    // A signal reaches the workload; its code comes back.
-    let run = pair
-        .scene
-        .started_with(&["--runtime", &runtime], "trap 'exit 9' TERM; echo ready; while :; do sleep 0.01; done");
-    signal(run.pid(), Signal::TERM);
-    assert_eq!(run.end().0, Some(9));
+}
+
+#[test]
+fn a_signal_does_what_it_does_to_plain_apptainer() {
+    let Some(pair) = Pair::new() else { return };
+    // In the place where Apptainer is installed: signals go to what was started, and the wrapper is no part of it.
+    let script = r#"set -u
+        run() {
+            "$@" > "$OUT" 2> /dev/null &
+            until grep -q ready "$OUT"; do sleep 0.05; done
+            kill -TERM $!
+            wait $!
+            echo "code $?"
+        }
+        trap='trap "exit 9" TERM; echo ready; while :; do sleep 0.01; done'
+        run apptainer exec --userns "$1" sh -c "$trap"
+        rm "$OUT"
+        run "$0" exec --runtime apptainer --config "$2" --signer "$3" "$4" sh -c "$trap""#;
+    let mut all = Command::new(&pair.apptainer);
+    all.env("COUNTERSIGN_ROOT_PROGRAM", "/bin/bash").env("OUT", pair.scene.path("out"));
+    all.args(["-c", script, support::SUPERVISOR]).arg(&pair.plain).arg(pair.scene.path("attest.toml"));
+    all.arg(pair.scene.owner.path("owner.pub.pem")).arg(pair.scene.owner.path("script.sif"));
+    let out = all.stdin(Stdio::null()).output().unwrap();
+    assert_eq!(stdout(&out), "code 9\ncode 9\n", "{}", stderr(&out));
 }
 
 #[test]

@@ -61,6 +61,11 @@ impl Process {
         Self::of(self.pid) == Some(self)
     }
 
+    /// Whether it is on its way out: without memory it has no executable any more, and runs nothing of its own.
+    pub(super) fn is_ending(self) -> bool {
+        fs::read_link(self.file("exe")).is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
+    }
+
     pub(super) fn file(self, name: &str) -> String {
         format!("/proc/{}/{name}", self.pid)
     }

@@ -1,7 +1,9 @@
 //! One look at the run: its processes against what was there when the workload started.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::{self, Metadata};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 
 use countersign_wire::finding::{Finding, Kind};
 
@@ -10,6 +12,10 @@ use super::mounts::{Mount, root};
 use super::process::{NAMESPACES, Process};
 use super::sockets;
 use crate::group::Group;
+
+fn identity(file: &Metadata) -> (u64, u64) {
+    (file.dev(), file.ino())
+}
 
 /// How things were when the workload started.
 #[derive(Debug)]
@@ -24,6 +30,10 @@ pub(super) struct Baseline {
     capabilities: u64,
     /// Processes of the runtime itself, with their executables: they wait for the container's end.
     runtime: Vec<(Process, String)>,
+    /// Files of the runtime's programs: device and inode.
+    programs: HashSet<(u64, u64)>,
+    /// The runtime's own mount namespace, where it is not the container's: no process of the workload can enter it.
+    outer: Option<String>,
     machine: Machine,
 }
 
@@ -47,12 +57,15 @@ impl Baseline {
         }) else {
             return Ok(None);
         };
-        let inside = first.namespace("mnt")?;
+        // It may end while it is looked at: then another one may be the first.
+        let (Ok(inside), Ok(status)) = (first.namespace("mnt"), first.status()) else { return Ok(None) };
         let mut runtime = Vec::new();
+        let mut programs: HashSet<(u64, u64)> = fs::metadata("/proc/self/exe").iter().map(identity).collect();
         for process in processes {
-            let Ok(namespace) = process.namespace("mnt") else { continue };
+            let (Ok(namespace), Ok(executable)) = (process.namespace("mnt"), process.executable()) else { continue };
             if process == init || namespace != inside {
-                runtime.push((process, process.executable()?.path));
+                programs.extend(fs::metadata(process.file("exe")).iter().map(identity));
+                runtime.push((process, executable.path));
             }
         }
         // A workload is quick: what it may have changed already is taken from the runtime's own process where both are in one container.
@@ -65,8 +78,10 @@ impl Baseline {
             first,
             image: image.to_owned(),
             namespaces,
-            capabilities: first.status()?.capabilities,
+            capabilities: status.capabilities,
             runtime,
+            programs,
+            outer: nested.then_some(outer),
             machine: Machine::now(),
             mounts,
         }))
@@ -89,7 +104,7 @@ impl Baseline {
             let outcome = self.examine(process, &mut tables, &mut ours, time_ms);
             match outcome {
                 Ok(more) => found.extend(more),
-                Err(_) if !process.lives() => {}
+                Err(_) if !process.lives() || process.is_ending() => {}
                 Err(e) => {
                     let what = format!("the process cannot be examined: {e}");
                     found.push(Finding::new(Kind::ProcessNotInImage, &what, "", time_ms).of(process.pid, "unknown"));
@@ -113,6 +128,19 @@ impl Baseline {
         if self.runtime.iter().any(|(known, path)| *known == process && *path == executable.path) {
             return Ok(Vec::new());
         }
+        let namespace = process.namespace("mnt")?;
+        let new = !tables.contains_key(&namespace);
+        if new {
+            tables.insert(namespace.clone(), process.mounts()?);
+        }
+        let mounts = tables.get(&namespace).map(Vec::as_slice).unwrap_or_default();
+        let through = mounts.iter().find(|mount| mount.id == executable.mount);
+        // On its way from outside into the container (`exec instance://`), or waiting for its end. Nobody inside can run the very file of a
+        // runtime's program without a mount that leads to it.
+        let passes = || fs::metadata(process.file("exe")).is_ok_and(|file| self.programs.contains(&identity(&file)));
+        if self.outer.as_ref() == Some(&namespace) || (through.is_none() && passes()) {
+            return Ok(Vec::new());
+        }
         let mut found = Vec::new();
         let mut say = |kind: Kind, what: &str, place: &str| {
             found.push(Finding::new(kind, what, place, time_ms).of(process.pid, &executable.path));
@@ -123,13 +151,6 @@ impl Baseline {
                 say(Kind::NewNamespace, &format!("in another {name} namespace than the container's"), &now);
             }
         }
-        let namespace = process.namespace("mnt")?;
-        let new = !tables.contains_key(&namespace);
-        if new {
-            tables.insert(namespace.clone(), process.mounts()?);
-        }
-        let mounts = tables.get(&namespace).map(Vec::as_slice).unwrap_or_default();
-        let through = mounts.iter().find(|mount| mount.id == executable.mount);
         if through.is_none_or(|mount| mount.device != self.image) {
             let place = through.map_or("on no mount of the container", |mount| mount.place.as_str());
             say(Kind::ProcessNotInImage, "runs an executable that is not in the image", place);

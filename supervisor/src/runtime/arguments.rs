@@ -6,6 +6,9 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use super::flags::{self, Flag, Given};
 use crate::exit::{Failure, Stage};
 
+/// What stands before the name of a running instance, in the place of an image.
+const INSTANCE: &[u8] = b"instance://";
+
 /// A command line in two parts.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Split {
@@ -21,6 +24,8 @@ pub(crate) struct Split {
 /// [`Stage::Usage`]: a flag that neither has, a value that is missing, a flag that is refused.
 pub(crate) fn split(line: Vec<OsString>, command: &clap::Command) -> Result<Split, Failure> {
     let Some((verb, own)) = verb(&line, command) else { return Ok(Split { own: line, flags: Vec::new() }) };
+    let joins =
+        line.get(verb.saturating_sub(1)).is_some_and(|word| ["run", "exec", "shell"].iter().any(|verb| word == verb));
     let mut split = Split::default();
     let mut words = line.into_iter();
     split.own.extend(words.by_ref().take(verb));
@@ -68,7 +73,19 @@ pub(crate) fn split(line: Vec<OsString>, command: &clap::Command) -> Result<Spli
             }
         }
     }
-    split.own.extend(words);
+    let named = words.peek().and_then(|image| image.as_bytes().strip_prefix(INSTANCE).map(<[u8]>::to_vec));
+    match named.filter(|_| joins) {
+        // Not an image but a running instance: it needs none of the options for a start.
+        Some(name) => {
+            split.own.truncate(verb);
+            let words_of_verb = split.own.pop();
+            split.own.extend(["instance", "join", "--"].map(OsString::from));
+            split.own.extend(words_of_verb);
+            split.own.push(OsString::from_vec(name));
+            split.own.extend(words.skip(1));
+        }
+        None => split.own.extend(words),
+    }
     for given in &split.flags {
         given.check()?;
     }
@@ -182,6 +199,12 @@ mod tests {
             ("s instance list --nv", "s instance list --nv", ""),
             ("s run -h", "s run -h", ""),
             ("s run", "s run", ""),
+            (
+                "s --json run --env A=b --signer k instance://web ls -l",
+                "s --json instance join -- run web ls -l",
+                "--env=A=b",
+            ),
+            ("s instance start app.sif instance://web", "s instance start app.sif instance://web", ""),
         ] {
             assert_eq!(split_text(line), Ok((own.into(), flags.into())), "{line}");
         }

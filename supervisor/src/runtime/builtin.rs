@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Component, Path, PathBuf};
+use std::process::Command;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,9 @@ use crate::stage::start;
 
 /// Where Singularity and Apptainer images have their entry point.
 const RUNSCRIPT: &str = ".singularity.d/runscript";
+const STARTSCRIPT: &str = ".singularity.d/startscript";
+/// A shell that waits to be told to end.
+const WAIT: &str = "trap 'exit 0' TERM INT HUP; while :; do sleep 3600 & wait $!; done";
 /// Longest file of `--env-file`, bytes.
 const ENV_FILE: u64 = 1 << 20;
 /// Switches that say what is so anyway.
@@ -50,6 +54,13 @@ struct Bind {
     source: PathBuf,
     destination: PathBuf,
     read_only: bool,
+}
+
+/// A workload's environment, but for what flags add.
+fn environment() -> impl Iterator<Item = (OsString, OsString)> {
+    let path = ("PATH".into(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into());
+    let kept = ["TERM", "LANG", "TZ"].into_iter().filter_map(|name| Some((name.into(), std::env::var_os(name)?)));
+    std::iter::once(path).chain(kept)
 }
 
 fn usage(what: String, hint: &str) -> Failure {
@@ -150,18 +161,8 @@ impl Settings {
             command.arg("--hostname").arg(name);
         }
         command.arg("--chdir").arg(self.directory.as_deref().unwrap_or(OsStr::new("/")));
-        command.args([
-            "--clearenv",
-            "--setenv",
-            "PATH",
-            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        ]);
-        for name in ["TERM", "LANG", "TZ"] {
-            if let Some(value) = std::env::var_os(name) {
-                command.arg("--setenv").arg(name).arg(value);
-            }
-        }
-        for (name, value) in &self.variables {
+        command.arg("--clearenv");
+        for (name, value) in environment().chain(self.variables.iter().cloned()) {
             command.arg("--setenv").arg(name).arg(value);
         }
         // A shell gets the user's terminal, and with it job control; whatever else runs gets a session without one.
@@ -183,6 +184,24 @@ impl Settings {
         Ok((bubble, said(command_line.first().map(OsString::as_os_str))))
     }
 
+    /// Another command line in a container of it: flags for the environment alone.
+    pub(super) fn join(&self, root: &Path, task: &Task, flags: &[Given]) -> Result<Command, Failure> {
+        for given in flags {
+            if !["env", "env-file", "shell", "cleanenv"].contains(&given.flag.name) {
+                let what = format!("--{} is for the start of an instance", given.flag.name);
+                return Err(usage(what, "give it to supervisor instance start"));
+            }
+        }
+        let more = Self::of(flags)?;
+        let shell = more.shell.clone().or_else(|| self.shell.clone());
+        let command_line = Self { shell, ..self.clone() }.command_line(task, root);
+        let (program, arguments) = command_line.split_first().ok_or_else(|| usage("no command".into(), "give one"))?;
+        let mut command = Command::new(program);
+        command.args(arguments).env_clear().envs(environment());
+        command.envs(self.variables.iter().chain(&more.variables).map(|(name, value)| (name, value)));
+        Ok(command)
+    }
+
     fn command_line(&self, task: &Task, root: &Path) -> Vec<OsString> {
         let has = |path: &str| root.join(path).symlink_metadata().is_ok();
         let shell = || {
@@ -196,6 +215,14 @@ impl Settings {
             Task::Run(arguments) | Task::Exec(arguments) if !arguments.is_empty() => arguments.clone(),
             Task::Run(_) | Task::Exec(_) => vec![shell()],
             Task::Shell(arguments) => [shell()].into_iter().chain(arguments.iter().cloned()).collect(),
+            Task::Start { arguments, .. } if has(STARTSCRIPT) => {
+                [OsString::from(format!("/{STARTSCRIPT}"))].into_iter().chain(arguments.iter().cloned()).collect()
+            }
+            // Nothing to do but to be there for others.
+            Task::Start { arguments, .. } if arguments.is_empty() => {
+                ["/bin/sh", "-c", WAIT].map(OsString::from).to_vec()
+            }
+            Task::Start { arguments, .. } => arguments.clone(),
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::ffi::{OsStr, OsString};
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 use crate::exit::{Failure, Stage};
 
 /// What becomes of a flag.
@@ -142,6 +144,21 @@ pub struct Given {
     pub(crate) flag: &'static Flag,
     /// Its value; of a switch `--name=false` and the like.
     pub(crate) value: Option<OsString>,
+}
+
+/// Name and value, between the processes of a run.
+impl Serialize for Given {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (self.flag.name, &self.value).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Given {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (name, value) = <(String, Option<OsString>)>::deserialize(deserializer)?;
+        let flag = long(&name).ok_or_else(|| serde::de::Error::custom("no flag of a runtime"))?;
+        Ok(Self { flag, value })
+    }
 }
 
 impl Given {

@@ -3,7 +3,7 @@
 mod signals;
 
 use std::io;
-use std::os::fd::{FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
@@ -39,7 +39,8 @@ pub fn end_with_parent(command: &mut Command) -> &mut Command {
     let child = move || {
         set_parent_process_death_signal(Some(Signal::KILL))?;
         // It may have ended before the line above.
-        if getppid() == Some(parent) { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
+        // No parent is one outside of the process namespace that the child is in; a dead one's children go to a process inside.
+        if getppid().is_none_or(|now| now == parent) { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
     };
     // SAFETY: between fork and exec `child` makes two system calls; it allocates nothing and takes no lock.
     unsafe { command.pre_exec(child) }
@@ -94,6 +95,16 @@ pub fn join_cgroup(command: &mut Command, procs: OwnedFd) -> &mut Command {
     let child = move || rustix::io::write(&procs, b"0").map(|_| ()).map_err(io::Error::from);
     // SAFETY: between fork and exec `child` makes one system call; it allocates nothing and takes no lock.
     unsafe { command.pre_exec(child) }
+}
+
+/// Puts another file in the place of standard input.
+///
+/// # Errors
+/// The system call fails.
+pub fn replace_stdin(file: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: dup2 closes what was open under 0 and makes it another name of `file`: standard input is nobody's property in this workspace, each
+    // use of it asks for the number.
+    if unsafe { libc::dup2(file.as_raw_fd(), 0) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Marks all descriptors from 3 on close-on-exec: programs that this process starts get the standard ones and what they are given.

@@ -34,7 +34,7 @@ impl Process {
 
     /// Waits until it has ended.
     #[track_caller]
-    fn gone(&self) {
+    pub(crate) fn gone(&self) {
         let long = Timespec { tv_sec: 120, tv_nsec: 0 };
         let mut fds = [PollFd::new(&self.handle, PollFlags::IN)];
         assert_eq!(poll(&mut fds, Some(&long)).unwrap(), 1, "{} ({}) is still there", self.pid, self.command);
