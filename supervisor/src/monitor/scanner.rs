@@ -153,8 +153,9 @@ impl Work {
         }
         for finding in found {
             // Events of the machine happen again; what a process is, is so until it ends.
-            let again = finding.pid.is_some()
-                && !self.told.insert((finding.kind, finding.place.clone(), finding.executable.clone()));
+            // An execution is announced with the file's place, and seen later with its mount's: one finding.
+            let place = if finding.kind == Kind::ProcessNotInImage { Text::default() } else { finding.place.clone() };
+            let again = finding.pid.is_some() && !self.told.insert((finding.kind, place, finding.executable.clone()));
             if !again {
                 self.outbox.send(Notice::Saw(finding));
             }
