@@ -488,7 +488,7 @@ fn request(command: &Command) -> Result<Option<Request>, Failure> {
         Command::EkRoot(EkRoot::Remove { fingerprint }) => Request::EkRootRemove { fingerprint: fingerprint.clone() },
         Command::Ek(Ek::Allow { file, name, development }) => {
             let bytes = read(file)?;
-            let card = countersign_wire::artefact::from_file::<countersign_wire::enrol::HostCard>(&bytes);
+            let card = artefact::from_file::<countersign_wire::enrol::HostCard>(&bytes);
             let ek = card.map_or(bytes, |card| card.ek_public);
             let stem = || file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             let name = name.clone().unwrap_or_else(stem);
