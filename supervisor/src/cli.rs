@@ -11,7 +11,8 @@ use crate::doctor::{self, Finding, Outcome};
 use crate::exit::{Failure, Stage, TABLE};
 use crate::out;
 use crate::owner::{self, Policy, Protect, Register};
-use crate::run::{Plan, Task, config, run};
+use crate::run::{Given, Plan, Task, config, run};
+use crate::runtime;
 use crate::unprotect::{self, Protected, Rekey};
 
 const EXAMPLES: &str = "\
@@ -110,6 +111,13 @@ enum Command {
     StageProcess,
     #[command(hide = true)]
     NamespaceProcess,
+    #[command(hide = true)]
+    RuntimeProcess {
+        #[arg(long)]
+        terminal: bool,
+        #[arg(last = true)]
+        program: Vec<OsString>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -224,6 +232,9 @@ struct RunArgs {
     signer: Vec<PathBuf>,
     #[command(flatten)]
     host: HostArgs,
+    /// The container runtime: auto (what is installed, else the built-in one), builtin, apptainer, singularity, or a path
+    #[arg(long, value_name = "RUNTIME", default_value = "auto", env = "COUNTERSIGN_RUNTIME")]
+    runtime: PathBuf,
     /// Write the evidence bundle of the release into a file
     #[arg(long, value_name = "FILE")]
     bundle: Option<PathBuf>,
@@ -237,18 +248,24 @@ struct RunArgs {
 /// Runs the command line; returns the exit code.
 #[must_use]
 pub fn main() -> u8 {
-    let cli = match Cli::try_parse() {
+    let split = match runtime::split(std::env::args_os().collect(), &Cli::command()) {
+        Ok(split) => split,
+        Err(failure) => return out::finish(Err(failure), out::wants_json()),
+    };
+    let cli = match Cli::try_parse_from(split.own) {
         Ok(cli) => cli,
         Err(e) => return out::usage(&e),
     };
+    let start = |given, task| out::finish(run(&plan(given, task, split.flags)), cli.json);
     match cli.command {
         Command::DecryptorProcess => crate::decryptor::main(),
         Command::StageProcess => crate::stage::main(),
         Command::NamespaceProcess => doctor::namespace_process(),
+        Command::RuntimeProcess { terminal, program } => runtime::agent(terminal, &program),
         Command::Doctor(given) => out::finish(examine(given, cli.json), cli.json),
-        Command::Run { run: given, arguments } => out::finish(run(&plan(given, Task::Run(arguments))), cli.json),
-        Command::Exec { run: given, command } => out::finish(run(&plan(given, Task::Exec(command))), cli.json),
-        Command::Shell { run: given, arguments } => out::finish(run(&plan(given, Task::Shell(arguments))), cli.json),
+        Command::Run { run: given, arguments } => start(given, Task::Run(arguments)),
+        Command::Exec { run: given, command } => start(given, Task::Exec(command)),
+        Command::Shell { run: given, arguments } => start(given, Task::Shell(arguments)),
         command @ (Command::Protect(_)
         | Command::Register(_)
         | Command::Unprotect { .. }
@@ -284,11 +301,13 @@ fn examine(given: HostArgs, json: bool) -> Result<u8, Failure> {
     Ok(if problems { Stage::Other.code() } else { 0 })
 }
 
-fn plan(given: RunArgs, task: Task) -> Plan {
+fn plan(given: RunArgs, task: Task, flags: Vec<Given>) -> Plan {
     Plan {
         image: given.image,
         signers: given.signer,
         task,
+        runtime: given.runtime,
+        flags,
         config: given.host.config,
         tpm: given.host.tpm,
         state_dir: given.host.state_dir,
@@ -364,6 +383,7 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
         | Command::DecryptorProcess
         | Command::StageProcess
         | Command::NamespaceProcess
+        | Command::RuntimeProcess { .. }
         | Command::Doctor(_) => Ok(()),
     }
 }

@@ -9,6 +9,7 @@ mod idle;
 mod ima;
 mod log;
 mod measure;
+mod monitor;
 mod plain;
 mod policy;
 mod quote;
@@ -57,6 +58,7 @@ const TOPICS: &[Topic] = &[
     xts::TOPIC,
     unseal::TOPIC,
     start::TOPIC,
+    monitor::TOPIC,
     verifier::TOPIC,
     policy::TOPIC,
 ];

@@ -15,6 +15,7 @@ pub mod eventlog;
 pub mod evidence;
 pub mod explanation;
 pub mod facts;
+pub mod finding;
 pub mod id;
 pub mod ima;
 pub mod limits;
@@ -28,6 +29,7 @@ pub mod runlog;
 pub mod statement;
 pub mod systemd_log;
 pub mod terms;
+pub mod time;
 pub mod trust;
 
 pub use countersign_tpm::codec;

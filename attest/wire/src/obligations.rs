@@ -65,7 +65,7 @@ pub struct Obligations {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[n(2)]
     pub on_violation: Option<OnViolation>,
-    /// Seconds that a frozen container is kept before it is stopped, 1 to a year.
+    /// Seconds that a frozen container is kept before it is ended, 1 to a year (default 600).
     #[serde(skip_serializing_if = "Option::is_none")]
     #[n(3)]
     pub freeze_hold_s: Option<u32>,
@@ -148,7 +148,7 @@ impl Obligations {
     /// Names of those that are set and that nothing enforces in this version: a policy that sets one denies.
     #[must_use]
     pub fn not_enforced(&self) -> Vec<&'static str> {
-        let set = [("freeze_hold_s", self.freeze_hold_s.is_some()), ("runtime_flags", !self.runtime_flags.is_empty())];
+        let set = [("runtime_flags", !self.runtime_flags.is_empty())];
         set.into_iter().filter(|(_, set)| *set).map(|(name, _)| name).collect()
     }
 

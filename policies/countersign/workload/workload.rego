@@ -35,10 +35,14 @@ passed contains "release" if "release" in identity.passed
 
 # METADATA
 # title: workload-secure-boot
-# description: The host booted with Secure Boot.
+# description: |
+#   The host booted with Secure Boot. For a run the verifier judges that at each attestation; the supervisor, which asks about its findings, has
+#   no appraised facts of the host.
 # custom:
 #   check: workload-secure-boot
 passed contains "workload-secure-boot" if "secure-boot" in secure_boot.passed
+
+passed contains "workload-secure-boot" if input.purpose == "run"
 
 # METADATA
 # title: run-findings

@@ -166,7 +166,7 @@ fn only_a_literal_true_of_the_documented_shape_grants() {
 
 #[test]
 fn an_obligation_that_nothing_enforces_denies_and_says_so() {
-    for (name, value) in [("freeze_hold_s", "600"), ("runtime_flags", "[\"net-none\"]")] {
+    for (name, value) in [("runtime_flags", "[\"net-none\"]")] {
         let text = format!("verdict := {{\"allow\": true, \"obligations\": {{\"lease_s\": 60, \"{name}\": {value}}}}}");
         let decision = made(&text).unwrap().decide(&input(), &reference());
         assert!(!decision.allow, "{name}");
@@ -175,9 +175,11 @@ fn an_obligation_that_nothing_enforces_denies_and_says_so() {
         assert_eq!(decision.reasons[0].message, format!("nothing enforces {name} yet"));
     }
     // A no keeps its own reasons beside it.
-    let no = "verdict := {\"allow\": false, \"reasons\": [{\"id\": \"x\", \"message\": \"y\"}], \"obligations\": {\"freeze_hold_s\": 1}}";
+    let no = "verdict := {\"allow\": false, \"reasons\": [{\"id\": \"x\", \"message\": \"y\"}], \"obligations\": {\"runtime_flags\": [\"pid\"]}}";
     assert_eq!(ids(&made(no).unwrap(), &input(), &reference()), ["x", reason::UNENFORCED]);
-    for enforced in ["{\"cap\": 1}", "{\"retain_evidence_s\": 86400}", "{\"on_violation\": \"freeze\"}"] {
+    for enforced in
+        ["{\"cap\": 1}", "{\"retain_evidence_s\": 86400}", "{\"on_violation\": \"freeze\", \"freeze_hold_s\": 600}"]
+    {
         let text = format!("verdict := {{\"allow\": true, \"obligations\": {enforced}}}");
         assert!(made(&text).unwrap().decide(&input(), &reference()).allow, "{enforced}");
     }

@@ -14,7 +14,7 @@ mod wire;
 pub type Target = fn(&[u8]);
 
 /// All targets by name: each has a file in `fuzz_targets/` and a folder in `regressions/`.
-pub const TARGETS: [(&str, Target); 28] = [
+pub const TARGETS: [(&str, Target); 29] = [
     ("attest", tpm::attest),
     ("boot_diff", logs::boot_diff),
     ("ccel", logs::ccel),
@@ -24,6 +24,7 @@ pub const TARGETS: [(&str, Target); 28] = [
     ("event_stream", wire::event_stream),
     ("eventlog", logs::eventlog),
     ("evidence", wire::evidence),
+    ("finding", wire::finding),
     ("ima_ascii", ima::ascii),
     ("ima_binary", ima::binary),
     ("ima_signature", ima::signature),
