@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
 
 use crate::error::HostError;
-use crate::random::random;
+use crate::random::part_of;
 use crate::state::StateDir;
 use crate::verdict::Denial;
 
@@ -106,9 +106,8 @@ impl Accepted {
     /// programs of a host nor the hosts of a verifier ask in step.
     #[must_use]
     pub fn next(&self, terms: &Terms) -> Duration {
-        let interval = u64::from(self.terms.interval_s().min(terms.interval_s())).saturating_mul(1000);
-        let jitter = u64::from(u16::from_be_bytes(random())).saturating_mul(interval / 5) / u64::from(u16::MAX);
-        self.at.saturating_add(Duration::from_millis(interval.saturating_sub(jitter)))
+        let interval = Duration::from_secs(self.terms.interval_s().min(terms.interval_s()).into());
+        self.at.saturating_add(interval.saturating_sub(part_of(interval.mul_f64(0.2))))
     }
 
     /// The lease of a run with these terms.
@@ -220,7 +219,7 @@ impl Leases {
 
     /// The last outcome, if it is of `since` or later and fresh enough for everything on this host. [`Accepted::next`] is never this early.
     pub(crate) fn shared(&self, since: Duration) -> Option<Renewal> {
-        let (now, fresh) = (boot_time(), self.interval().saturating_mul(3) / 4);
+        let (now, fresh) = (boot_time(), self.interval().mul_f64(0.75));
         self.last().filter(|last| {
             let at = last.at();
             at >= since && at <= now && now.saturating_sub(at) < fresh

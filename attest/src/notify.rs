@@ -34,7 +34,7 @@ impl Notify {
 
     /// How often a sign of life is wanted: twice within the time after which systemd gives this service up.
     pub(crate) fn watchdog(&self) -> Option<Duration> {
-        self.watchdog.map(|limit| limit / 2)
+        self.watchdog.map(|limit| limit.mul_f64(0.5))
     }
 
     /// Says `READY=1`, `WATCHDOG=1`, `STOPPING=1` or `STATUS=...`. That nobody hears it is no failure of this service.
