@@ -24,6 +24,8 @@ packages=(
 	swtpm              # the TPM of developers
 	swtpm-tools        # its local CA
 	cryptsetup-bin     # LUKS2 headers
+	gpgv               # PGP signatures of images to be protected
+	gnupg              # makes them in tests
 	squashfs-tools     # root file systems
 	squashfuse         # mounts them without root
 	fuse3              # FUSE

@@ -350,8 +350,21 @@ struct GrantArgs {
     /// The grant to write; verifier grant add takes it
     #[arg(short, long, value_name = "FILE", required_unless_present = "url")]
     output: Option<PathBuf>,
-    #[command(flatten)]
-    verifier: Option<VerifierArgs>,
+    /// Hand the grant in to the verifier at this address
+    #[arg(long, value_name = "URL", requires_all = ["token_file", "ca"])]
+    url: Option<String>,
+    /// The operator's token
+    #[arg(long, value_name = "FILE", requires = "url")]
+    token_file: Option<PathBuf>,
+    /// The verifier's CA (PEM)
+    #[arg(long, value_name = "FILE", requires = "url")]
+    ca: Option<PathBuf>,
+}
+
+impl GrantArgs {
+    fn verifier(&self) -> Option<owner::Verifier<'_>> {
+        Some(owner::Verifier { url: self.url.as_ref()?, token: self.token_file.as_ref()?, ca: self.ca.as_ref()? })
+    }
 }
 
 #[derive(Debug, Args)]
@@ -530,7 +543,7 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
             print(json, &registered)
         }
         Command::Grant(given) => {
-            let verifier = given.verifier.as_ref().map(VerifierArgs::verifier);
+            let verifier = given.verifier();
             let made = given.from.with(|from| {
                 grant(&grant::Plan {
                     image: from.image,

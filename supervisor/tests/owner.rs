@@ -229,7 +229,7 @@ fn a_wrong_key_or_input_is_named() {
     failed(&protect(&path("rootfs"), &public, &escrow), 216, &[&public, "no PEM private key", "hint: --sign"]);
     failed(&protect(&path("rootfs"), &key, &public), 215, &[&public, "no PEM RSA public key", "hint: --escrow"]);
     failed(&protect(&image, &key, &escrow), 202, &[&image, "encrypted already", "supervisor rekey"]);
-    failed(&protect(&key, &key, &escrow), 202, &[&key, "a plain SIF, or a squashfs"]);
+    failed(&protect(&key, &key, &escrow), 202, &[&key, "a squashfs, or an OCI layout"]);
     // A key that everybody can read is used, with a warning.
     let open = |mode| std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
     for (mode, warned) in [(0o600, false), (0o644, true)] {
