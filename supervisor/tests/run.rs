@@ -64,7 +64,12 @@ fn the_workload_sees_its_image_and_little_else() {
     assert_eq!(lines.last(), Some(&"tmp"));
 
     let status = std::fs::read_to_string(status).unwrap();
-    let status: Vec<Value> = status.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let status: Vec<Value> = status
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        // Whether the verifier's own word is heard already when the workload ends is a matter of luck.
+        .filter(|line| line["stage"] != "events")
+        .collect();
     let stages: Vec<&str> = status.iter().map(|line| line["stage"].as_str().unwrap()).collect();
     assert_eq!(stages, ["verified", "released", "mounted", "started", "ended"]);
     assert_eq!(status[4]["detail"]["code"], 0);
