@@ -16,7 +16,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use crate::error::HostError;
 use crate::host::Host;
-use crate::random::random;
+use crate::random::part_of;
 
 /// Longest silence: the verifier says every 15 s that it is there.
 const SILENCE: Duration = Duration::from_secs(50);
@@ -133,8 +133,7 @@ impl Follower {
                 wait = WAIT.0;
             }
             // Between half of it and all: hosts that lost the verifier together do not come back together.
-            let half = wait / 2;
-            let now = half.saturating_add(half.mul_f64(f64::from(u16::from_be_bytes(random())) / f64::from(u16::MAX)));
+            let now = wait.saturating_sub(part_of(wait.mul_f64(0.5)));
             if self.say(Notice::Lost { reason: error.to_string(), wait: now }).is_err() {
                 return;
             }

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
 
 use crate::error::HostError;
-use crate::random::random;
+use crate::random::part_of;
 use crate::state::StateDir;
 use crate::verdict::Denial;
 
@@ -30,6 +30,8 @@ const FILE: &str = "leases";
 const MAX: usize = 16 * limits::MESSAGE;
 /// Runs that have a lease at a time; when there are more, those that end first are forgotten.
 const RUNS: usize = 1024;
+/// Reasons of a denial that are kept; the verifier has them all.
+const REASONS: usize = 32;
 /// What the MAC is over, before the text.
 const CONTEXT: &[u8] = b"countersign/leases/v1";
 /// Where the kernel says which boot this is.
@@ -104,9 +106,8 @@ impl Accepted {
     /// programs of a host nor the hosts of a verifier ask in step.
     #[must_use]
     pub fn next(&self, terms: &Terms) -> Duration {
-        let interval = u64::from(self.terms.interval_s().min(terms.interval_s())).saturating_mul(1000);
-        let jitter = u64::from(u16::from_be_bytes(random())).saturating_mul(interval / 5) / u64::from(u16::MAX);
-        self.at.saturating_add(Duration::from_millis(interval.saturating_sub(jitter)))
+        let interval = Duration::from_secs(self.terms.interval_s().min(terms.interval_s()).into());
+        self.at.saturating_add(interval.saturating_sub(part_of(interval.mul_f64(0.2))))
     }
 
     /// The lease of a run with these terms.
@@ -173,7 +174,15 @@ impl Leases {
     }
 
     /// An attestation was refused: what was accepted before goes on until its end.
-    pub(crate) fn deny(&mut self, denied: Denied) {
+    pub(crate) fn deny(&mut self, mut denied: Denied) {
+        // What others need to know of it; a verdict with thousands of reasons must not push the leases out of their file.
+        denied.denial.explanation = None;
+        denied.denial.reasons.truncate(REASONS);
+        while serde_json::to_vec(&denied).is_ok_and(|text| text.len() > limits::MESSAGE) {
+            if denied.denial.reasons.pop().is_none() {
+                break;
+            }
+        }
         self.denied = Some(denied);
     }
 
@@ -210,7 +219,7 @@ impl Leases {
 
     /// The last outcome, if it is of `since` or later and fresh enough for everything on this host. [`Accepted::next`] is never this early.
     pub(crate) fn shared(&self, since: Duration) -> Option<Renewal> {
-        let (now, fresh) = (boot_time(), self.interval().saturating_mul(3) / 4);
+        let (now, fresh) = (boot_time(), self.interval().mul_f64(0.75));
         self.last().filter(|last| {
             let at = last.at();
             at >= since && at <= now && now.saturating_sub(at) < fresh

@@ -21,7 +21,10 @@ impl Notify {
                 Some(name) => SocketAddr::from_abstract_name(name),
                 None => SocketAddr::from_pathname(&path),
             };
-            Some((UnixDatagram::unbound().ok()?, address.ok()?))
+            let socket = UnixDatagram::unbound().ok()?;
+            // Whoever does not read must not stop this service.
+            socket.set_nonblocking(true).ok()?;
+            Some((socket, address.ok()?))
         });
         let number = |name: &str| var(name)?.to_str()?.parse::<u64>().ok();
         let ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
@@ -31,7 +34,7 @@ impl Notify {
 
     /// How often a sign of life is wanted: twice within the time after which systemd gives this service up.
     pub(crate) fn watchdog(&self) -> Option<Duration> {
-        self.watchdog.map(|limit| limit / 2)
+        self.watchdog.map(|limit| limit.mul_f64(0.5))
     }
 
     /// Says `READY=1`, `WATCHDOG=1`, `STOPPING=1` or `STATUS=...`. That nobody hears it is no failure of this service.

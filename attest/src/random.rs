@@ -1,5 +1,7 @@
 //! The system's random numbers, for the pure crates that take a generator.
 
+use std::time::Duration;
+
 use getrandom::SysRng;
 use rand_core::UnwrapErr;
 
@@ -10,6 +12,12 @@ pub type SystemRng = UnwrapErr<SysRng>;
 #[must_use]
 pub const fn system_rng() -> SystemRng {
     UnwrapErr(SysRng)
+}
+
+/// A random part of a time, from nothing to all of it.
+#[must_use]
+pub(crate) fn part_of(time: Duration) -> Duration {
+    time.mul_f64(f64::from(u16::from_be_bytes(random())) / f64::from(u16::MAX))
 }
 
 /// Random bytes.

@@ -15,7 +15,7 @@ use crate::host::Host;
 use crate::lease::{Renewal, boot_time};
 use crate::notify::Notify;
 use crate::out;
-use crate::random::random;
+use crate::random::part_of;
 use crate::verdict::Reason;
 
 /// SIGINT, SIGTERM.
@@ -174,7 +174,7 @@ impl Service {
 
     /// After a growing wait, shorter by up to a half at random.
     fn again_later(&mut self, now: Duration) {
-        self.due = now.saturating_add(self.wait.saturating_sub(share(self.wait / 2)));
+        self.due = now.saturating_add(self.wait.saturating_sub(part_of(self.wait.mul_f64(0.5))));
         self.wait = self.wait.saturating_mul(2).min(WAIT.1);
     }
 
@@ -192,8 +192,7 @@ impl Service {
                     let now = boot_time();
                     self.since = now;
                     self.wait = WAIT.0;
-                    self.due =
-                        self.due.min(now.saturating_add(share(SPREAD.min(self.host.config().reattest_max / 60))));
+                    self.due = self.due.min(now.saturating_add(part_of(SPREAD.min(self.host.config().reattest_max))));
                 }
             }
         }
@@ -206,9 +205,4 @@ impl Service {
         // A log that nobody reads any more is no reason to stop attesting.
         let _ = out::raw(format!("{text}\n").as_bytes());
     }
-}
-
-/// A random part of a time.
-fn share(time: Duration) -> Duration {
-    time.mul_f64(f64::from(u16::from_be_bytes(random())) / f64::from(u16::MAX))
 }

@@ -13,8 +13,9 @@ use crate::grant::{self, grant};
 use crate::inspect;
 use crate::out;
 use crate::owner::{self, Input, Policy, Protect, Register};
-use crate::run::{Plan, Task, config, run};
+use crate::run::{Given, Plan, Task, config, run};
 use crate::unprotect::{self, Protected, Rekey};
+use crate::{instance, runtime};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -24,6 +25,8 @@ Examples:
   supervisor inspect app.sif --signer owner.pub.pem --full
   supervisor run --signer owner.pub.pem app.sif cat /secret.txt
   supervisor shell --signer owner.pub.pem app.sif
+  supervisor exec --signer owner.pub.pem --nv -B /data --pwd /data app.sif train.py
+  supervisor instance start --signer owner.pub.pem app.sif web
   supervisor doctor";
 
 /// Protects container images, and runs them on hosts that TPM and policy accept.
@@ -96,6 +99,9 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Runs that stay: start, list, stop, use of machine
+    #[command(subcommand)]
+    Instance(InstanceCommand),
     /// Check whether this host can run protected images, and say what to do where it cannot
     Doctor(HostArgs),
     /// Print shell completions
@@ -114,6 +120,76 @@ enum Command {
     StageProcess,
     #[command(hide = true)]
     NamespaceProcess,
+    #[command(hide = true)]
+    InstanceProcess,
+    #[command(hide = true)]
+    RuntimeProcess {
+        #[arg(long)]
+        terminal: bool,
+        #[arg(long)]
+        instance: Option<PathBuf>,
+        #[arg(last = true)]
+        program: Vec<OsString>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum InstanceCommand {
+    /// Start an instance: its startscript runs until it ends or is stopped; `supervisor exec instance://NAME` runs more in it
+    #[command(after_help = TABLE)]
+    Start {
+        #[command(flatten)]
+        run: RunArgs,
+        #[command(flatten)]
+        place: PlaceArgs,
+        /// The instance's name
+        name: String,
+        /// Arguments of the startscript
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// List the user's running instances
+    List {
+        #[command(flatten)]
+        place: PlaceArgs,
+    },
+    /// Stop an instance: ask it, and kill it when it does not end
+    Stop {
+        #[command(flatten)]
+        place: PlaceArgs,
+        /// The instance's name
+        #[arg(required_unless_present = "all")]
+        name: Option<String>,
+        /// All of the user's instances
+        #[arg(short, long, conflicts_with = "name")]
+        all: bool,
+        /// Seconds that it may take to end by itself
+        #[arg(short = 't', long, value_name = "SECONDS", default_value_t = 10)]
+        timeout: u32,
+    },
+    /// Show what an instance uses, and what this host cannot say about it
+    Stats {
+        #[command(flatten)]
+        place: PlaceArgs,
+        /// The instance's name
+        name: String,
+    },
+    #[command(hide = true)]
+    Join {
+        #[command(flatten)]
+        place: PlaceArgs,
+        verb: String,
+        name: String,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct PlaceArgs {
+    /// Where instances are noted (default: /run/countersign, the user's runtime or state folder)
+    #[arg(long, value_name = "DIR", env = "COUNTERSIGN_INSTANCE_DIR")]
+    instance_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -311,6 +387,9 @@ struct RunArgs {
     signer: Vec<PathBuf>,
     #[command(flatten)]
     host: HostArgs,
+    /// The container runtime: auto (what is installed, else the built-in one), builtin, apptainer, singularity, or a path
+    #[arg(long, value_name = "RUNTIME", default_value = "auto", env = "COUNTERSIGN_RUNTIME")]
+    runtime: PathBuf,
     /// Write the evidence bundle of the release into a file
     #[arg(long, value_name = "FILE")]
     bundle: Option<PathBuf>,
@@ -324,18 +403,29 @@ struct RunArgs {
 /// Runs the command line; returns the exit code.
 #[must_use]
 pub fn main() -> u8 {
-    let cli = match Cli::try_parse() {
+    let split = match runtime::split(std::env::args_os().collect(), &Cli::command()) {
+        Ok(split) => split,
+        Err(failure) => return out::finish(Err(failure), out::wants_json()),
+    };
+    let cli = match Cli::try_parse_from(split.own) {
         Ok(cli) => cli,
         Err(e) => return out::usage(&e),
     };
+    let flags = split.flags;
+    let start = |given, task, flags| out::finish(run(&plan(given, task, flags)), cli.json);
     match cli.command {
         Command::DecryptorProcess => crate::decryptor::main(),
         Command::StageProcess => crate::stage::main(),
         Command::NamespaceProcess => doctor::namespace_process(),
+        Command::InstanceProcess => instance::main(),
+        Command::RuntimeProcess { terminal, instance, program } => {
+            runtime::agent(terminal, instance.as_deref(), &program)
+        }
+        Command::Instance(command) => out::finish(on_instances(command, flags, cli.json), cli.json),
         Command::Doctor(given) => out::finish(examine(given, cli.json), cli.json),
-        Command::Run { run: given, arguments } => out::finish(run(&plan(given, Task::Run(arguments))), cli.json),
-        Command::Exec { run: given, command } => out::finish(run(&plan(given, Task::Exec(command))), cli.json),
-        Command::Shell { run: given, arguments } => out::finish(run(&plan(given, Task::Shell(arguments))), cli.json),
+        Command::Run { run: given, arguments } => start(given, Task::Run(arguments), flags),
+        Command::Exec { run: given, command } => start(given, Task::Exec(command), flags),
+        Command::Shell { run: given, arguments } => start(given, Task::Shell(arguments), flags),
         command @ (Command::Protect(_)
         | Command::Register(_)
         | Command::Grant(_)
@@ -345,6 +435,38 @@ pub fn main() -> u8 {
         | Command::Completions { .. }
         | Command::Man { .. }) => out::finish(owner_command(command, cli.json).map(|()| 0), cli.json),
     }
+}
+
+fn on_instances(command: InstanceCommand, flags: Vec<Given>, json: bool) -> Result<u8, Failure> {
+    let value = match command {
+        InstanceCommand::Start { run, place, name, arguments } => {
+            if run.status_fd.is_some() {
+                let hint = "the command returns when the instance runs; supervisor instance list --json";
+                return Err(Failure::new(Stage::Usage, "--status-fd is for runs that do not stay", hint));
+            }
+            let plan = plan(run, Task::Run(Vec::new()), flags);
+            instance::start(place.instance_dir.as_deref(), &name, arguments, plan)?
+        }
+        InstanceCommand::List { place } => instance::list(place.instance_dir.as_deref())?,
+        InstanceCommand::Stop { place, name, all: _, timeout } => {
+            let grace = std::time::Duration::from_secs(timeout.into());
+            instance::stop(place.instance_dir.as_deref(), name.as_deref(), grace)?
+        }
+        InstanceCommand::Stats { place, name } => instance::stats(place.instance_dir.as_deref(), &name)?,
+        InstanceCommand::Join { place, verb, name, arguments } => {
+            let task = match verb.as_str() {
+                "exec" if arguments.is_empty() => {
+                    let hint = format!("supervisor exec instance://{name} COMMAND");
+                    return Err(Failure::new(Stage::Usage, "no command was given", hint));
+                }
+                "exec" => Task::Exec(arguments),
+                "shell" => Task::Shell(arguments),
+                _ => Task::Run(arguments),
+            };
+            return instance::join(place.instance_dir.as_deref(), &name, &task, &flags);
+        }
+    };
+    print(json, &value).map(|()| 0)
 }
 
 /// Every finding; exit code 219 when one of them is a problem.
@@ -372,11 +494,13 @@ fn examine(given: HostArgs, json: bool) -> Result<u8, Failure> {
     Ok(if problems { Stage::Other.code() } else { 0 })
 }
 
-fn plan(given: RunArgs, task: Task) -> Plan {
+fn plan(given: RunArgs, task: Task, flags: Vec<Given>) -> Plan {
     Plan {
         image: given.image,
         signers: given.signer,
         task,
+        runtime: given.runtime,
+        flags,
         config: given.host.config,
         tpm: given.host.tpm,
         state_dir: given.host.state_dir,
@@ -470,6 +594,9 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
         | Command::DecryptorProcess
         | Command::StageProcess
         | Command::NamespaceProcess
+        | Command::InstanceProcess
+        | Command::RuntimeProcess { .. }
+        | Command::Instance(_)
         | Command::Doctor(_) => Ok(()),
     }
 }

@@ -5,7 +5,11 @@
 //! | `verified` | `workload`, `signer` |
 //! | `released` | `verdict`, `lease_s`, `tpm_commands`, `ms`, `locked` (which memory is kept out of swap) |
 //! | `mounted` | - |
-//! | `started` | `run` |
+//! | `started` | `run`, `init` (the container's first process) |
+//! | `events` | `connected`: the verifier's own word is heard, or not (`reason`) |
+//! | `finding` | `finding`, `severity`, `accepted` (by the image's policy), `reaction`, `reasons`, `ms` from the look to the reaction |
+//! | `reaction` | `reaction` that no finding brought about, `reasons` |
+//! | `warning` | `text` |
 //! | `signal` | `signal`: passed on to the workload |
 //! | `ended` | `code`: the workload's own, or 128 + the signal that ended the run |
 //! | `failed` | `code` (200 to 219), `stage`, `error`, `words`, `hint` |
@@ -18,7 +22,13 @@ use serde_json::{Value, json};
 use crate::exit::{Failure, Stage};
 
 /// Where the lines go; nowhere without the option.
-pub(crate) struct Status(Option<File>);
+pub(crate) struct Status {
+    file: Option<File>,
+    listener: Option<Listener>,
+}
+
+/// Somebody in this program who wants to know.
+pub(crate) type Listener = Box<dyn FnMut(&str, &Value)>;
 
 impl Status {
     /// Takes over an inherited descriptor: helpers and the workload do not get it.
@@ -31,12 +41,20 @@ impl Status {
             )
         };
         let file = number.map(|number| countersign_sys::inherited_descriptor(number).map(File::from));
-        Ok(Self(file.transpose().map_err(bad)?))
+        Ok(Self { file: file.transpose().map_err(bad)?, listener: None })
+    }
+
+    /// To a listener only.
+    pub(crate) fn to(listener: Listener) -> Self {
+        Self { file: None, listener: Some(listener) }
     }
 
     /// One line. Nobody reading it is no reason to end a run.
     pub(crate) fn say(&mut self, stage: &str, detail: Value) {
-        if let Some(file) = &mut self.0 {
+        if let Some(listener) = &mut self.listener {
+            listener(stage, &detail);
+        }
+        if let Some(file) = &mut self.file {
             let line = format!("{}\n", json!({"stage": stage, "detail": detail}));
             let _ = file.write_all(line.as_bytes());
         }

@@ -9,7 +9,9 @@ mod idle;
 mod ima;
 mod log;
 mod measure;
+mod monitor;
 mod plain;
+mod policy;
 mod protect;
 mod quote;
 mod report;
@@ -26,6 +28,7 @@ use anyhow::{Context as _, bail};
 
 use crate::process::{Service, Tools};
 use crate::site::Site;
+pub use policy::load_policies;
 use report::Row;
 
 /// What the benches are told.
@@ -57,7 +60,9 @@ const TOPICS: &[Topic] = &[
     protect::TOPIC,
     unseal::TOPIC,
     start::TOPIC,
+    monitor::TOPIC,
     verifier::TOPIC,
+    policy::TOPIC,
 ];
 
 /// What topics share; each part is made when a topic first asks for it.

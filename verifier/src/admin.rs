@@ -1,15 +1,16 @@
 //! What operators ask: one request type, whether it comes over HTTPS with a token or from the command line on the state folder itself.
 
 mod reference;
+mod releases;
 
+use countersign_policy::Role;
 use countersign_policy::input::ReferenceValue;
-use countersign_policy::{Compiled, PolicyBundle, Role};
 use countersign_tpm::alg::HashAlg;
 use countersign_wire::enrol::HostState;
 use countersign_wire::event::HostEvent;
 use countersign_wire::eventlog::{EventLog, PcrSet, Refusal, Registers};
 use countersign_wire::facts::Content;
-use countersign_wire::id::{HostId, PayloadRoot, PolicyDigest, VerdictId, WorkloadId};
+use countersign_wire::id::{HostId, PayloadRoot, PolicyDigest, RunId, VerdictId, WorkloadId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -68,6 +69,22 @@ pub enum Request {
         /// Beginning of the fingerprint.
         fingerprint: String,
     },
+    /// Lists the EK of a TPM without a certificate.
+    EkAllow {
+        /// TPMT_PUBLIC (base64).
+        ek: String,
+        /// Label.
+        name: String,
+        /// The host with it is simulated.
+        development: bool,
+    },
+    /// Listed EKs.
+    EkList {},
+    /// Takes an EK off the list.
+    EkRemove {
+        /// Beginning of its id.
+        ek: String,
+    },
     /// Adds reference values from a boot log.
     ReferenceAdd {
         /// Name of the set.
@@ -115,6 +132,18 @@ pub enum Request {
         /// Its id.
         id: VerdictId,
     },
+    /// Newest releases.
+    ReleaseList {
+        /// To this host only.
+        host: Option<String>,
+        /// How many.
+        limit: u32,
+    },
+    /// Gives a release whose answer was lost back: it counts against the cap no longer.
+    ReleaseRefund {
+        /// Its run.
+        run: RunId,
+    },
     /// Takes a protected image's key and policy.
     WorkloadRegister {
         /// Label.
@@ -142,6 +171,11 @@ pub enum Request {
     GrantList {},
     /// All workloads.
     WorkloadList {},
+    /// One workload.
+    WorkloadShow {
+        /// Workload id.
+        workload: WorkloadId,
+    },
     /// No longer releases a workload.
     WorkloadWithdraw {
         /// Workload id.
@@ -249,7 +283,18 @@ pub async fn perform(service: &Service, request: Request, actor: &str) -> Result
             let hosts = service.store.hosts().await?;
             Ok(json!({"hosts": hosts.iter().map(host_json).collect::<Vec<_>>()}))
         }
-        Request::HostShow { host } => Ok(host_json(&find_host(service, &host).await?)),
+        Request::HostShow { host } => {
+            let host = find_host(service, &host).await?;
+            let eks: Vec<Vec<u8>> = sqlx::query_scalar("SELECT ek FROM host_eks WHERE host = ? ORDER BY ek")
+                .bind(host.snapshot.host.0.as_slice())
+                .fetch_all(service.store.pool())
+                .await?;
+            let mut shown = host_json(&host);
+            if let Some(fields) = shown.as_object_mut() {
+                fields.insert("eks".into(), eks.into_iter().map(hex::encode).collect());
+            }
+            Ok(shown)
+        }
         Request::HostState { host, state, reason } => {
             let host = find_host(service, &host).await?.snapshot.host;
             if state == HostState::Pending {
@@ -294,6 +339,11 @@ pub async fn perform(service: &Service, request: Request, actor: &str) -> Result
             transaction.commit().await?;
             Ok(json!({"removed": removed}))
         }
+        Request::EkAllow { ek, name, development } => {
+            service.allow_ek(&bytes("ek", &ek)?, &name, development, actor).await
+        }
+        Request::EkList {} => service.allowed_eks().await,
+        Request::EkRemove { ek } => service.disallow_ek(&hex_prefix(&ek)?, actor).await,
         Request::ReferenceAdd { name, eventlog, pcrs } => {
             reference_add(service, &name, &bytes("eventlog", &eventlog)?, &pcrs, actor).await
         }
@@ -366,6 +416,8 @@ pub async fn perform(service: &Service, request: Request, actor: &str) -> Result
             let file = service.bundle(&id, None).await?;
             Ok(json!({"bundle": base64::engine::general_purpose::STANDARD.encode(file)}))
         }
+        Request::ReleaseList { host, limit } => releases::list(service, host.as_deref(), limit).await,
+        Request::ReleaseRefund { run } => releases::refund(service, &run, actor).await,
         Request::WorkloadRegister { name, workload, payload_root, sif_uuid, policy, volume_key, least_selection } => {
             let policy = bytes("policy", &policy)?;
             let key = zeroize::Zeroizing::new(bytes("volume_key", &volume_key.0)?);
@@ -386,11 +438,15 @@ pub async fn perform(service: &Service, request: Request, actor: &str) -> Result
                 sqlx::query_as("SELECT id, name, policy_digest, withdrawn, registered_ms, length(sealed_key) = 0 FROM workloads ORDER BY name")
                     .fetch_all(service.store.pool())
                     .await?;
-            let rows = rows.into_iter().map(|(id, name, policy, withdrawn, registered_ms, owner_held)| {
-                let custody = if owner_held { "owner" } else { "broker" };
-                json!({"workload": hex::encode(id), "name": name, "policy": hex::encode(policy), "withdrawn": withdrawn, "registered_ms": registered_ms, "key_held_by": custody})
-            });
-            Ok(json!({"workloads": rows.collect::<Vec<_>>()}))
+            Ok(json!({"workloads": rows.into_iter().map(workload_json).collect::<Vec<_>>()}))
+        }
+        Request::WorkloadShow { workload } => {
+            let row: Option<WorkloadRow> =
+                sqlx::query_as("SELECT id, name, policy_digest, withdrawn, registered_ms, length(sealed_key) = 0 FROM workloads WHERE id = ?")
+                    .bind(workload.0.as_slice())
+                    .fetch_optional(service.store.pool())
+                    .await?;
+            row.map(workload_json).ok_or_else(|| no_such_workload(&workload))
         }
         Request::WorkloadWithdraw { workload } => {
             let mut transaction = service.store.write().await?;
@@ -399,11 +455,7 @@ pub async fn perform(service: &Service, request: Request, actor: &str) -> Result
                 .execute(&mut *transaction)
                 .await?;
             if changed.rows_affected() == 0 {
-                return Err(Error::request(
-                    "not-found",
-                    format!("there is no workload {workload}"),
-                    Some("verifier workload list"),
-                ));
+                return Err(no_such_workload(&workload));
             }
             emit(&mut transaction, None, &HostEvent::WorkloadWithdrawn { workload }).await?;
             audit(&mut transaction, actor, "workload-withdraw", &workload.to_string()).await?;
@@ -589,6 +641,17 @@ async fn reference_add(service: &Service, name: &str, log: &[u8], pcrs: &[u8], a
 /// id, name, policy digest, withdrawn, registered, whether its owner holds the key.
 type WorkloadRow = (Vec<u8>, String, Vec<u8>, bool, i64, bool);
 
+fn workload_json((id, name, policy, withdrawn, registered_ms, owner_held): WorkloadRow) -> Value {
+    json!({
+        "workload": hex::encode(id), "name": name, "policy": hex::encode(policy), "withdrawn": withdrawn,
+        "registered_ms": registered_ms, "key_held_by": if owner_held { "owner" } else { "broker" },
+    })
+}
+
+fn no_such_workload(workload: &WorkloadId) -> Error {
+    Error::request("not-found", format!("there is no workload {workload}"), Some("verifier workload list"))
+}
+
 struct Registration {
     name: String,
     workload: WorkloadId,
@@ -615,12 +678,9 @@ async fn register(service: &Service, given: Registration, actor: &str) -> Result
     if least.iter().any(|pcr| *pcr >= 15 || *pcr == countersign_wire::ima::PCR) {
         return Err(refuse("the least selection may have PCRs 0 to 14 without 10".into()));
     }
-    let policy = given.policy.clone();
-    let compiled = tokio::task::spawn_blocking(move || {
-        let bundle = PolicyBundle::parse(&policy).map_err(|e| e.to_string())?;
-        Compiled::new(&bundle, Role::Workload).map(drop).map_err(|e| e.to_string())
-    });
-    compiled.await.map_err(|e| Error::Internal(e.to_string()))?.map_err(refuse)?;
+    let (policy, trial) = (given.policy.clone(), service.trial.clone());
+    let tried = tokio::task::spawn_blocking(move || trial.run(&policy, Role::Workload));
+    tried.await.map_err(|e| Error::Internal(e.to_string()))?.map_err(refuse)?;
     let (custody, sealed) = if given.key.is_empty() {
         ("owner", Vec::new())
     } else {

@@ -12,19 +12,27 @@ mod checks;
 mod clock;
 mod decide;
 mod ima;
+mod obligations;
 mod policies;
 pub mod quote;
 mod receipts;
+mod remote;
 mod replayed;
 mod snapshot;
 
 pub use authentic::Authentic;
 pub use decide::{HostUpdate, Judged, ReleaseBasis};
 pub use ima::{ImaContext, NamedSet};
+pub(crate) use obligations::DAY_MS;
+pub use obligations::ReleasesOfBoot;
 pub use receipts::ReceiptUpdate;
+pub use remote::{DISAGREES, RemoteAnswer, RemoteDecision};
 pub use replayed::Replayed;
 pub use snapshot::{Baseline, ChallengeRecord, Context, HostSnapshot, ReceiptStatus, StoredReceipt, WorkloadRecord};
 
+use countersign_policy::Role;
+use countersign_policy::input::Input;
+use countersign_policy::verdict::{Check, Decision, Reason};
 use countersign_wire::cbor;
 use countersign_wire::evidence::Evidence;
 use sha2::{Digest as _, Sha256};
@@ -56,30 +64,70 @@ pub const ORDER: [&str; 18] = [
 /// Appraises evidence.
 #[must_use]
 pub fn appraise(evidence: &[u8], context: &Context) -> Judged {
+    prepare(evidence, context).judge(context)
+}
+
+/// Evidence that went through every check but the policies', whatever came out.
+#[derive(Debug)]
+pub struct Prepared {
+    replayed: Option<Replayed>,
+    checks: Vec<Check>,
+    reasons: Vec<Reason>,
+    suspend: Option<String>,
+    signed: bool,
+    digest: [u8; 32],
+}
+
+/// The first half of [`appraise`]: what can be said before a policy is asked.
+#[must_use]
+pub fn prepare(evidence: &[u8], context: &Context) -> Prepared {
     let mut checks = Checks::default();
     let replayed = stages(evidence, context, &mut checks).ok();
     let (suspend, signed) = (checks.contradiction(), checks.passed("qualifying-data"));
     let (checks, reasons) = checks.finish(&ORDER);
-    let digest = Sha256::digest(evidence).into();
-    let (verdict, allow) = decide::decide(replayed.as_ref(), checks, reasons, context, digest);
-    let accepted = replayed.as_ref().filter(|_| allow);
-    Judged {
-        update: accepted.map(decide::update),
-        release: accepted.and_then(|replayed| decide::release_basis(replayed, &verdict, context)),
-        suspend,
-        signed,
-        verdict,
+    Prepared { replayed, checks, reasons, suspend, signed, digest: Sha256::digest(evidence).into() }
+}
+
+impl Prepared {
+    /// What policies are given; none for evidence that is not authentic.
+    #[must_use]
+    pub fn input(&self, context: &Context) -> Option<Input> {
+        self.replayed.as_ref().map(|replayed| decide::input(replayed, context))
     }
+
+    /// The second half of [`appraise`]: both policies decide. `context` is the one that was prepared with; only its policies, and what an engine
+    /// elsewhere said of them, may be others.
+    #[must_use]
+    pub fn judge(&self, context: &Context) -> Judged {
+        let replayed = self.replayed.as_ref();
+        let (verdict, allow) =
+            decide::decide(replayed, self.checks.clone(), self.reasons.clone(), context, self.digest);
+        let accepted = replayed.filter(|_| allow);
+        Judged {
+            update: accepted.map(decide::update),
+            release: accepted.and_then(|replayed| decide::release_basis(replayed, &verdict, context)),
+            suspend: self.suspend.clone(),
+            signed: self.signed,
+            verdict,
+        }
+    }
+}
+
+/// What each policy decides on an input, as a verdict counts it: the host policy, and for a release the workload's.
+pub(crate) fn decisions(input: &Input, context: &Context) -> Vec<(Role, Decision)> {
+    let reference = policies::reference(&context.reference).document;
+    let mut decided = vec![(Role::Host, decide::by_host_policy(context, input, &reference))];
+    if let Some(bundle) = &context.workload_policy {
+        decided.push((Role::Workload, decide::evaluate(Role::Workload, bundle, input, &reference)));
+    }
+    decided
 }
 
 /// The input that both policies would get, for tools.
 ///
 /// # Errors
 /// The evidence is not authentic: the reasons of its verdict.
-pub fn policy_input(
-    evidence: &[u8],
-    context: &Context,
-) -> Result<countersign_policy::input::Input, Vec<countersign_policy::verdict::Reason>> {
+pub fn policy_input(evidence: &[u8], context: &Context) -> Result<Input, Vec<Reason>> {
     let mut checks = Checks::default();
     match stages(evidence, context, &mut checks) {
         Ok(replayed) => Ok(decide::input(&replayed, context)),

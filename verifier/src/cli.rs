@@ -14,7 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use countersign_wire::artefact;
 use countersign_wire::enrol::HostState;
-use countersign_wire::id::{VerdictId, WorkloadId};
+use countersign_wire::id::{RunId, VerdictId, WorkloadId};
 use countersign_wire::record::Bundle;
 use serde_json::{Value, json};
 
@@ -22,6 +22,7 @@ use crate::admin::{self, Request, RunOrder};
 use crate::check::{self, CheckError, LogFiles, check_bundle, check_eventlog, check_quote, code};
 use crate::error::Error;
 use crate::out::{self, Failure};
+use crate::policy::sandbox::Trial;
 use crate::service::Service;
 
 const AFTER: &str = "\
@@ -83,6 +84,9 @@ enum Command {
     /// TPM vendors' CAs
     #[command(subcommand)]
     EkRoot(EkRoot),
+    /// EKs of TPMs without a certificate
+    #[command(subcommand)]
+    Ek(Ek),
     /// Hosts
     #[command(subcommand)]
     Host(Host),
@@ -101,6 +105,9 @@ enum Command {
     /// Write, test, attack, sign and load policies
     #[command(subcommand)]
     Policy(policy::Policy),
+    /// Releases of keys, which the obligation cap counts
+    #[command(subcommand)]
+    Release(Release),
     /// Registered workloads (supervisor register adds them)
     #[command(subcommand)]
     Workload(Workload),
@@ -164,6 +171,28 @@ enum EkRoot {
     Remove {
         /// Beginning of its fingerprint
         fingerprint: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Ek {
+    /// Trust one EK: only when you know that it is that host's, for it can be any key
+    Allow {
+        /// What `attest ek -o` or `attest show -o` wrote on the host
+        file: PathBuf,
+        /// A name for people (default: the file's)
+        #[arg(long)]
+        name: Option<String>,
+        /// The host with it is simulated
+        #[arg(long)]
+        development: bool,
+    },
+    /// EKs that are trusted so
+    List,
+    /// No longer trust an EK; a host that is enrolled with it stays enrolled
+    Remove {
+        /// Beginning of its id
+        ek: String,
     },
 }
 
@@ -248,9 +277,32 @@ enum Verdict {
 }
 
 #[derive(Debug, Subcommand)]
+enum Release {
+    /// Newest releases, with their runs
+    List {
+        /// To one host
+        #[arg(long)]
+        host: Option<String>,
+        /// How many
+        #[arg(long, default_value_t = 20)]
+        limit: u32,
+    },
+    /// Give a release whose answer was lost back: it counts against the cap no longer (audited)
+    Refund {
+        /// Run id
+        run: RunId,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 enum Workload {
     /// All workloads
     List,
+    /// One workload
+    Show {
+        /// Workload id
+        workload: WorkloadId,
+    },
     /// No longer release a workload's key
     Withdraw {
         /// Workload id
@@ -432,9 +484,11 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         }
         command @ (Command::Token(_)
         | Command::EkRoot(_)
+        | Command::Ek(_)
         | Command::Host(_)
         | Command::Reference(_)
         | Command::Verdict(_)
+        | Command::Release(_)
         | Command::Workload(_)
         | Command::Grant(_)
         | Command::Run(_)
@@ -461,6 +515,16 @@ fn request(command: &Command) -> Result<Option<Request>, Failure> {
         }
         Command::EkRoot(EkRoot::List) => Request::EkRootList {},
         Command::EkRoot(EkRoot::Remove { fingerprint }) => Request::EkRootRemove { fingerprint: fingerprint.clone() },
+        Command::Ek(Ek::Allow { file, name, development }) => {
+            let bytes = read(file)?;
+            let card = artefact::from_file::<countersign_wire::enrol::HostCard>(&bytes);
+            let ek = card.map_or(bytes, |card| card.ek_public);
+            let stem = || file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let name = name.clone().unwrap_or_else(stem);
+            Request::EkAllow { ek: STANDARD.encode(ek), name, development: *development }
+        }
+        Command::Ek(Ek::List) => Request::EkList {},
+        Command::Ek(Ek::Remove { ek }) => Request::EkRemove { ek: ek.clone() },
         Command::Host(Host::List) => Request::HostList {},
         Command::Host(Host::Show { host }) => Request::HostShow { host: host.clone() },
         Command::Host(Host::Admit(host)) => change(host, HostState::Active),
@@ -492,7 +556,10 @@ fn request(command: &Command) -> Result<Option<Request>, Failure> {
         }
         Command::Verdict(Verdict::Show { id }) => Request::VerdictShow { id: *id },
         Command::Verdict(Verdict::Bundle { id, .. }) => Request::VerdictBundle { id: *id },
+        Command::Release(Release::List { host, limit }) => Request::ReleaseList { host: host.clone(), limit: *limit },
+        Command::Release(Release::Refund { run }) => Request::ReleaseRefund { run: *run },
         Command::Workload(Workload::List) => Request::WorkloadList {},
+        Command::Workload(Workload::Show { workload }) => Request::WorkloadShow { workload: *workload },
         Command::Workload(Workload::Withdraw { workload }) => Request::WorkloadWithdraw { workload: *workload },
         Command::Grant(Grant::Add { file }) => Request::GrantAdd { grant: STANDARD.encode(read(file)?) },
         Command::Grant(Grant::List) => Request::GrantList {},
@@ -514,7 +581,7 @@ fn perform(cli: &Cli, request: Request) -> Result<Value, Failure> {
     let dir = state_dir(cli)?;
     let Some(url) = &cli.remote else {
         return runtime(false)?.block_on(async {
-            let service = Service::open(&dir).await?;
+            let service = Service::open(&dir).await?.tried_in(Trial::own());
             Ok(admin::perform(&service, request, "command line").await?)
         });
     };
@@ -591,7 +658,7 @@ fn serve(cli: &Cli) -> Result<(), Failure> {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let json = cli.json;
     runtime(true)?.block_on(async {
-        let service = Service::open(&dir).await?;
+        let service = Service::open(&dir).await?.tried_in(Trial::own());
         let announce = |url: &str| {
             let _ = out::print(json, &json!({"ready": url}), || format!("ready {url}"));
         };

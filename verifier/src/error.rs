@@ -45,7 +45,7 @@ impl Error {
             Self::Request(problem) => (
                 match problem.id.as_str() {
                     "unauthorized" => 401,
-                    "host-unknown" | "workload-unknown" | "not-found" => 404,
+                    "host-unknown" | "workload-unknown" | "workload-withdrawn" | "not-found" => 404,
                     "challenge-closed" | "conflict" => 409,
                     "timeout" => 408,
                     "too-large" => 413,

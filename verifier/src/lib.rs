@@ -18,6 +18,7 @@ pub mod appraise;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod endpoint;
 pub mod error;
 pub mod explain;
 pub mod ima;

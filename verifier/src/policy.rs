@@ -2,12 +2,15 @@
 //! (`verifier policy`).
 
 mod attacks;
+mod claims;
 pub mod decision_log;
 mod log;
 mod machine;
 pub mod mutate;
 pub mod opa;
+pub mod poll;
 pub mod preview;
+pub mod report;
 pub mod sandbox;
 pub mod signed;
 mod steps;

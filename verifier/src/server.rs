@@ -266,6 +266,7 @@ async fn operate(
 /// # Errors
 /// The address cannot be listened on, or a key cannot be read.
 pub async fn serve(service: Service, announce: impl FnOnce(&str)) -> Result<(), Error> {
+    service.try_own_policy().await?;
     let (host, port) = split(&service.config.url)?;
     let listen = service.config.listen.clone().unwrap_or_else(|| format!("{host}:{port}"));
     let state = |reason: String| Error::State { path: listen.clone(), reason };
@@ -283,6 +284,15 @@ pub async fn serve(service: Service, announce: impl FnOnce(&str)) -> Result<(), 
     let (stop, stopped) = watch::channel(false);
     let hub = Hub::default();
     tokio::spawn(hub.clone().run(service.clone(), stopped.clone()));
+    // Ends with this function.
+    let mut beside = tokio::task::JoinSet::new();
+    if let Some(config) = service.config.bundle.clone() {
+        beside.spawn(crate::policy::poll::run(service.clone(), config));
+    }
+    if let Some(config) = service.config.log.clone() {
+        beside.spawn(crate::policy::report::run(service.clone(), config));
+    }
+    let housekeeping = tokio::spawn(crate::service::retention::keep_house(service.clone()));
     let rates = Arc::default();
     let budget = Budget::default();
     let router = router(Shared { service, rates, operator, appraisals, budget, hub, stopped: stopped.clone() });
@@ -311,6 +321,7 @@ pub async fn serve(service: Service, announce: impl FnOnce(&str)) -> Result<(), 
         });
     }
     drop(listener);
+    housekeeping.abort();
     let _ = stop.send(true);
     let all = connections.acquire_many(u32::try_from(CONNECTIONS.saturating_add(events::STREAMS)).unwrap_or(u32::MAX));
     let _ = tokio::time::timeout(GRACE, all).await;

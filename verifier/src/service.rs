@@ -6,15 +6,22 @@
 
 mod commit;
 mod custody;
+mod eks;
 mod enrolment;
 pub(crate) mod events;
 mod explain;
+mod judge;
+mod releases;
+pub(crate) mod retention;
 mod runs;
+
+pub use releases::Release;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use countersign_policy::Role;
 use countersign_wire::artefact;
 use countersign_wire::cbor;
 use countersign_wire::challenge::{Bank, Challenge, ChallengeRequest};
@@ -28,12 +35,15 @@ use countersign_wire::statement::{Purpose, Statement};
 use minicbor::bytes::ByteVec;
 use sha2::{Digest as _, Sha256};
 
-use crate::appraise::{ChallengeRecord, Context, HostSnapshot, ImaContext, appraise};
+use crate::appraise::{ChallengeRecord, Context, HostSnapshot, ImaContext};
 use crate::config::Config;
 use crate::error::Error;
 use crate::ima::Reference;
 use crate::keys::{Keys, random};
+use crate::policy;
+use crate::policy::sandbox::Trial;
 use crate::store::{Store, from_cbor, now_ms, read_host, read_ima, state_number, to_cbor};
+use judge::{Bench, Beside, Decided};
 
 /// Bank that challenges ask for, TPM_ALG_SHA256.
 const SHA256: u16 = 0x000B;
@@ -49,6 +59,12 @@ pub struct Service {
     pub config: Arc<Config>,
     /// Its state folder.
     pub dir: PathBuf,
+    /// Where new policies are tried.
+    pub trial: Trial,
+    /// Told of every verdict.
+    pub(crate) decided: Arc<tokio::sync::Notify>,
+    /// An Open Policy Agent that decides the host policy too.
+    beside: Option<Beside>,
 }
 
 impl Service {
@@ -66,7 +82,39 @@ impl Service {
         let config = Config::load(dir)?;
         let keys = Keys::load(dir)?;
         let store = Store::open(dir, false).await?;
-        Ok(Self { store, keys: Arc::new(keys), config: Arc::new(config), dir: dir.to_owned() })
+        let beside = match &config.opa {
+            Some(opa) => Some(Beside::open(opa).await?),
+            None => None,
+        };
+        Ok(Self {
+            store,
+            keys: Arc::new(keys),
+            config: Arc::new(config),
+            dir: dir.to_owned(),
+            trial: Trial::Here,
+            decided: Arc::default(),
+            beside,
+        })
+    }
+
+    /// The same, where new policies are tried in a process of their own.
+    #[must_use]
+    pub fn tried_in(self, trial: Trial) -> Self {
+        Self { trial, ..self }
+    }
+
+    /// Tries the host policy of verifier.toml, if it is one of the operator's own, before it decides anything.
+    ///
+    /// # Errors
+    /// [`Error::State`] with file, line and reason.
+    pub(crate) async fn try_own_policy(&self) -> Result<(), Error> {
+        if !self.config.own_host_policy {
+            return Ok(());
+        }
+        let (trial, policy) = (self.trial.clone(), self.config.host_policy.clone());
+        let tried = tokio::task::spawn_blocking(move || trial.run(&policy, Role::Host)).await;
+        let refused = |reason: String| Error::State { path: "verifier.toml: host_policy".to_owned(), reason };
+        tried.map_err(|e| Error::Internal(e.to_string()))?.map_err(refused)
     }
 
     /// `POST /v1/challenge`.
@@ -178,23 +226,33 @@ impl Service {
         if !open || answered.is_some() {
             return Err(challenge_closed());
         }
-        let context = self.context(challenge, from_cbor(&snapshot)?, &evidence).await?;
+        let mut context = self.context(challenge, from_cbor(&snapshot)?, &evidence).await?;
+        let bench = Bench { beside: self.beside.clone(), candidate: policy::store::candidate(&self.dir) };
         let appraising = tokio::task::spawn_blocking(move || {
-            let judged = appraise(&bytes, &context);
+            let decided = bench.decide(&bytes, &mut context);
             // That it replays is a part of what accepts it.
-            let logged = judged.update.as_ref().and(evidence.run_log.as_deref());
-            (judged, logged.and_then(|bytes| RunLog::parse(bytes).ok()), bytes, context)
+            let logged = decided.judged.update.as_ref().and(evidence.run_log.as_deref());
+            (decided, logged.and_then(|bytes| RunLog::parse(bytes).ok()), bytes, context)
         });
-        let (judged, log, mut bytes, mut context) = appraising.await.map_err(|e| Error::Internal(e.to_string()))?;
+        let (decided, log, mut bytes, mut context) = appraising.await.map_err(|e| Error::Internal(e.to_string()))?;
+        let judged = &decided.judged;
         tracing::debug!(verdict = %context.verdict_id, allow = judged.verdict.allow, "decided");
         let verdict = context.verdict_id;
         let mut explanation = None;
         if !judged.verdict.allow && judged.signed {
             (explanation, bytes, context) = self.explain_to_host(bytes, context, &judged.verdict).await?;
         }
-        let answer = self.commit(bytes, hash, context, judged, log, explanation).await?;
+        let answer = self.commit(bytes, hash, context, decided, log, explanation).await?;
         tracing::debug!(%verdict, "recorded");
         Ok(answer)
+    }
+
+    /// Why a workload is not there: it was withdrawn, or it never was.
+    pub(crate) async fn no_workload(&self, workload: &WorkloadId) -> Result<Error, Error> {
+        Ok(match self.store.withdrawn(workload).await? {
+            Some(_) => withdrawn_workload(workload),
+            None => unknown_workload(workload),
+        })
     }
 
     /// All inputs of the appraisal.
@@ -205,28 +263,38 @@ impl Service {
         evidence: &Evidence,
     ) -> Result<Context, Error> {
         let host_id = host.host;
-        let workload = match &challenge.workload {
-            Some(id) => self.store.workload(id).await?,
-            None => None,
-        };
-        let (workload, workload_policy) = match workload {
-            Some((record, policy, _)) => (Some(record), Some(policy)),
+        let (workload, workload_policy) = match &challenge.workload {
+            Some(id) => match self.store.workload(id).await? {
+                Some((record, policy, _)) => (Some(record), Some(policy)),
+                // One without a policy was withdrawn since the challenge.
+                None => (self.store.withdrawn(id).await?, None),
+            },
             None => (None, None),
+        };
+        let now_ms = self.store.now_ms().await?;
+        let max_age = self.config.bundle.as_ref().and_then(|bundle| bundle.max_age);
+        let released = match &workload {
+            Some(workload) => Some(self.released(&host_id, &workload.id).await?),
+            None => None,
         };
         Ok(Context {
             version: 1,
             verdict_id: VerdictId(random()),
-            now_ms: self.store.now_ms().await?,
+            now_ms,
             vouched: self.vouched(&host, evidence),
             challenge,
             host,
             workload,
             workload_policy,
             reference: self.store.reference().await?,
-            host_policy: crate::policy::store::active(&self.dir)?.unwrap_or_else(|| self.config.host_policy.clone()),
+            host_policy: policy::store::active(&self.dir)?.unwrap_or_else(|| self.config.host_policy.clone()),
             allow_simulated: self.config.dangerous_allow_simulated_hosts,
             epoch: self.store.setting("epoch").await?,
             ima: self.ima(&host_id).await?,
+            released,
+            evidence_days: self.config.evidence_days,
+            remote: None,
+            stale: max_age.and_then(|max_age| policy::poll::stale(&self.dir, max_age, now_ms)),
         })
     }
 
@@ -235,15 +303,20 @@ impl Service {
         let mut connection = self.store.pool().acquire().await?;
         let context = read_ima(&mut connection, host).await?;
         drop(connection);
-        if let Some(ima) = context.as_ref().filter(|ima| !ima.sets.is_empty())
-            && crate::ima::loaded(&ima.reference()).is_none()
-        {
+        self.load_sets(context.as_ref()).await?;
+        Ok(context)
+    }
+
+    /// Compiles the reference sets that a list is appraised with, if they are not at hand.
+    pub(crate) async fn load_sets(&self, ima: Option<&ImaContext>) -> Result<(), Error> {
+        let Some(ima) = ima.filter(|ima| !ima.sets.is_empty()) else { return Ok(()) };
+        if crate::ima::loaded(&ima.reference()).is_none() {
             let documents = self.store.ima_documents(&ima.sets).await?;
             let compiled = tokio::task::spawn_blocking(move || Reference::compile(documents.iter().map(Vec::as_slice)));
             let compiled = compiled.await.map_err(|e| Error::Internal(e.to_string()))?;
             crate::ima::remember(compiled.map_err(|e| Error::Corrupt(e.to_string()))?);
         }
-        Ok(context)
+        Ok(())
     }
 
     /// Receipts that the host shows, the database does not know, and whose MAC is ours.
@@ -265,16 +338,21 @@ impl Service {
     /// # Errors
     /// [`Error::Request`] for an unknown verdict, or one of another host than `only`.
     pub async fn bundle(&self, verdict: &VerdictId, only: Option<&HostId>) -> Result<Vec<u8>, Error> {
-        let row: Option<(Vec<u8>, Vec<u8>)> = sqlx::query_as("SELECT host, record FROM verdicts WHERE id = ?")
-            .bind(verdict.0.as_slice())
-            .fetch_optional(self.store.pool())
-            .await?;
-        let record =
-            row.filter(|(host, _)| only.is_none_or(|only| only.0.as_slice() == host)).map(|(_, record)| record);
-        let record =
-            record.ok_or_else(|| Error::request("not-found", format!("there is no verdict {verdict}"), None))?;
+        let row: Option<(Vec<u8>, Vec<u8>, Option<i64>)> =
+            sqlx::query_as("SELECT host, record, evidence_deleted_ms FROM verdicts WHERE id = ?")
+                .bind(verdict.0.as_slice())
+                .fetch_optional(self.store.pool())
+                .await?;
+        let found = row.filter(|(host, ..)| only.is_none_or(|only| only.0.as_slice() == host));
+        let (_, record, deleted) =
+            found.ok_or_else(|| Error::request("not-found", format!("there is no verdict {verdict}"), None))?;
         if record.is_empty() {
-            let title = format!("verdict {verdict} has no bundle: its evidence was not signed by the host's TPM");
+            let why = if deleted.is_some() {
+                "its evidence was deleted (evidence_days in verifier.toml)"
+            } else {
+                "its evidence was not signed by the host's TPM"
+            };
+            let title = format!("verdict {verdict} has no bundle: {why}");
             return Err(Error::request("not-found", title, None));
         }
         let signature = self.keys.sign_record(&signed_message(&record))?;
@@ -375,11 +453,11 @@ fn unknown_host(host: &HostId) -> Error {
 }
 
 fn unknown_workload(workload: &WorkloadId) -> Error {
-    Error::request(
-        "workload-unknown",
-        format!("workload {workload} is not registered here, or was withdrawn"),
-        Some(REGISTER),
-    )
+    Error::request("workload-unknown", format!("workload {workload} is not registered here"), Some(REGISTER))
+}
+
+fn withdrawn_workload(workload: &WorkloadId) -> Error {
+    Error::request("workload-withdrawn", format!("workload {workload} was withdrawn"), Some(REGISTER))
 }
 
 /// The command that registers a workload, with all that it needs.

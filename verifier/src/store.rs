@@ -144,6 +144,18 @@ impl Store {
         row.map(|row| read_workload(&row)).transpose()
     }
 
+    /// A workload that was withdrawn.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn withdrawn(&self, id: &WorkloadId) -> Result<Option<WorkloadRecord>, Error> {
+        let row = sqlx::query("SELECT * FROM workloads WHERE id = ? AND withdrawn = 1")
+            .bind(id.0.as_slice())
+            .fetch_optional(&self.pool)
+            .await?;
+        row.map(|row| Ok(read_workload(&row)?.0)).transpose()
+    }
+
     /// `data.countersign.reference` as JSON: always the same bytes for the same sets.
     ///
     /// # Errors

@@ -10,10 +10,11 @@
 )]
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use countersign_policy::{PolicyBundle, bundle_files, library};
+use countersign_verifier::policy::sandbox::Trial;
 use countersign_verifier::policy::{signed, store};
 use serde_json::{Value, json};
 
@@ -79,8 +80,8 @@ impl Desk {
     }
 
     fn load(&self, bundle: &[u8]) -> Result<store::About, String> {
-        let program = Path::new(env!("CARGO_BIN_EXE_verifier"));
-        store::load(&self.state(), bundle, program).map_err(|e| e.to_string())
+        let trial = Trial::Process(env!("CARGO_BIN_EXE_verifier").into());
+        store::load(&self.state(), bundle, &trial).map_err(|e| e.to_string())
     }
 
     fn verifier(&self, args: &[&str]) -> Output {

@@ -125,3 +125,20 @@ fn ended_leases_are_forgotten_and_their_number_is_bounded() {
     assert_eq!(leases.of(RunId([0; 16])), None, "the one that ends first");
     assert_eq!(Leases::read(&state).unwrap(), leases);
 }
+
+#[test]
+fn a_denial_of_any_length_leaves_the_leases_where_they_are() {
+    let (_dir, state) = folder();
+    let mut leases = Leases::read(&state).unwrap();
+    leases.release(RUN, WORKLOAD, accepted(ago(1), terms(60, 20)));
+    let mut denial = Denial::read(b"{");
+    let mut reason = denial.reasons[0].clone();
+    reason.message = "x".repeat(10_000);
+    denial.reasons = vec![reason; 2000];
+    leases.deny(Denied { at: Duration::from_millis(1), denial: Box::new(denial) });
+    leases.write(&state).unwrap();
+    let read = Leases::read(&state).unwrap();
+    assert!(read.of(RUN).is_some());
+    let Some(Renewal::Denied(denied)) = read.last() else { panic!("accepted") };
+    assert!((1..7).contains(&denied.denial.reasons.len()));
+}

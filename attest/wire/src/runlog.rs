@@ -7,6 +7,7 @@ use countersign_tpm::alg::{Digest, HashAlg};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::finding::{Finding, Reaction};
 use crate::id::{HostId, RunId, WorkloadId};
 use crate::limits;
 use crate::receipt::Receipt;
@@ -31,6 +32,22 @@ pub enum Event {
         /// When, milliseconds since 1970 by the host's clock.
         time_ms: i64,
     },
+    /// The run's monitor saw something.
+    Finding {
+        /// The run.
+        run: RunId,
+        /// What it saw.
+        finding: Finding,
+    },
+    /// Something was done about findings.
+    Reaction {
+        /// The run.
+        run: RunId,
+        /// What.
+        reaction: Reaction,
+        /// When, milliseconds since 1970 by the host's clock.
+        time_ms: i64,
+    },
     /// A workload ended.
     End {
         /// The run.
@@ -51,7 +68,7 @@ pub enum Event {
 }
 
 /// The types that this version knows: an entry of one of them must have its shape.
-const KNOWN: [&str; 4] = ["receipt", "start", "end", "resume"];
+const KNOWN: [&str; 6] = ["receipt", "start", "finding", "reaction", "end", "resume"];
 
 impl Event {
     /// The entry for a receipt.
@@ -64,7 +81,10 @@ impl Event {
     #[must_use]
     pub fn run(&self) -> Option<RunId> {
         match self {
-            Self::Start { run, .. } | Self::End { run, .. } => Some(*run),
+            Self::Start { run, .. }
+            | Self::Finding { run, .. }
+            | Self::Reaction { run, .. }
+            | Self::End { run, .. } => Some(*run),
             Self::Receipt { .. } | Self::Resume {} => None,
             Self::Other { text, .. } => {
                 let text: serde_json::Value = serde_json::from_str(text).ok()?;
@@ -73,12 +93,32 @@ impl Event {
         }
     }
 
+    /// Its type, and the whole of it as JSON.
+    #[must_use]
+    pub fn described(&self) -> (&str, String) {
+        let kind = match self {
+            Self::Receipt { .. } => "receipt",
+            Self::Start { .. } => "start",
+            Self::Finding { .. } => "finding",
+            Self::Reaction { .. } => "reaction",
+            Self::End { .. } => "end",
+            Self::Resume {} => "resume",
+            Self::Other { kind, text } => return (kind, text.clone()),
+        };
+        (kind, serde_json::to_string(self).unwrap_or_default())
+    }
+
     /// The receipt of a receipt entry.
     #[must_use]
     pub fn as_receipt(&self) -> Option<Receipt> {
         match self {
             Self::Receipt { receipt, .. } => Receipt::from_bytes(&hex::decode(receipt).ok()?),
-            Self::Start { .. } | Self::End { .. } | Self::Resume {} | Self::Other { .. } => None,
+            Self::Start { .. }
+            | Self::Finding { .. }
+            | Self::Reaction { .. }
+            | Self::End { .. }
+            | Self::Resume {}
+            | Self::Other { .. } => None,
         }
     }
 }
@@ -285,6 +325,7 @@ impl RunLog {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::finding::Kind;
 
     const BANKS: [HashAlg; 2] = [HashAlg::Sha1, HashAlg::Sha256];
 
@@ -303,6 +344,11 @@ mod tests {
             Event::receipt(HostId([1; 32]), &receipt),
             Event::Start { run: RunId([4; 16]), workload: WorkloadId([5; 32]), time_ms: 6 },
             Event::Resume {},
+            Event::Finding {
+                run: RunId([4; 16]),
+                finding: Finding::new(Kind::Ptrace, "traced", "", 7).of(9, "/bin/x"),
+            },
+            Event::Reaction { run: RunId([4; 16]), reaction: Reaction::Alert, time_ms: 8 },
             Event::End { run: RunId([4; 16]), status: "exit 0".into() },
         ])
     }
@@ -311,10 +357,10 @@ mod tests {
     fn round_trip_and_replay() {
         let bytes = sample();
         let log = RunLog::parse(&bytes).unwrap();
-        assert_eq!((log.entries.len(), log.pcr), (4, Some(13)));
+        assert_eq!((log.entries.len(), log.pcr), (6, Some(13)));
         assert_eq!(log.receipts(), [Receipt { number: 1, random: [2; 16], mac: [3; 32] }]);
         let values = log.replay(Digest::filled(HashAlg::Sha256, 0)).unwrap();
-        assert_eq!(values.len(), 5);
+        assert_eq!(values.len(), 7);
         assert!(log.replay(Digest::filled(HashAlg::Sha384, 0)).is_none());
         assert_eq!(RunLog::parse(b"").unwrap(), RunLog::empty());
     }

@@ -4,8 +4,11 @@
 use countersign_wire::answer::{Answer, Release};
 use countersign_wire::cbor::{BadCbor, Message, decode, encode};
 use countersign_wire::challenge::{Bank, Challenge, ChallengeRequest, ImportBlob};
-use countersign_wire::enrol::{EkCertificate, EnrolChallenge, EnrolProof, EnrolRequest, Enrolled, HostCard, HostState};
+use countersign_wire::enrol::{
+    EkCertificate, EnrolChallenge, EnrolProof, EnrolRequest, Enrolled, HostCard, HostState, OtherEk,
+};
 use countersign_wire::evidence::{BankValues, Evidence, ImaPart, PcrValue};
+use countersign_wire::finding::{Finding, Kind};
 use countersign_wire::id::{EnrolmentId, HostId, Nonce, PayloadRoot, PolicyDigest, RunId, VerdictId, WorkloadId};
 use countersign_wire::receipt::Receipt;
 use countersign_wire::statement::{Label, Purpose, ReleaseRequest, Statement, qualifying_data};
@@ -142,7 +145,11 @@ fn enrolment() {
         tls_key: vec![0x30, 2],
         name: "node-1".into(),
     });
-    sweep(&EnrolChallenge { version: 1, id: EnrolmentId([1; 16]), credential: vec![2; 68], secret: vec![3; 10] });
+    let other = OtherEk { nv_index: 0x01c0_000a, ek_public: vec![4; 20], credential: vec![5; 20], secret: vec![6; 10] };
+    for others in [None, Some(vec![other])] {
+        let (credential, secret) = (vec![2; 68], vec![3; 10]);
+        sweep(&EnrolChallenge { version: 1, id: EnrolmentId([1; 16]), credential, secret, others });
+    }
     sweep(&EnrolProof { version: 1, id: EnrolmentId([1; 16]), proof: vec![2; 32] });
     sweep(&Enrolled { version: 1, host: HostId([1; 32]), state: HostState::Active, certificate: Some(vec![0x30]) });
 }
@@ -206,6 +213,16 @@ fn trust() {
     sweep(&token);
     assert!(!format!("{token:?}").contains("ab, ab"), "a token's secret is never printed");
     assert!(!format!("{token:?}").contains("abab"));
+}
+
+#[test]
+fn finding() {
+    sweep(&Finding::new(Kind::NewMount, "a new mount", "/mnt", 12).of(4000, "/bin/mount"));
+    sweep(&Finding::new(Kind::TimeJump, "the clock was set by 60 s", "", -1));
+    // The longest one that can be made fits into its limit.
+    let long = "x".repeat(5000);
+    let finding = Finding::new(Kind::AttestationDenied, &long, &long, i64::MIN).of(u32::MAX, &long);
+    assert_eq!(decode::<Finding>(&encode(&finding)).unwrap(), finding);
 }
 
 #[test]

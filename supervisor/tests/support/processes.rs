@@ -18,6 +18,12 @@ impl Process {
         PathBuf::from(format!("/proc/{}/{name}", self.pid))
     }
 
+    /// As ps shows it: R, S, T and others.
+    pub(crate) fn state(&self) -> char {
+        let stat = std::fs::read_to_string(self.file("stat")).unwrap();
+        stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
+    }
+
     pub(crate) fn kill(&self) {
         signal(self.pid, Signal::KILL);
     }
@@ -28,7 +34,7 @@ impl Process {
 
     /// Waits until it has ended.
     #[track_caller]
-    fn gone(&self) {
+    pub(crate) fn gone(&self) {
         let long = Timespec { tv_sec: 120, tv_nsec: 0 };
         let mut fds = [PollFd::new(&self.handle, PollFlags::IN)];
         assert_eq!(poll(&mut fds, Some(&long)).unwrap(), 1, "{} ({}) is still there", self.pid, self.command);

@@ -6,7 +6,9 @@ use countersign_wire::cbor::{Message, decode, encode};
 use countersign_wire::challenge::{Challenge, ChallengeRequest};
 use countersign_wire::dsse::{Envelope, PublicKey, open};
 use countersign_wire::enrol::{EnrolChallenge, EnrolProof, EnrolRequest, Enrolled, HostCard};
+use countersign_wire::event::Reader;
 use countersign_wire::evidence::Evidence;
+use countersign_wire::finding::Finding;
 use countersign_wire::record::{Bundle, Record};
 use countersign_wire::refset::{FileDigest, ReferenceSet};
 use countersign_wire::runlog::RunLog;
@@ -37,6 +39,7 @@ pub fn messages(data: &[u8]) {
         message::<Record>,
         message::<Statement>,
         message::<TrustBundle>,
+        message::<Finding>,
     ];
     if let Some(kind) = kinds.get(usize::from(*kind)) {
         kind(data);
@@ -72,8 +75,25 @@ pub fn reference_set(data: &[u8]) {
     assert_eq!(set.clone().merge(set), again);
 }
 
+/// A finding in its JSON form: what is read is bounded, and says the same when it is written.
+pub fn finding(data: &[u8]) {
+    let Ok(finding) = serde_json::from_slice::<Finding>(data) else { return };
+    assert!(encode(&finding).len() <= Finding::MAX);
+    assert_eq!(serde_json::from_slice::<Finding>(&serde_json::to_vec(&finding).unwrap()).unwrap(), finding);
+}
+
 /// The run log.
 pub fn run_log(data: &[u8]) {
     let Ok(log) = RunLog::parse(data) else { return };
     let _ = (log.replay(Digest::filled(HashAlg::Sha256, 0)), log.receipts());
+}
+
+pub fn event_stream(data: &[u8]) {
+    let (mut whole, mut pieces) = (Reader::default(), Reader::default());
+    let Ok(events) = whole.push(data) else { return };
+    let mut one_by_one = Vec::new();
+    for byte in data {
+        one_by_one.extend(pieces.push(&[*byte]).unwrap());
+    }
+    assert_eq!((events, whole.last()), (one_by_one, pieces.last()));
 }

@@ -8,8 +8,9 @@ use countersign_tpm::pcr::{BankSelection, PcrSelection};
 use countersign_tpm::policy::covers;
 use countersign_tpm::public::Public;
 use countersign_wire::enrol::HostState;
-use countersign_wire::id::{RunId, WorkloadId};
+use countersign_wire::id::{PolicyDigest, RunId, WorkloadId};
 use countersign_wire::statement::Purpose;
+use countersign_wire::time::rfc3339;
 use sha2::{Digest as _, Sha256};
 
 use super::authentic::Authentic;
@@ -17,6 +18,7 @@ use super::clock::Continuity;
 use super::policies::Known;
 use super::quote::digest_of;
 use super::receipts::ReceiptUpdate;
+use super::remote::RemoteDecision;
 use super::replayed::{Replayed, pcrs_for_policy};
 use super::snapshot::{Baseline, Context};
 use crate::explain::explain_wants;
@@ -93,8 +95,7 @@ pub(super) fn decide(
             // A policy that refuses what is listed would accept everything under an empty list.
             reasons.push(by_verifier("reference-unreadable", words, Some("restore the verifier's database".into())));
         }
-        let mut ask = |id: &str, role: Role, bundle: &[u8]| {
-            let decision = evaluate(role, bundle, &input, &reference.document);
+        let mut count = |id: &str, decision: Decision| {
             let first = decision.reasons.first();
             let outcome = if decision.allow {
                 Outcome::Pass
@@ -112,16 +113,34 @@ pub(super) fn decide(
             reasons.extend(decision.reasons);
             obligations = obligations.stricter(&decision.obligations);
         };
-        ask("host-policy", Role::Host, &context.host_policy);
+        count("host-policy", by_host_policy(context, &input, &reference.document));
         if context.challenge.purpose == Purpose::Release {
             match &context.workload_policy {
-                Some(bundle) => ask("workload-policy", Role::Workload, bundle),
+                Some(bundle) => count("workload-policy", evaluate(Role::Workload, bundle, &input, &reference.document)),
+                None if context.workload.is_some() => reasons.push(by_verifier(
+                    "workload-withdrawn",
+                    "this workload was withdrawn",
+                    Some(
+                        "its owner registers it again, or the image that replaced it: supervisor register APP.sif"
+                            .into(),
+                    ),
+                )),
                 None => reasons.push(by_verifier(
                     "workload-unknown",
                     "this workload is not registered here",
                     Some(crate::service::REGISTER.into()),
                 )),
             }
+        }
+        if context.challenge.purpose == Purpose::Release
+            && let Some((workload, bundle)) = context.workload.as_ref().zip(context.workload_policy.as_ref())
+            && PolicyDigest::of(bundle) != workload.policy_digest
+        {
+            reasons.push(by_verifier(
+                "workload-policy-digest",
+                "the stored policy of this workload is not the one that was registered with it",
+                Some("supervisor register APP.sif".into()),
+            ));
         }
         if context.challenge.purpose == Purpose::Release
             && let Some(workload) = &context.workload
@@ -138,12 +157,16 @@ pub(super) fn decide(
         {
             check.outcome = Outcome::NotAppraised { why: "no workload is asked for".into() };
         }
+        reasons.extend(super::obligations::unmet(&obligations, replayed, context));
         if context.host.state == HostState::Suspended {
             reasons.push(by_verifier(
                 "host-suspended",
                 "the host is suspended: it is appraised and gets nothing",
                 Some(format!("verifier host show {0}, then verifier host admit {0}", context.host.host)),
             ));
+        }
+        if let Some(why) = &context.stale {
+            reasons.push(by_verifier("stale-bundle", why, Some("verifier policy status".into())));
         }
         if context.host.simulated && !context.allow_simulated && context.challenge.purpose == Purpose::Release {
             reasons.push(by_verifier(
@@ -196,10 +219,20 @@ fn basis(context: &Context, reference: &Known, evidence: [u8; 32]) -> Basis {
         reference_revision: reference.values.revision,
         reference_digest: hex::encode(reference.digest),
         evidence: hex::encode(evidence),
+        remote: context.remote.as_ref().map(RemoteDecision::basis),
     }
 }
 
-fn evaluate(role: Role, bundle: &[u8], input: &Input, reference: &ReferenceData) -> Decision {
+/// The host policy's decision: the embedded engine's, together with that of an engine elsewhere where one was asked.
+pub(super) fn by_host_policy(context: &Context, input: &Input, reference: &ReferenceData) -> Decision {
+    let own = evaluate(Role::Host, &context.host_policy, input, reference);
+    match &context.remote {
+        Some(remote) => remote.with(own),
+        None => own,
+    }
+}
+
+pub(super) fn evaluate(role: Role, bundle: &[u8], input: &Input, reference: &ReferenceData) -> Decision {
     let compiled = super::policies::compiled(role, bundle);
     match compiled {
         Ok(policy) => policy.ready(reference).decide(input),
@@ -263,6 +296,7 @@ pub(super) fn input(replayed: &Replayed, context: &Context) -> Input {
             policy: workload.policy_digest.to_string(),
             name: workload.name.clone(),
         }),
+        run: None,
     }
 }
 
@@ -311,36 +345,4 @@ pub(super) fn release_basis(replayed: &Replayed, verdict: &Verdict, context: &Co
         pcr_digest: digest.as_bytes().try_into().ok()?,
         lease_s: verdict.obligations.lease_s.unwrap_or(300),
     })
-}
-
-/// Milliseconds since 1970 as RFC 3339 in UTC (days to civil date: Howard Hinnant's algorithm).
-fn rfc3339(ms: i64) -> String {
-    let (seconds, millis) = (ms.div_euclid(1000), ms.rem_euclid(1000));
-    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    let z = days.saturating_add(719_468);
-    let era = z.div_euclid(146_097);
-    let doe = z.rem_euclid(146_097);
-    let yoe = (doe.saturating_sub(doe / 1460).saturating_add(doe / 36_524).saturating_sub(doe / 146_096)) / 365;
-    let doy = doe.saturating_sub(yoe.saturating_mul(365).saturating_add(yoe / 4).saturating_sub(yoe / 100));
-    let mp = doy.saturating_mul(5).saturating_add(2) / 153;
-    let day = doy.saturating_sub(mp.saturating_mul(153).saturating_add(2) / 5).saturating_add(1);
-    let month = if mp < 10 { mp.saturating_add(3) } else { mp.saturating_sub(9) };
-    let year = yoe.saturating_add(era.saturating_mul(400)).saturating_add(i64::from(month <= 2));
-    format!(
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{millis:03}Z",
-        second / 3600,
-        second % 3600 / 60,
-        second % 60
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn times() {
-        assert_eq!(super::rfc3339(0), "1970-01-01T00:00:00.000Z");
-        assert_eq!(super::rfc3339(951_782_400_123), "2000-02-29T00:00:00.123Z");
-        assert_eq!(super::rfc3339(1_795_510_800_000), "2026-11-24T09:00:00.000Z");
-        assert_eq!(super::rfc3339(-1), "1969-12-31T23:59:59.999Z");
-    }
 }

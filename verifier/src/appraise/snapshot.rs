@@ -10,6 +10,8 @@ use countersign_wire::statement::{Label, Purpose};
 use minicbor::{Decode, Encode};
 
 use super::ima::ImaContext;
+use super::obligations::ReleasesOfBoot;
+use super::remote::RemoteDecision;
 
 /// A host as the verifier knew it when it issued the challenge.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -202,4 +204,16 @@ pub struct Context {
     /// What the IMA list is appraised against, and from where on; none when there are neither sets nor an earlier list.
     #[n(12)]
     pub ima: Option<ImaContext>,
+    /// For a release: how often the workload was released on this host, by boot. The verifier's own record, on its word.
+    #[n(13)]
+    pub released: Option<Vec<ReleasesOfBoot>>,
+    /// Days that this verifier keeps evidence; none keeps it for ever.
+    #[n(14)]
+    pub evidence_days: Option<u32>,
+    /// What an engine elsewhere said about the host policy; none where the embedded one decides alone.
+    #[n(15)]
+    pub remote: Option<RemoteDecision>,
+    /// Why the host policy's bundle is too old to decide by; none when it is not.
+    #[n(16)]
+    pub stale: Option<String>,
 }

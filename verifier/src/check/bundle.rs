@@ -14,7 +14,7 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use super::{CheckError, code};
-use crate::appraise::{Context, appraise, verdict_bytes};
+use crate::appraise::{Context, RemoteAnswer, appraise, verdict_bytes};
 use crate::store::from_cbor;
 
 /// A bundle whose verdict was recomputed.
@@ -85,6 +85,21 @@ pub fn check_bundle(file: &[u8], trust: Option<[u8; 32]>) -> Result<CheckedBundl
     let verdict: Verdict = judged.verdict;
     let mut rests =
         vec!["that the AK lives in the certified TPM (credential activation cannot be shown to others)".to_owned()];
+    if let Some(remote) = &context.remote {
+        rests.push(match &remote.answer {
+            RemoteAnswer::Document(_) => format!(
+                "that {} decided so by revision {} of {} (decision id {}); allow and reason ids are the embedded engine's too",
+                remote.engine,
+                remote.revision,
+                remote.bundle,
+                remote.decision_id.as_deref().unwrap_or("none")
+            ),
+            RemoteAnswer::Failed { id, .. } => format!("that {} gave no usable answer ({id})", remote.engine),
+        });
+    }
+    if let Some(why) = &context.stale {
+        rests.push(format!("that its policy bundle was stale ({why})"));
+    }
     if !context.vouched.is_empty() {
         rests.push("that receipts unknown to its database were its own".to_owned());
     }
@@ -135,11 +150,16 @@ fn check_enrolment(record: &Record, context: &Context) -> Result<(), CheckError>
     let enrolment = &record.enrolment;
     let bad = |got: String, want: &str| CheckError::new(code::TRUST, "ek-certificate", got, want);
     let chain: Vec<Vec<u8>> = enrolment.chain.iter().map(|der| der.to_vec()).collect();
-    let checked =
-        ekcert::check(&enrolment.ek_certificate, &chain, std::slice::from_ref(&enrolment.root), enrolment.time)
-            .map_err(|e| bad(e.to_string(), "a path to the root in the record"))?;
     let ek = Public::parse(&enrolment.ek_public).map_err(|e| bad(e.to_string(), "an EK"))?;
-    if checked.public != ek || ek.name().as_bytes() != context.host.ek_name {
+    // An EK without a certificate was listed by the verifier's operator: there is nothing else to check, and the verdict says so.
+    let certified = if enrolment.ek_certificate.is_empty() && context.host.ek_root == "allow-list" {
+        ek.clone()
+    } else {
+        ekcert::check(&enrolment.ek_certificate, &chain, std::slice::from_ref(&enrolment.root), enrolment.time)
+            .map_err(|e| bad(e.to_string(), "a path to the root in the record"))?
+            .public
+    };
+    if certified != ek || ek.name().as_bytes() != context.host.ek_name {
         return Err(bad("another EK".into(), "the EK that the certificate certifies"));
     }
     let spki = ek.spki().unwrap_or_default();

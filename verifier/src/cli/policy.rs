@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use super::{read, state_dir};
 use crate::error::Error;
 use crate::out::{self, Failure};
+use crate::policy::sandbox::Trial;
 use crate::policy::{decision_log, mutate, preview, sandbox, store};
 
 #[derive(Debug, Subcommand)]
@@ -130,6 +131,18 @@ pub(super) enum Policy {
     Load {
         /// The bundle
         bundle: PathBuf,
+        /// Only let it decide beside the host policy: it is recorded, and grants and refuses nothing; loading it without this promotes it
+        #[arg(long)]
+        audit: bool,
+    },
+    /// Whose verdict would be another under the candidate (policy load --audit), and why
+    Audit {
+        /// Newest decisions to look at
+        #[arg(long, default_value_t = 10_000)]
+        limit: u32,
+        /// No candidate any more
+        #[arg(long)]
+        end: bool,
     },
     /// The host policy, its revision and digest, and what came before it
     Status,
@@ -229,10 +242,16 @@ pub(super) fn run(cli: &super::Cli, command: &Policy) -> Result<(), Failure> {
             out::print(json, &json!(done), || {
                 let mut rows = vec![["VERDICT", "ATTACK", "STOPPED BY"].map(str::to_owned).to_vec()];
                 rows.extend(done.mutations.iter().map(|mutation| {
-                    vec![mutation.verdict.to_owned(), mutation.name.to_owned(), mutation.reasons.join(", ")]
+                    let why = mutation.not_claimed.as_ref().map(|not| format!("{}. To add it: {}", not.why, not.add));
+                    let by = why.unwrap_or_else(|| mutation.reasons.join(", "));
+                    vec![mutation.verdict.to_owned(), mutation.name.to_owned(), by]
                 }));
                 let (total, accepted) = (done.mutations.len(), done.accepted);
-                format!("{}\n{}: {accepted} of {total} attacks accepted", out::table(&rows), done.subject)
+                let open = match done.not_claimed {
+                    0 => String::new(),
+                    open => format!(", {open} that the policy does not claim to stop"),
+                };
+                format!("{}\n{}: {accepted} of {total} attacks accepted{open}", out::table(&rows), done.subject)
             })
         }
         Policy::Settings { evidence } => {
@@ -279,10 +298,25 @@ pub(super) fn run(cli: &super::Cli, command: &Policy) -> Result<(), Failure> {
             let keyid = store::trust(&state_dir(cli)?, key, &read(key)?)?;
             out::print(json, &json!({"keyid": keyid}), || format!("host policies signed by {keyid} are accepted"))
         }
-        Policy::Load { bundle } => {
-            let program = std::env::current_exe().map_err(|e| failed(e, ""))?;
-            let about = store::load(&state_dir(cli)?, &read(bundle)?, &program)?;
-            out::print(json, &json!(about), || format!("loaded: {about}"))
+        Policy::Load { bundle, audit } => {
+            let (dir, bundle, trial) = (state_dir(cli)?, read(bundle)?, Trial::own());
+            let (about, done) = if *audit {
+                (store::load_candidate(&dir, &bundle, &trial)?, "candidate, audit-only")
+            } else {
+                (store::load(&dir, &bundle, &trial)?, "loaded")
+            };
+            out::print(json, &json!(about), || format!("{done}: {about}"))
+        }
+        Policy::Audit { end: true, .. } => {
+            let ended = store::drop_candidate(&state_dir(cli)?)?;
+            let words = if ended { "the candidate decides no more" } else { "there is no candidate" };
+            out::print(json, &json!({"ended": ended}), || words.to_owned())
+        }
+        Policy::Audit { limit, end: false } => {
+            let dir = state_dir(cli)?;
+            let audited = super::runtime(false)?
+                .block_on(async { preview::audited(&crate::service::Service::open(&dir).await?, *limit).await })?;
+            out::print(json, &json!(audited), || audited.to_string())
         }
         Policy::Status => {
             let status = store::status(&state_dir(cli)?)?;

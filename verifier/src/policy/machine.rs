@@ -183,6 +183,10 @@ impl Machine {
                 epoch: 1,
                 vouched: Vec::new(),
                 ima: Some(shipped_sets()?),
+                released: Some(Vec::new()),
+                evidence_days: None,
+                remote: None,
+                stale: None,
             },
             ClockInfo { clock: 10_000_000, reset_count: 3, restart_count: 1, safe: true },
             0x0007_0002_0001_0000,
@@ -232,6 +236,8 @@ impl Machine {
         let ek = Name::of(HashAlg::Sha256, &[b"a machine in software"]);
         context.host.ek_name = ek.as_bytes().to_vec();
         context.host.ak_public = public().to_bytes();
+        // The embedded engine decides alone: another one said what it said about a host that was not attacked.
+        (context.remote, context.stale) = (None, None);
         let purpose = context.challenge.purpose;
         Self {
             log: None,

@@ -1,7 +1,7 @@
 //! The trial of a new policy: in a process of its own, under limits.
 
 use std::io::{Read as _, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -15,6 +15,34 @@ const SANDBOX_MEMORY: u64 = 2 << 30;
 const SANDBOX_CPU: u64 = 10;
 /// And its time by the clock.
 const SANDBOX_TIME: Duration = Duration::from_secs(30);
+
+/// Where a new policy is tried.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trial {
+    /// In a process of this program, the verifier's own, under limits of memory and time: what every command does.
+    Process(PathBuf),
+    /// In this process: for programs that have the verifier as a library. A policy that breaks the engine breaks them.
+    Here,
+}
+
+impl Trial {
+    /// A process of the program that runs, also when its file was replaced meanwhile.
+    #[must_use]
+    pub fn own() -> Self {
+        Self::Process(PathBuf::from("/proc/self/exe"))
+    }
+
+    /// Tries a policy: it must compile, decide, and not allow what nothing is known of.
+    ///
+    /// # Errors
+    /// Why it is refused, with file and line where there is one.
+    pub fn run(&self, bundle: &[u8], role: Role) -> Result<(), String> {
+        match self {
+            Self::Process(program) => sandbox(program, bundle, role),
+            Self::Here => try_policy(bundle, role),
+        }
+    }
+}
 
 /// Tries a policy in a process of its own, under limits of memory, processor and time: it must compile, and decide on an empty input.
 ///
@@ -76,7 +104,11 @@ pub fn sandbox_child(role: Role) -> Result<(), String> {
     let mut bytes = Vec::new();
     let most = u64::try_from(countersign_policy::limits::BUNDLE_BYTES).unwrap_or(u64::MAX);
     std::io::stdin().take(most.saturating_add(1)).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
-    let parsed = PolicyBundle::parse(&bytes).map_err(|e| e.to_string())?;
+    try_policy(&bytes, role)
+}
+
+fn try_policy(bytes: &[u8], role: Role) -> Result<(), String> {
+    let parsed = PolicyBundle::parse(bytes).map_err(|e| e.to_string())?;
     let compiled = Compiled::new(&parsed, role).map_err(|e| e.to_string())?;
     let reference = countersign_policy::reference_document(&countersign_policy::input::Reference::default());
     let ready = compiled.ready(&ReferenceData::new(&reference));

@@ -4,8 +4,12 @@
 //! policy/keys/ID.pem      trusted public keys
 //! policy/current          the bundle in force (none: the policy of verifier.toml, or the shipped one)
 //! policy/previous         the one before it
+//! policy/candidate        one that decides beside it and never grants
 //! policy/highest          the highest revision that was ever loaded
 //! policy/audit.jsonl      what was loaded, refused and rolled back
+//! policy/poll.json        how fetching bundles goes
+//! policy/report.json      how reporting decisions goes
+//! policy/lock             held by whoever changes what is in force
 //! ```
 //! A bundle is written beside `current` and renamed over it: at every moment there is a whole one, and a refused one changes nothing.
 
@@ -17,8 +21,11 @@ use std::time::SystemTime;
 use countersign_policy::{Manifest, PolicyBundle, Role};
 use serde::Serialize;
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
 
-use super::sandbox::sandbox;
+use super::poll::{Polled, polled};
+use super::report::{Reported, reported};
+use super::sandbox::Trial;
 pub use super::signed::sign;
 use crate::error::Error;
 
@@ -58,10 +65,16 @@ pub struct Status {
     pub current: Option<About>,
     /// The one before it.
     pub previous: Option<About>,
+    /// One that decides beside it, audit-only.
+    pub candidate: Option<About>,
     /// The highest revision that was ever loaded.
     pub highest: u64,
     /// Ids of the trusted keys.
     pub keys: Vec<String>,
+    /// How fetching bundles went last.
+    pub polled: Option<Polled>,
+    /// How reporting decisions went last.
+    pub reported: Option<Reported>,
 }
 
 impl std::fmt::Display for Status {
@@ -72,6 +85,15 @@ impl std::fmt::Display for Status {
         }
         if let Some(about) = &self.previous {
             writeln!(f, "before it  {about}")?;
+        }
+        if let Some(about) = &self.candidate {
+            writeln!(f, "candidate  {about}; audit-only: it decides and never grants (verifier policy audit)")?;
+        }
+        if let Some(polled) = &self.polled {
+            writeln!(f, "{polled}")?;
+        }
+        if let Some(reported) = &self.reported {
+            writeln!(f, "{reported}")?;
         }
         write!(f, "highest    {}\nkeys       {}", self.highest, self.keys.join(", "))
     }
@@ -163,23 +185,96 @@ fn keys(dir: &Path) -> Result<BTreeMap<String, Vec<u8>>, Error> {
     Ok(keys)
 }
 
-/// Makes a signed bundle the host policy: signature, revision, expiry, then a trial under limits in a process of its own (`program` is the
-/// verifier's own binary), then the change.
+/// Makes a signed bundle the host policy: signature, revision, expiry, then a trial, then the change. A candidate that is the same bundle is none any
+/// more: it is promoted.
 ///
 /// # Errors
 /// [`Error::Request`] says why it is refused: nothing has changed then, but the audit.
-pub fn load(dir: &Path, bundle: &[u8], program: &Path) -> Result<About, Error> {
-    let done = try_load(dir, bundle, program);
+pub fn load(dir: &Path, bundle: &[u8], trial: &Trial) -> Result<About, Error> {
+    let _lock = lock(dir)?;
+    let done = good(dir, bundle, trial).and_then(|verified| enforce(dir, verified));
+    recorded(dir, "load", done)
+}
+
+/// Makes a signed bundle the candidate: it decides beside the policy in force and never grants. It meets what [`load`] asks for; its revision is taken
+/// only when it is loaded.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_candidate(dir: &Path, bundle: &[u8], trial: &Trial) -> Result<About, Error> {
+    let _lock = lock(dir)?;
+    let done = good(dir, bundle, trial).and_then(|verified| {
+        replace(&folder(dir).join("candidate"), &verified.bundle)?;
+        Ok(verified.about)
+    });
+    recorded(dir, "load-candidate", done)
+}
+
+/// No candidate any more; answers whether there was one.
+///
+/// # Errors
+/// [`Error`].
+pub fn drop_candidate(dir: &Path) -> Result<bool, Error> {
+    let _lock = lock(dir)?;
+    let path = folder(dir).join("candidate");
+    match std::fs::remove_file(&path) {
+        Ok(()) => audit(dir, "drop-candidate", "").map(|()| true),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(state(&path, &e)),
+    }
+}
+
+/// The candidate, for the service. One that cannot be read is none: it changes no answer.
+pub(crate) fn candidate(dir: &Path) -> Option<Vec<u8>> {
+    let path = folder(dir).join("candidate");
+    match std::fs::read(&path) {
+        Ok(bundle) => Some(bundle),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+        Err(e) => {
+            tracing::error!(error = %e, "policy/candidate");
+            None
+        }
+    }
+}
+
+/// What a signed bundle is, if it is the newest that was ever loaded here.
+pub(super) fn newest(dir: &Path, bundle: &[u8]) -> Result<Option<About>, Error> {
+    let verified = verify(bundle, &keys(dir)?).map_err(refuse)?;
+    let highest = highest(dir)?;
+    Ok(Some(verified.about).filter(|about| highest > 0 && about.revision == highest))
+}
+
+/// What a refusal of a bundle rests on: its bytes and the keys that are trusted. The same again is refused again.
+pub(super) fn circumstances(dir: &Path, bundle: &[u8]) -> Result<String, Error> {
+    let mut hash = Sha256::new_with_prefix(Sha256::digest(bundle));
+    for (id, pem) in keys(dir)? {
+        hash.update(Sha256::digest(id));
+        hash.update(Sha256::digest(pem));
+    }
+    Ok(hex::encode(hash.finalize()))
+}
+
+fn recorded(dir: &Path, action: &str, done: Result<About, Error>) -> Result<About, Error> {
     match &done {
-        Ok(about) => audit(dir, "load", &about.to_string())?,
+        Ok(about) => audit(dir, action, &about.to_string())?,
         Err(e) => audit(dir, "refuse", &e.to_string())?,
     }
     done
 }
 
-fn try_load(dir: &Path, bundle: &[u8], program: &Path) -> Result<About, Error> {
+/// Held while what is in force changes: a command and the service may both load.
+fn lock(dir: &Path) -> Result<std::fs::File, Error> {
+    let path = folder(dir).join("lock");
+    std::fs::create_dir_all(folder(dir)).map_err(|e| state(&path, &e))?;
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(&path).map_err(|e| state(&path, &e))?;
+    file.lock().map_err(|e| state(&path, &e))?;
+    Ok(file)
+}
+
+/// A bundle that may decide: signature, revision, expiry, and a trial.
+fn good(dir: &Path, bundle: &[u8], trial: &Trial) -> Result<Verified, Error> {
     let verified = verify(bundle, &keys(dir)?).map_err(refuse)?;
-    let about = verified.about;
+    let about = &verified.about;
     let highest = highest(dir)?;
     if about.revision <= highest {
         return Err(refuse(format!("revision {} is not above {highest}, which was loaded before", about.revision)));
@@ -189,7 +284,11 @@ fn try_load(dir: &Path, bundle: &[u8], program: &Path) -> Result<About, Error> {
         Some(expires) if expires <= now_ms() => return Err(refuse(format!("expired ({expires} ms since 1970)"))),
         Some(_) => {}
     }
-    sandbox(program, &verified.bundle, Role::Host).map_err(refuse)?;
+    trial.run(&verified.bundle, Role::Host).map_err(refuse)?;
+    Ok(verified)
+}
+
+fn enforce(dir: &Path, Verified { about, bundle }: Verified) -> Result<About, Error> {
     let place = folder(dir);
     let current = place.join("current");
     // The revision first: a crash in between refuses this bundle once more, and never accepts an older one.
@@ -197,7 +296,11 @@ fn try_load(dir: &Path, bundle: &[u8], program: &Path) -> Result<About, Error> {
     if let Ok(old) = std::fs::read(&current) {
         replace(&place.join("previous"), &old)?;
     }
-    replace(&current, &verified.bundle)?;
+    replace(&current, &bundle)?;
+    if candidate(dir).as_ref() == Some(&bundle) {
+        let path = place.join("candidate");
+        std::fs::remove_file(&path).map_err(|e| state(&path, &e))?;
+    }
     Ok(about)
 }
 
@@ -206,6 +309,7 @@ fn try_load(dir: &Path, bundle: &[u8], program: &Path) -> Result<About, Error> {
 /// # Errors
 /// There is none, or it no longer verifies.
 pub fn rollback(dir: &Path) -> Result<About, Error> {
+    let _lock = lock(dir)?;
     let place = folder(dir);
     let (current, previous) = (place.join("current"), place.join("previous"));
     let old = std::fs::read(&previous).map_err(|_| refuse("there is no policy before the current one"))?;
@@ -232,8 +336,11 @@ pub fn status(dir: &Path) -> Result<Status, Error> {
     Ok(Status {
         current: read("current")?,
         previous: read("previous")?,
+        candidate: read("candidate")?,
         highest: highest(dir)?,
         keys: keys.into_keys().collect(),
+        polled: polled(dir),
+        reported: reported(dir),
     })
 }
 

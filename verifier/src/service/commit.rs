@@ -1,5 +1,7 @@
 //! The transaction that accepts or denies: verdict, host, receipts and answer are recorded together, before anything leaves.
 
+use std::collections::BTreeMap;
+
 use countersign_wire::answer::Answer;
 use countersign_wire::cbor;
 use countersign_wire::event::HostEvent;
@@ -8,7 +10,11 @@ use countersign_wire::receipt::Receipt;
 use countersign_wire::record::Record;
 use countersign_wire::runlog::RunLog;
 
-use super::{Service, audit, challenge_closed, events, runs, unknown_host, unknown_workload, void_tokens};
+use countersign_policy::verdict::Verdict;
+
+use super::{
+    Decided, Service, audit, challenge_closed, events, releases, runs, unknown_host, void_tokens, withdrawn_workload,
+};
 use crate::appraise::{Context, Judged, ReceiptStatus, StoredReceipt, verdict_bytes};
 use crate::error::Error;
 use crate::keys::random;
@@ -25,10 +31,11 @@ impl Service {
         evidence: Vec<u8>,
         hash: [u8; 32],
         context: Context,
-        judged: Judged,
+        decided: Decided,
         log: Option<RunLog>,
         explanation: Option<Vec<u8>>,
     ) -> Result<Vec<u8>, Error> {
+        let Decided { judged, candidate } = decided;
         let id = context.host.host;
         let mut transaction = self.store.write().await?;
         let now = now_ms(&mut transaction).await?;
@@ -72,15 +79,7 @@ impl Service {
                 life: update.baseline.life,
             });
             forget_old(&mut receipts, update.baseline.life);
-            sqlx::query("DELETE FROM receipts WHERE host = ?").bind(id.0.as_slice()).execute(&mut *transaction).await?;
-            for stored in &receipts {
-                sqlx::query("INSERT INTO receipts VALUES (?, ?, ?)")
-                    .bind(id.0.as_slice())
-                    .bind(to_db(stored.receipt.number))
-                    .bind(to_cbor(stored))
-                    .execute(&mut *transaction)
-                    .await?;
-            }
+            write_receipts(&mut transaction, &id, &context.host.receipts, &receipts).await?;
             let lost = if update.receipts.state_lost { Some(context.epoch) } else { context.host.lost_epoch };
             let swapped = sqlx::query(
                 "UPDATE hosts SET baseline_cbor = ?, next_receipt = ?, lost_epoch = ?, attested_ms = ?, version = version + 1 \
@@ -136,6 +135,9 @@ impl Service {
         }
         if let (Some(basis), Some(workload)) = (&judged.release, &context.workload) {
             let least = &workload.least_selection;
+            if let Some(update) = &judged.update {
+                releases::note(&mut transaction, &judged.verdict, basis, update, &id).await?;
+            }
             answer.release = Some(release::sign(&self.keys, &id, basis, least, context.host.run_pcr)?);
         }
         let record = if judged.signed {
@@ -145,21 +147,32 @@ impl Service {
             Vec::new()
         };
         let signed = !record.is_empty();
-        sqlx::query("INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?)")
-            .bind(context.verdict_id.0.as_slice())
-            .bind(id.0.as_slice())
-            .bind(context.now_ms)
-            .bind(&judged.verdict.purpose)
-            .bind(judged.verdict.allow)
-            .bind(context.challenge.workload.map(|workload| workload.0.to_vec()))
-            .bind(document)
-            .bind(record)
-            .execute(&mut *transaction)
-            .await?;
+        let retain = judged.verdict.obligations.retain_evidence_s;
+        sqlx::query(
+            "INSERT INTO verdicts (id, host, time_ms, purpose, allow, workload, document, record, retain_until_ms) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(context.verdict_id.0.as_slice())
+        .bind(id.0.as_slice())
+        .bind(context.now_ms)
+        .bind(&judged.verdict.purpose)
+        .bind(judged.verdict.allow)
+        .bind(context.challenge.workload.map(|workload| workload.0.to_vec()))
+        .bind(document)
+        .bind(record)
+        .bind(retain.map(|s| context.now_ms.saturating_add(i64::from(s).saturating_mul(1000))))
+        .execute(&mut *transaction)
+        .await?;
+        if let Some(candidate) = candidate
+            && let Err(e) = record_candidate(&mut transaction, &context, &candidate).await
+        {
+            // A candidate changes no answer, whatever happens to it.
+            tracing::error!(error = %e, "the candidate policy's verdict is not recorded");
+        }
         if !signed {
             sqlx::query(
-                "DELETE FROM verdicts WHERE host = ?1 AND length(record) = 0 AND id NOT IN \
-                 (SELECT id FROM verdicts WHERE host = ?1 AND length(record) = 0 ORDER BY time_ms DESC, id LIMIT ?2)",
+                "DELETE FROM verdicts WHERE host = ?1 AND length(record) = 0 AND evidence_deleted_ms IS NULL AND id NOT IN \
+                 (SELECT id FROM verdicts WHERE host = ?1 AND length(record) = 0 AND evidence_deleted_ms IS NULL ORDER BY time_ms DESC, id LIMIT ?2)",
             )
             .bind(id.0.as_slice())
             .bind(UNSIGNED_KEPT)
@@ -173,6 +186,7 @@ impl Service {
             .execute(&mut *transaction)
             .await?;
         transaction.commit().await?;
+        self.decided.notify_one();
         Ok(answer)
     }
 
@@ -181,6 +195,23 @@ impl Service {
         let mac = self.keys.receipt_mac(&Receipt::mac_input(host, number, &random));
         Receipt { number, random, mac }
     }
+}
+
+/// What the candidate policy would have decided, beside what was.
+async fn record_candidate(
+    connection: &mut sqlx::SqliteConnection,
+    context: &Context,
+    candidate: &Verdict,
+) -> Result<(), Error> {
+    let digest = hex::decode(&candidate.basis.host_policy).map_err(|e| Error::Internal(e.to_string()))?;
+    sqlx::query("INSERT INTO candidate_verdicts VALUES (?, ?, ?, ?)")
+        .bind(context.verdict_id.0.as_slice())
+        .bind(digest)
+        .bind(candidate.allow)
+        .bind(verdict_bytes(candidate))
+        .execute(connection)
+        .await?;
+    Ok(())
 }
 
 /// An operator may have revoked reference values or withdrawn the workload while this was appraised: what leaves after that is as if it was asked
@@ -196,7 +227,7 @@ async fn still_decided_so(
             .fetch_optional(&mut *connection)
             .await?;
         if kept.is_none() {
-            return Err(unknown_workload(workload));
+            return Err(withdrawn_workload(workload));
         }
     }
     let revision: i64 =
@@ -207,6 +238,35 @@ async fn still_decided_so(
             "the reference values changed while this was appraised",
             Some("attest again"),
         ));
+    }
+    Ok(())
+}
+
+/// Brings the receipts' rows from what they were to what they are now: of thousands in a long life few change.
+async fn write_receipts(
+    connection: &mut sqlx::SqliteConnection,
+    host: &HostId,
+    before: &[StoredReceipt],
+    now: &[StoredReceipt],
+) -> Result<(), Error> {
+    let by_number = |receipts: &[StoredReceipt]| -> BTreeMap<u64, StoredReceipt> {
+        receipts.iter().map(|stored| (stored.receipt.number, stored.clone())).collect()
+    };
+    let (before, now) = (by_number(before), by_number(now));
+    for number in before.keys().filter(|number| !now.contains_key(number)) {
+        sqlx::query("DELETE FROM receipts WHERE host = ? AND number = ?")
+            .bind(host.0.as_slice())
+            .bind(to_db(*number))
+            .execute(&mut *connection)
+            .await?;
+    }
+    for (number, stored) in now.iter().filter(|(number, stored)| before.get(number) != Some(stored)) {
+        sqlx::query("INSERT OR REPLACE INTO receipts VALUES (?, ?, ?)")
+            .bind(host.0.as_slice())
+            .bind(to_db(*number))
+            .bind(to_cbor(stored))
+            .execute(&mut *connection)
+            .await?;
     }
     Ok(())
 }

@@ -25,7 +25,9 @@ fn ak_name(host: &HostRow) -> Result<Name, Error> {
 impl Service {
     /// The workload's key for this host's EK and its enrolled AK, under the present keys: by the broker, made once and kept; or by its owner.
     pub(super) async fn import(&self, host: &HostRow, workload: &WorkloadId) -> Result<ImportBlob, Error> {
-        let (_, _, sealed_key) = self.store.workload(workload).await?.ok_or_else(|| unknown_workload(workload))?;
+        let Some((_, _, sealed_key)) = self.store.workload(workload).await? else {
+            return Err(self.no_workload(workload).await?);
+        };
         if sealed_key.is_empty() {
             return self.granted(host, workload).await;
         }

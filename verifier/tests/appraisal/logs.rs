@@ -184,7 +184,7 @@ fn types_are_not_measured() {
         let kind = if given.index == application.index { 0x8000_0004 } else { given.kind.0 };
         vec![event(given.pcr, kind, &given.digests().collect::<Vec<_>>(), given.data)]
     });
-    assert_eq!(reasons(&with_log(relabelled).judge()), ["boot-chain"]);
+    assert_eq!(reasons(&with_log(relabelled).judge()), ["boot-chain", "pcr-complete"]);
     let separator =
         log().events.iter().find(|event| event.pcr == 7 && event.kind.to_string() == "EV_SEPARATOR").copied().unwrap();
     let hidden = rewritten(|given| {

@@ -172,3 +172,23 @@ fn the_command_says_the_same() {
     let json: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!((code, &json["error"]["code"], &json["error"]["check"]), (47, &47.into(), &"trust".into()));
 }
+
+/// The sets that travel beside a record make a bundle longer than any record.
+#[test]
+fn a_bundle_longer_than_a_record() {
+    let (lab, _, file) = released();
+    let mut bundle: Bundle = artefact::from_file(&file).unwrap();
+    bundle.sets = Some(vec![vec![b' '; countersign_wire::limits::REFERENCE_SET - 1024].into(); 2]);
+    let long = artefact::to_file(&bundle);
+    assert!(long.len() > countersign_wire::limits::RECORD);
+    let path = lab.path().join("long.bundle");
+    std::fs::write(&path, &long).unwrap();
+    let trust = hex::encode(trust(&lab));
+    let verifier = |arguments: &[&std::ffi::OsStr]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_verifier"));
+        let output = command.args(arguments).env("HOME", "/nonexistent").env_remove("XDG_STATE_HOME").output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    verifier(&["check".as_ref(), "bundle".as_ref(), path.as_os_str(), "--trust".as_ref(), trust.as_ref()]);
+    verifier(&["explain".as_ref(), path.as_os_str()]);
+}

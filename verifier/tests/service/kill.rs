@@ -11,14 +11,14 @@ use countersign_wire::statement::Purpose;
 use crate::lab::Lab;
 
 /// The program, in a process of its own.
-struct Process {
+pub(crate) struct Process {
     child: Child,
-    url: String,
+    pub(crate) url: String,
     log: BufReader<std::process::ChildStderr>,
 }
 
 impl Process {
-    fn start(lab: &Lab) -> Self {
+    pub(crate) fn start(lab: &Lab) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_verifier"))
             .arg("--state-dir")
             .arg(lab.path())
@@ -42,7 +42,7 @@ impl Process {
         self.child.wait().unwrap();
     }
 
-    fn wait_for(&mut self, word: &str) {
+    pub(crate) fn wait_for(&mut self, word: &str) {
         let mut line = String::new();
         while !line.contains(word) {
             line.clear();
@@ -51,7 +51,7 @@ impl Process {
     }
 
     /// Sends evidence in a thread; the answer, if one comes.
-    fn send(&self, lab: &Lab, path: &str, evidence: &[u8]) -> thread::JoinHandle<Option<Vec<u8>>> {
+    pub(crate) fn send(&self, lab: &Lab, path: &str, evidence: &[u8]) -> thread::JoinHandle<Option<Vec<u8>>> {
         let (http, url) = (crate::http::client(lab), format!("{}{path}", self.url));
         let evidence = evidence.to_vec();
         thread::spawn(move || {
@@ -120,7 +120,7 @@ fn killed_after_the_record_the_stored_answer_is_sent() {
 #[test]
 fn what_an_operator_revokes_during_an_appraisal_is_revoked() {
     for (change, refused) in [
-        ("UPDATE workloads SET withdrawn = 1", "workload-unknown"),
+        ("UPDATE workloads SET withdrawn = 1", "workload-withdrawn"),
         ("UPDATE settings SET value = value + 1 WHERE key = 'reference_revision'", "conflict"),
     ] {
         let (lab, mut machine) = Lab::enrolled();

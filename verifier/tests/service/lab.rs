@@ -10,6 +10,7 @@ use countersign_tpm::alg::HashAlg;
 use countersign_tpm::kdf::hmac;
 use countersign_verifier::admin::{self, Request};
 use countersign_verifier::error::Error;
+use countersign_verifier::policy::sandbox::Trial;
 use countersign_verifier::service::Service;
 use countersign_verifier::store::Store;
 use countersign_verifier::{config, keys};
@@ -113,7 +114,7 @@ impl Machine {
         let token = request.token.clone().unwrap_or_default();
         let trust = TrustBundle::digest(&lab.service.keys.trust);
         let id = token.get(..16).unwrap_or_default();
-        let transcript = transcript(&request.card.ek_public, &request.card.ak_public, &request.tls_key, id, &trust);
+        let transcript = transcript(&[&request.card.ek_public], &request.card.ak_public, &request.tls_key, id, &trust);
         let proof = hmac(HashAlg::Sha256, &secret, &[&transcript]).unwrap();
         EnrolProof { version: 1, id: challenge.id, proof: proof.as_bytes().to_vec() }
     }
@@ -200,6 +201,11 @@ impl Machine {
     }
 }
 
+/// New policies are tried in a process of the real program.
+fn trial() -> Trial {
+    Trial::Process(env!("CARGO_BIN_EXE_verifier").into())
+}
+
 /// A verifier's state folder, opened.
 pub(crate) struct Lab {
     pub(crate) dir: TempDir,
@@ -217,7 +223,7 @@ impl Lab {
         keys::write_secret(&dir.path().join("operator.token"), b"operator\n").unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(Store::open(dir.path(), true)).unwrap();
-        let service = runtime.block_on(Service::open(dir.path())).unwrap();
+        let service = runtime.block_on(Service::open(dir.path())).unwrap().tried_in(trial());
         let lab = Self { dir, service, vendor: Vendor::new("Vendor"), runtime: Rc::new(runtime) };
         lab.trust(&lab.vendor, false).unwrap();
         let eventlog = STANDARD.encode(boot::LOG);
@@ -237,7 +243,19 @@ impl Lab {
 
     /// Opens the folder again, as a restarted process does.
     pub(crate) fn reopen(&mut self) {
-        self.service = self.run(Service::open(self.dir.path())).unwrap();
+        self.service = self.run(Service::open(self.dir.path())).unwrap().tried_in(trial());
+    }
+
+    /// Opens the folder again with these lines at the end of the configuration that it began with.
+    pub(crate) fn configure(&mut self, more: &str) {
+        self.try_configure(more).unwrap();
+    }
+
+    pub(crate) fn try_configure(&mut self, more: &str) -> Result<(), Error> {
+        let text = config::EXAMPLE.replace("https://127.0.0.1:7448", "https://127.0.0.1:0");
+        std::fs::write(self.path().join("verifier.toml"), format!("{text}\n{more}\n")).unwrap();
+        self.service = self.run(Service::open(self.dir.path()))?.tried_in(trial());
+        Ok(())
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -307,7 +325,10 @@ impl Lab {
 
     /// Registers a workload under the shipped policy.
     pub(crate) fn register(&self, least_selection: Vec<u8>) -> Result<WorkloadId, Error> {
-        let policy = shipped_workload_policy();
+        self.register_under(shipped_workload_policy(), least_selection)
+    }
+
+    pub(crate) fn register_under(&self, policy: &[u8], least_selection: Vec<u8>) -> Result<WorkloadId, Error> {
         let payload_root = PayloadRoot([7; 32]);
         let workload = WorkloadId::of(&payload_root, &PolicyDigest::of(policy), &[9; 16]);
         self.ask(Request::WorkloadRegister {

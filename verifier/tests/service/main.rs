@@ -9,13 +9,21 @@
 )]
 
 mod bundle;
+mod candidate;
+mod engine;
 mod enrolment;
 mod explain;
 mod http;
 mod kill;
 mod lab;
 mod nonces;
+mod obligations;
+mod policies;
+mod poll;
 mod release;
+mod report;
 mod restore;
 #[path = "../support/mod.rs"]
 mod support;
+mod swap;
+mod web;

@@ -44,8 +44,22 @@ fn a_withdrawn_or_unknown_workload() {
     lab.ask(Request::WorkloadWithdraw { workload }).unwrap();
     // Even the challenge that was open gets nothing.
     let answer = lab.answer(evidence, countersign_wire::statement::Purpose::Release).unwrap();
-    assert_eq!(denied(&answer), ["workload-unknown"]);
-    assert_eq!(problem(lab.challenge(&machine, Some(workload))), "workload-unknown");
+    assert_eq!(denied(&answer), ["workload-withdrawn"]);
+    assert_eq!(problem(lab.challenge(&machine, Some(workload))), "workload-withdrawn");
+    let shown = lab.ask(Request::WorkloadShow { workload }).unwrap();
+    assert_eq!((&shown["withdrawn"], &shown["name"]), (&true.into(), &"app".into()));
+    let unknown = countersign_wire::id::WorkloadId([1; 32]);
+    assert_eq!(problem(lab.challenge(&machine, Some(unknown))), "workload-unknown");
+    assert_eq!(problem(lab.ask(Request::WorkloadShow { workload: unknown })), "not-found");
+    assert_eq!(problem(lab.ask(Request::WorkloadWithdraw { workload: unknown })), "not-found");
+    let audit: Vec<String> = lab.run(async {
+        let pool = crate::nonces::pool(&lab).await;
+        sqlx::query_scalar("SELECT action FROM audit ORDER BY number").fetch_all(&pool).await.unwrap()
+    });
+    assert!(audit.contains(&"workload-withdraw".to_owned()), "{audit:?}");
+    // Its owner registers it again.
+    lab.register(Vec::new()).unwrap();
+    assert!(machine.release(&lab, workload).allow);
 }
 
 #[test]

@@ -88,6 +88,10 @@ impl Case {
             epoch: 1,
             vouched: Vec::new(),
             ima: None,
+            released: Some(Vec::new()),
+            evidence_days: None,
+            remote: None,
+            stale: None,
         };
         let statement = Statement {
             version: 1,

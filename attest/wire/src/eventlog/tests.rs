@@ -157,7 +157,7 @@ fn logs_that_replay_and_lie() {
     let cases: [(&str, Maker); 8] = [
         ("separator", Maker::new().event(0, EventType::POST_CODE, &[0; 4])),
         ("separator", Maker::new().event(7, separator, &[0; 4]).event(7, separator, &[0; 4])),
-        ("separator", Maker::new().event(4, separator, &[0xff; 4])),
+        ("separator", Maker::new().event(4, separator, &[0xff; 4]).event(5, EventType::EFI_ACTION, b"x")),
         ("separator", Maker::new().with(4, separator, &[HashAlg::Sha1, HashAlg::Sha256], b"evil", &[0; 4])),
         ("secure-boot-variable", Maker::new().event(7, config, &on).event(7, config, &on)),
         ("secure-boot-variable", Maker::new().event(7, separator, &[0; 4]).event(7, config, &on)),

@@ -1,0 +1,106 @@
+//! Another command line in a running instance: in its namespaces, with no more privileges than its own processes.
+
+use std::fs;
+use std::os::fd::AsFd as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Signal, kill_process};
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
+
+use super::folder::Instances;
+use super::{handle, living, other, stats};
+use crate::exit::{Failure, Stage};
+use crate::run::{Given, Task};
+
+const NAMESPACES: [(&str, ThreadNameSpaceType); 7] = [
+    ("user", ThreadNameSpaceType::USER),
+    ("mnt", ThreadNameSpaceType::MOUNT),
+    ("pid", ThreadNameSpaceType::PROCESS_ID),
+    ("ipc", ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION),
+    ("uts", ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME),
+    ("net", ThreadNameSpaceType::NETWORK),
+    ("cgroup", ThreadNameSpaceType::CONTROL_GROUP),
+];
+
+/// Runs a command line in an instance; its exit code.
+///
+/// # Errors
+/// [`Stage::Usage`] when the instance does not run, [`Stage::Namespaces`] when it cannot be entered, [`Stage::Start`].
+pub fn join(instances: Option<&Path>, name: &str, task: &Task, flags: &[Given]) -> Result<u8, Failure> {
+    let instance = Instances::open(instances)?.named(name)?;
+    let note = instance.running()?;
+    let gone = || Failure::new(Stage::Start, format!("the instance {name} has just ended"), "supervisor instance list");
+    let init = handle(note.init).ok_or_else(gone)?;
+    // As long as its supervisor lives, so does the first process, or that id is nobody's.
+    living(&instance, &note)?.ok_or_else(gone)?;
+    let entering = |e: &dyn std::fmt::Display| {
+        Failure::new(Stage::Namespaces, format!("the instance {name} cannot be entered: {e}"), "run it as its owner")
+    };
+    // What is started here is watched, frozen and ended with the rest.
+    let cgroup = stats::cgroup(note.init)
+        .ok()
+        .map(|folder| fs::OpenOptions::new().write(true).open(folder.join("cgroup.procs")));
+    let cgroup = cgroup.transpose().map_err(|e| entering(&e))?;
+    let here = std::env::current_dir();
+    let mut command = {
+        let root = PathBuf::from(format!("/proc/{}/root", note.init));
+        note.runtime.join(name, &root, &instance.path("runtime"), task, flags)?
+    };
+    let link = |pid: &str, kind: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}"));
+    let mut kinds = ThreadNameSpaceType::empty();
+    for (kind, flag) in NAMESPACES {
+        if link(&note.init.to_string(), kind).map_err(|e| entering(&e))?
+            != link("self", kind).map_err(|e| entering(&e))?
+        {
+            kinds |= flag;
+        }
+    }
+    countersign_sys::keep_descriptors().map_err(other)?;
+    let signals = countersign_sys::signals(&[1, 2, 15]).map_err(other)?;
+    move_into_thread_name_spaces(init.as_fd(), kinds).map_err(|e| entering(&e))?;
+    crate::runtime::drop_privileges(note.runtime.is_nested()).map_err(|e| entering(&e))?;
+    // Where the user is, in a runtime that shows the machine; else at the root.
+    if !note.runtime.is_nested() || here.and_then(std::env::set_current_dir).is_err() {
+        std::env::set_current_dir("/").map_err(|e| entering(&e))?;
+    }
+    countersign_sys::end_with_parent(&mut command);
+    if let Some(procs) = cgroup {
+        countersign_sys::join_cgroup(&mut command, procs.into());
+    }
+    let child = command.spawn().map_err(|e| {
+        let what = format!("{:?} cannot be started in the instance: {e}", command.get_program());
+        Failure::new(Stage::Start, what, "give a program that is in the image, with its path")
+    })?;
+    wait(child, &signals)
+}
+
+/// Passes signals on until it ends. Those of a terminal's keys reach it by themselves.
+fn wait(mut child: Child, signals: &std::os::fd::OwnedFd) -> Result<u8, Failure> {
+    let pid = rustix::process::Pid::from_child(&child);
+    let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).map_err(other)?;
+    let terminal = crate::runtime::has_terminal();
+    loop {
+        let mut fds = [PollFd::new(&process, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Err(rustix::io::Errno::INTR) => continue,
+            ready => drop(ready.map_err(other)?),
+        }
+        let [ended, signalled] = fds.map(|fd| !fd.revents().is_empty());
+        if ended {
+            let status = child.wait().map_err(other)?;
+            let code = status.code().or_else(|| status.signal().map(|signal| signal.saturating_add(128)));
+            return Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(Stage::Other.code()));
+        }
+        let mut number = [0];
+        if signalled && rustix::io::read(signals, &mut number).is_ok_and(|n| n > 0) {
+            let number = i32::from(number.first().copied().unwrap_or_default());
+            if let Some(signal) = Signal::from_named_raw(number).filter(|signal| !(terminal && *signal == Signal::INT))
+            {
+                let _ = kill_process(pid, signal);
+            }
+        }
+    }
+}

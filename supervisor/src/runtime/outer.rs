@@ -1,0 +1,179 @@
+//! Apptainer and SingularityCE: as on the machine itself, but in a process namespace that ends with the run, and without privileges.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::mount::{MountFlags, mount};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use serde::{Deserialize, Serialize};
+
+use super::flags::Given;
+use super::workload::Bubble;
+use super::{Make, Place, Task, flags, said, terminal};
+use crate::exit::{Failure, Stage};
+use crate::stage::start;
+
+/// The runtime's program and the flags that it gets.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Program {
+    pub(super) make: Make,
+    pub(super) path: PathBuf,
+    pub(super) flags: Vec<OsString>,
+}
+
+impl Program {
+    /// The command line, and what it starts in words.
+    pub(super) fn command(&self, place: &Place<'_>, task: &Task) -> Result<(Bubble, String), Failure> {
+        let root = place.ids.user == 0;
+        let mut bubble = Bubble::new(place.ids)?;
+        let command = &mut bubble.command;
+        for name in flags::key_variables() {
+            command.env_remove(name);
+        }
+        command.args(["--dev-bind", "/", "/", "--cap-drop", "ALL"]);
+        // For the agent, which gives them up; root needs the other one to make a user namespace with itself in it.
+        command.args(["--cap-add", "CAP_SYS_ADMIN", "--cap-add", "CAP_SETPCAP"]);
+        if root {
+            command.args(["--cap-add", "CAP_SETFCAP"]);
+        }
+        command.arg("--").arg(std::env::current_exe().map_err(start)?).arg("runtime-process");
+        if place.terminal {
+            command.arg("--terminal");
+        }
+        let pid_file = |folder: &Path| folder.join("pid");
+        if let Task::Start { folder, .. } = task {
+            std::fs::DirBuilder::new().mode(0o700).create(folder).map_err(start)?;
+            self.keep_notes_in(folder, command);
+            command.arg("--instance").arg(pid_file(folder));
+        }
+        command.arg("--").arg(&self.path).args(verb(task));
+        // Without a set-uid helper, which would leave the run's namespaces. Root in the container has no privileges here anyway.
+        command.arg("--userns").args(root.then_some("--no-privs")).args(&self.flags);
+        match task {
+            Task::Run(arguments) | Task::Exec(arguments) | Task::Shell(arguments) => {
+                command.arg(place.root).args(arguments);
+            }
+            Task::Start { name, folder, arguments } => {
+                command.arg("--pid-file").arg(pid_file(folder)).arg(place.root).arg(name).args(arguments);
+            }
+        }
+        Ok((bubble, said(Some(self.path.as_os_str()))))
+    }
+}
+
+impl Program {
+    /// A command line for another process in an instance.
+    pub(super) fn join(&self, instance: &str, folder: &Path, task: &Task, flags: &[Given]) -> Command {
+        let mut command = Command::new(&self.path);
+        for name in flags::key_variables() {
+            command.env_remove(name);
+        }
+        self.keep_notes_in(folder, &mut command);
+        let root = rustix::process::geteuid().is_root();
+        command
+            .args(verb(task))
+            .args(root.then_some("--no-privs"))
+            .args(flags.iter().map(Given::argument))
+            .arg(format!("instance://{instance}"));
+        match task {
+            Task::Run(arguments) | Task::Exec(arguments) | Task::Shell(arguments) | Task::Start { arguments, .. } => {
+                command.args(arguments);
+            }
+        }
+        command
+    }
+
+    /// Its notes about instances, which are true in this run's namespaces only, and their logs.
+    fn keep_notes_in(&self, folder: &Path, command: &mut Command) {
+        let name = match self.make {
+            Make::Builtin | Make::Apptainer => "APPTAINER_CONFIGDIR",
+            Make::Singularity => "SINGULARITY_CONFIGDIR",
+        };
+        command.env(name, folder);
+    }
+}
+
+const fn verb(task: &Task) -> &'static [&'static str] {
+    match task {
+        Task::Run(_) => &["run"],
+        Task::Exec(_) => &["exec"],
+        Task::Shell(_) => &["shell"],
+        Task::Start { .. } => &["instance", "start"],
+    }
+}
+
+/// The agent: first process of the machine's view that a runtime gets. It shows the processes of this namespace under /proc, gives up all
+/// privileges and becomes the runtime. bubblewrap could mount /proc too, but hides parts of it from root: then no container may mount its own.
+pub(crate) fn main(terminal: bool, instance: Option<&Path>, program: &[OsString]) -> u8 {
+    let failed = |what: &str, e: &dyn std::fmt::Display| {
+        let _ = io::Write::write_all(&mut anstream::stderr(), format!("error: {what}: {e}\n").as_bytes());
+        Stage::Start.code()
+    };
+    if let Err(e) = own_processes().and_then(|()| drop_privileges(true)) {
+        return failed("the runtime's namespace", &e);
+    }
+    if terminal && let Err(e) = terminal::take() {
+        return failed("the terminal", &e);
+    }
+    let Some((program, arguments)) = program.split_first() else { return Stage::Usage.code() };
+    let mut command = Command::new(program);
+    command.args(arguments);
+    if let Some(pid_file) = instance {
+        return keep(command, pid_file).unwrap_or_else(|e| failed("the instance", &e));
+    }
+    let e = command.exec();
+    failed(&program.to_string_lossy(), &e)
+}
+
+/// Stays until the instance that the command starts has ended: the namespaces end with this process.
+fn keep(mut command: Command, pid_file: &Path) -> io::Result<u8> {
+    let signals = countersign_sys::signals(&[1, 2, 15])?;
+    let started = command.status()?;
+    if !started.success() {
+        return Ok(started.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(Stage::Start.code()));
+    }
+    let text = std::fs::read_to_string(pid_file)?;
+    let pid = text.trim().parse().ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
+    let process = pidfd_open(pid, PidfdFlags::empty())?;
+    loop {
+        let mut fds = [PollFd::new(&process, PollFlags::IN), PollFd::new(&signals, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Err(rustix::io::Errno::INTR) => continue,
+            ready => drop(ready?),
+        }
+        let [ended, signalled] = fds.map(|fd| !fd.revents().is_empty());
+        if ended {
+            return Ok(0);
+        }
+        if signalled && rustix::io::read(&signals, &mut [0]).is_ok() {
+            // As the runtime's own `instance stop` does.
+            let _ = pidfd_send_signal(&process, Signal::INT);
+        }
+    }
+}
+
+fn own_processes() -> rustix::io::Result<()> {
+    mount("proc", "/proc", "proc", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, None)
+}
+
+/// Keeps no capability, also beyond the next program, and no way to one. Below a `nested` runtime root keeps what it needs to be mapped into a
+/// user namespace.
+pub(crate) fn drop_privileges(nested: bool) -> rustix::io::Result<()> {
+    use rustix::thread::{
+        capabilities, clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
+    };
+    clear_ambient_capability_set()?;
+    let keep =
+        if nested && rustix::process::geteuid().is_root() { CapabilitySet::SETFCAP } else { CapabilitySet::empty() };
+    for capability in capabilities(None)?.permitted.difference(keep).iter() {
+        remove_capability_from_bounding_set(capability)?;
+    }
+    rustix::thread::set_no_new_privs(true)?;
+    set_capabilities(None, CapabilitySets { effective: keep, permitted: keep, inheritable: CapabilitySet::empty() })
+}
