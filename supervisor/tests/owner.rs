@@ -133,9 +133,16 @@ fn protect_keeps_its_secrets() {
     assert!(seen.keys().any(|(name, _)| name.contains(".countersign-")), "a file was seen");
     seen.insert(("the image".into(), 0), std::fs::read(owner.path("late.sif")).unwrap());
     let digits: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
-    for secret in [key.as_slice(), digits.as_bytes(), phrase.as_bytes()] {
-        for ((name, _), bytes) in &seen {
-            assert!(!bytes.windows(secret.len()).any(|window| window == secret), "{name}");
+    for ((name, _), bytes) in &seen {
+        // Page by page, each with the beginning of the next; most of a new LUKS header is zeros.
+        for start in (0..bytes.len()).step_by(4096) {
+            let page = &bytes[start..bytes.len().min(start + 4096 + 128)];
+            if page == &[0; 4096 + 128][..page.len()] {
+                continue;
+            }
+            for secret in [key.as_slice(), digits.as_bytes(), phrase.as_bytes()] {
+                assert!(!page.windows(secret.len()).any(|window| window == secret), "{name}");
+            }
         }
     }
 }
@@ -187,7 +194,8 @@ fn inspect_says_what_is_verified() {
     let full: Value = serde_json::from_slice(&inspect(&["--json", "--full", "--signer", signer]).stdout).unwrap();
     assert_eq!(full["checked"], "every object and every block");
     assert_eq!(full["policy_object"]["digest"], full["policy"]);
-    assert_eq!(full["policy_object"]["modules"][0]["package"], "countersign.workload");
+    let modules = full["policy_object"]["modules"].as_array().unwrap();
+    assert!(modules.iter().any(|module| module["package"] == "countersign.workload"), "{modules:?}");
     let words = stdout(&inspect(&["--signer", signer]));
     let lines = [
         format!("VERIFIED      signed by {}", checked["signer"].as_str().unwrap()),
