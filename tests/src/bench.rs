@@ -12,7 +12,6 @@ mod measure;
 mod monitor;
 mod plain;
 mod policy;
-mod protect;
 mod quote;
 mod report;
 mod start;
@@ -57,7 +56,6 @@ const TOPICS: &[Topic] = &[
     ima::TOPIC,
     idle::TOPIC,
     xts::TOPIC,
-    protect::TOPIC,
     unseal::TOPIC,
     start::TOPIC,
     monitor::TOPIC,
