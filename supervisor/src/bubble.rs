@@ -48,13 +48,18 @@ impl Task {
 }
 
 /// The user's ids, which the workload keeps.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Ids {
     user: u32,
     group: u32,
 }
 
 impl Ids {
+    /// Those of another user, on whose behalf this is.
+    pub(crate) const fn new(user: u32, group: u32) -> Self {
+        Self { user, group }
+    }
+
     /// Those of this process; to be asked before it enters a user namespace.
     pub(crate) fn own() -> Self {
         Self { user: rustix::process::geteuid().as_raw(), group: rustix::process::getegid().as_raw() }

@@ -1,12 +1,13 @@
 //! The `supervisor` command line.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use countersign_sif::escrow::{Escrow, EscrowKey};
 use serde_json::Value;
 
+use crate::daemon::{self, EXAMPLE, HostPlace};
 use crate::doctor::{self, Finding, Outcome};
 use crate::exit::{Failure, Stage, TABLE};
 use crate::out;
@@ -23,6 +24,10 @@ Examples:
   supervisor run --signer owner.pub.pem app.sif cat /secret.txt
   supervisor shell --signer owner.pub.pem app.sif
   supervisor doctor";
+
+const DAEMON: &str = "\
+Users then run images with `supervisor run IMAGE`; docs/operations.md says how to set a host with several users up.
+SIGHUP (systemctl reload) reads the rules again; SIGTERM ends the runs, then the daemon.";
 
 /// Protects container images, and runs them on hosts that TPM and policy accept.
 #[derive(Debug, Parser)]
@@ -92,6 +97,27 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Serve the users of this host, who get no access to its TPM: started by systemd, as root
+    #[command(after_help = DAEMON)]
+    Daemon {
+        #[command(flatten)]
+        host: HostArgs,
+        /// Who may run what (default: /etc/countersign/supervisor.toml)
+        #[arg(long, value_name = "FILE")]
+        rules: Option<PathBuf>,
+        /// Where to listen (default: as the rules' file says, or systemd)
+        #[arg(long, value_name = "PATH")]
+        socket: Option<PathBuf>,
+        /// Print every key of the rules' file with its default, and end
+        #[arg(long)]
+        example: bool,
+    },
+    /// Show what runs under this host's daemon: your own runs, or everybody's to root
+    Ps {
+        /// The daemon's socket (default: as /etc/countersign/supervisor.toml says)
+        #[arg(long, value_name = "SOCKET", env = "COUNTERSIGN_DAEMON")]
+        daemon: Option<PathBuf>,
+    },
     /// Check whether this host can run protected images, and say what to do where it cannot
     Doctor(HostArgs),
     /// Print shell completions
@@ -110,6 +136,8 @@ enum Command {
     StageProcess,
     #[command(hide = true)]
     NamespaceProcess,
+    #[command(hide = true)]
+    SessionProcess,
 }
 
 #[derive(Debug, Args)]
@@ -219,9 +247,19 @@ struct HostArgs {
 
 #[derive(Debug, Args)]
 struct RunArgs {
-    /// The owner's public key (PEM); several may be given
-    #[arg(long, required = true, value_name = "FILE", env = "COUNTERSIGN_SIGNER")]
+    /// The owner's public key (PEM); several may be given. The daemon's rules may know it already
+    #[arg(long, value_name = "FILE", env = "COUNTERSIGN_SIGNER")]
     signer: Vec<PathBuf>,
+    /// Have this host's daemon run it (default: where the TPM is out of your reach and the daemon is there)
+    #[arg(
+        long,
+        value_name = "SOCKET",
+        env = "COUNTERSIGN_DAEMON",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = ""
+    )]
+    daemon: Option<PathBuf>,
     #[command(flatten)]
     host: HostArgs,
     /// Write the evidence bundle of the release into a file
@@ -245,10 +283,17 @@ pub fn main() -> u8 {
         Command::DecryptorProcess => crate::decryptor::main(),
         Command::StageProcess => crate::stage::main(),
         Command::NamespaceProcess => doctor::namespace_process(),
+        Command::SessionProcess => daemon::session(),
+        Command::Daemon { example: true, .. } => out::finish(out::raw(EXAMPLE.as_bytes()).map(|()| 0), cli.json),
+        Command::Daemon { host, rules, socket, .. } => {
+            let host = HostPlace { config: host.config, tpm: host.tpm, state_dir: host.state_dir };
+            out::finish(daemon::serve(daemon::Options { settings: rules, socket, host }), cli.json)
+        }
+        Command::Ps { daemon } => out::finish(ps(daemon.as_deref(), cli.json), cli.json),
         Command::Doctor(given) => out::finish(examine(given, cli.json), cli.json),
-        Command::Run { run: given, arguments } => out::finish(run(&plan(given, Task::Run(arguments))), cli.json),
-        Command::Exec { run: given, command } => out::finish(run(&plan(given, Task::Exec(command))), cli.json),
-        Command::Shell { run: given, arguments } => out::finish(run(&plan(given, Task::Shell(arguments))), cli.json),
+        Command::Run { run: given, arguments } => out::finish(start(given, Task::Run(arguments)), cli.json),
+        Command::Exec { run: given, command } => out::finish(start(given, Task::Exec(command)), cli.json),
+        Command::Shell { run: given, arguments } => out::finish(start(given, Task::Shell(arguments)), cli.json),
         command @ (Command::Protect(_)
         | Command::Register(_)
         | Command::Unprotect { .. }
@@ -284,6 +329,26 @@ fn examine(given: HostArgs, json: bool) -> Result<u8, Failure> {
     Ok(if problems { Stage::Other.code() } else { 0 })
 }
 
+fn ps(socket: Option<&Path>, json: bool) -> Result<u8, Failure> {
+    let list = daemon::list(socket)?;
+    out::print(json, &list, || daemon::table(&list))?;
+    Ok(0)
+}
+
+/// Runs it, or has the daemon do so.
+fn start(given: RunArgs, task: Task) -> Result<u8, Failure> {
+    let socket = given.daemon.clone();
+    let plan = plan(given, task);
+    if let Some(socket) = daemon::wanted(socket.as_deref(), &plan)? {
+        return daemon::run(&socket, &plan);
+    }
+    if plan.signers.is_empty() {
+        let hint = "--signer FILE: the owner's public key, which `supervisor inspect IMAGE` names";
+        return Err(Failure::new(Stage::Usage, "no signer is trusted", hint));
+    }
+    run(&plan)
+}
+
 fn plan(given: RunArgs, task: Task) -> Plan {
     Plan {
         image: given.image,
@@ -294,6 +359,7 @@ fn plan(given: RunArgs, task: Task) -> Plan {
         state_dir: given.host.state_dir,
         bundle: given.bundle,
         status_fd: given.status_fd,
+        caller: None,
     }
 }
 
@@ -364,6 +430,9 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
         | Command::DecryptorProcess
         | Command::StageProcess
         | Command::NamespaceProcess
+        | Command::SessionProcess
+        | Command::Daemon { .. }
+        | Command::Ps { .. }
         | Command::Doctor(_) => Ok(()),
     }
 }

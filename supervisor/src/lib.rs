@@ -6,6 +6,8 @@
 mod bubble;
 mod channel;
 pub mod cli;
+mod confine;
+mod daemon;
 mod decryptor;
 pub mod doctor;
 pub mod exit;

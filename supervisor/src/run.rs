@@ -5,6 +5,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use countersign_attest::{Config, Host, HostError, Overrides};
@@ -15,6 +16,7 @@ use serde_json::json;
 
 pub use crate::bubble::Task;
 use crate::channel::Channel;
+use crate::daemon::Caller;
 use crate::exit::{Failure, Stage};
 use crate::owner::{of_image, signer};
 use crate::stage::Program;
@@ -23,7 +25,10 @@ use crate::watch::{Heard, Watch};
 use crate::{decryptor, out, stage};
 
 /// How long the workload may take to end after a signal; then, or at a second signal, it is killed.
-const GRACE: Duration = Duration::from_secs(10);
+pub(crate) const GRACE: Duration = Duration::from_secs(10);
+/// Roles of this program's helpers.
+const DECRYPTOR: &str = "decryptor-process";
+const STAGE: &str = "stage-process";
 /// SIGINT.
 const INTERRUPT: u8 = 2;
 /// How long the stage may take to unmount.
@@ -48,6 +53,8 @@ pub struct Plan {
     pub bundle: Option<PathBuf>,
     /// Descriptor to write JSON lines about the stages to.
     pub status_fd: Option<u32>,
+    /// On whose behalf, under the daemon: image, signers and standard streams are the caller's.
+    pub(crate) caller: Option<Arc<Caller>>,
 }
 
 /// Why a run ended without the workload's own exit code.
@@ -133,10 +140,17 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
             return Err(Failure::new(Stage::Usage, what, "--bundle takes a file in a folder that exists").into());
         }
     }
-    let keys: Result<Vec<(SignerKey, String)>, Failure> = plan.signers.iter().map(|path| signer(path)).collect();
+    let caller = plan.caller.as_deref();
+    let keys: Result<Vec<(SignerKey, String)>, Failure> = match caller {
+        Some(caller) => caller.signers(),
+        None => plan.signers.iter().map(|path| signer(path)).collect(),
+    };
     let (trusted, signers): (Vec<SignerKey>, Vec<String>) = keys?.into_iter().unzip();
-    // Before anybody is asked for anything: one descriptor, opened here, is checked and used throughout.
-    let image = Image::open(&plan.image, &trusted).map_err(|e| of_image(&plan.image, e))?;
+    // Before anybody is asked for anything: one descriptor, opened here or by the caller, is checked and used throughout.
+    let image = match caller {
+        Some(caller) => caller.image(&trusted)?,
+        None => Image::open(&plan.image, &trusted).map_err(|e| of_image(&plan.image, e))?,
+    };
     let workload = image.binding().workload;
     status.say("verified", json!({"workload": workload, "signer": image.signer}));
     let mut host = Host::open(config(plan.config.as_deref(), plan.tpm.as_deref(), plan.state_dir.clone())?)?;
@@ -145,12 +159,14 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     // Both helpers first: where namespaces or FUSE are missing nothing is released.
     let signals = Watch::signals()?;
     let (to_decryptor, theirs) = Channel::pair().map_err(other)?;
-    let decryptor = helper("decryptor-process", theirs)?;
+    let decryptor = helper(DECRYPTOR, theirs, None)?;
     let (to_stage, theirs) = Channel::pair().map_err(other)?;
-    let mut on_stage = helper("stage-process", theirs)?;
+    let mut on_stage = helper(STAGE, theirs, caller)?;
     let watch = Watch::new(signals, to_decryptor, to_stage);
-    let order = stage::Order { task: plan.task.clone() };
-    watch.stage.send(&order, &[std::io::stdin().as_fd()]).map_err(other)?;
+    let order = stage::Order { task: plan.task.clone(), ids: caller.map(Caller::ids) };
+    let own = std::io::stdin();
+    let stdin = caller.map_or_else(|| own.as_fd(), Caller::stdin);
+    watch.stage.send(&order, &[stdin]).map_err(other)?;
     let fuse = mounted(&watch)?;
     let order = decryptor::Order {
         config: plan.config.clone(),
@@ -158,16 +174,26 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
         state_dir: plan.state_dir.clone(),
         signers,
         run,
+        user: caller.and_then(Caller::decryptor),
+    };
+    let turn = match caller.map(|caller| caller.turn(run, &watch)).transpose()? {
+        // A signal, or a helper that has ended, came first.
+        Some(None) => {
+            released(&watch, status)?;
+            return Err(died().into());
+        }
+        turn => turn.flatten(),
     };
     watch.decryptor.send(&order, &[image.file().as_fd()]).map_err(other)?;
     let verdict = released(&watch, status)?;
+    drop(turn);
     if let Some(path) = &plan.bundle {
         let bundle = host.bundle(verdict)?;
         std::fs::write(path, bundle).map_err(|e| other(format!("{}: {e}", path.display())))?;
     }
 
     let running = host.start_run(run, workload, now_ms())?;
-    let at_terminal = matches!(plan.task, Task::Shell(_)) && std::io::stdin().is_terminal();
+    let at_terminal = matches!(plan.task, Task::Shell(_)) && stdin.is_terminal();
     let outcome = play(&watch, &fuse, run, status, at_terminal);
     drop(fuse);
     if outcome.is_ok() {
@@ -205,8 +231,11 @@ pub fn config(file: Option<&Path>, tpm: Option<&str>, state_dir: Option<PathBuf>
 
 /// This very program again, as one of its own helpers. It is in a process group of its own: a terminal's signals reach the supervisor only,
 /// which ends the run in order.
-fn helper(role: &str, channel: Channel) -> Result<Ended, Failure> {
+fn helper(role: &str, channel: Channel, caller: Option<&Caller>) -> Result<Ended, Failure> {
     let mut command = Command::new("/proc/self/exe");
+    if let Some(caller) = caller {
+        caller.dress(&mut command)?;
+    }
     countersign_sys::end_with_parent(&mut command);
     command.arg(role).process_group(0).stdin(Stdio::from(channel.into_fd()));
     Ok(Ended(command.spawn().map_err(other)?))

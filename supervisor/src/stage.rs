@@ -28,6 +28,8 @@ const LEAVE: Duration = Duration::from_secs(1);
 pub(crate) struct Order {
     /// What to run.
     pub(crate) task: Task,
+    /// The ids that the workload sees; this process's own if not given.
+    pub(crate) ids: Option<Ids>,
 }
 
 /// What the supervisor tells it later.
@@ -86,7 +88,7 @@ pub(crate) fn start(e: impl std::fmt::Display) -> Failure {
 fn play(channel: &Channel) -> Result<(), Failure> {
     let Some((order, mut fds)) = channel.receive::<Order>().map_err(start)? else { return Ok(()) };
     let stdin = fds.pop().ok_or_else(|| start("no standard input was handed over"))?;
-    let ids = Ids::own();
+    let ids = order.ids.unwrap_or_else(Ids::own);
     let places = Places::make()?;
     channel.send(&Report::Fuse, &[places.mount_fuse()?.as_fd()]).map_err(start)?;
     // The supervisor says when the decryptor serves; without that word the run is over.

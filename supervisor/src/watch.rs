@@ -1,6 +1,6 @@
 //! What a run waits for: its two helpers and the user's signals, whichever comes first.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use countersign_sif::SifError;
@@ -12,7 +12,7 @@ use crate::exit::{Failure, Stage};
 use crate::stage;
 
 /// Signals that end a run: SIGHUP, SIGINT, SIGTERM.
-const ENDING: [i32; 3] = [1, 2, 15];
+pub(crate) const ENDING: [i32; 3] = [1, 2, 15];
 
 /// The descriptors to wait on.
 pub(crate) struct Watch {
@@ -80,6 +80,26 @@ impl Watch {
             return Ok(Heard::Signal(number.first().copied().unwrap_or_default()));
         }
         Ok(Heard::Nothing)
+    }
+
+    /// Waits until something can be read from `fd`; false when something of this is to be heard first.
+    pub(crate) fn until(&self, fd: BorrowedFd<'_>) -> Result<bool, Failure> {
+        loop {
+            let mut fds = [
+                PollFd::new(&self.signals, PollFlags::IN),
+                PollFd::from_borrowed_fd(self.decryptor.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(self.stage.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(fd, PollFlags::IN),
+            ];
+            match poll(&mut fds, None) {
+                Err(rustix::io::Errno::INTR) => {}
+                polled => {
+                    polled.map_err(other)?;
+                    let [signals, decryptor, stage, _] = fds.map(|fd| !fd.revents().is_empty());
+                    return Ok(!signals && !decryptor && !stage);
+                }
+            }
+        }
     }
 
     /// What the decryptor has found wrong with the image, if it has.

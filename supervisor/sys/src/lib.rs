@@ -1,6 +1,8 @@
 //! The few system calls that need unsafe code. Everything else in the workspace forbids it.
 
+mod peer;
 mod signals;
+mod user;
 
 use std::io;
 use std::os::fd::{FromRawFd as _, OwnedFd};
@@ -9,7 +11,9 @@ use std::process::Command;
 
 use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
 
+pub use peer::{peer, peer_groups, peer_process};
 pub use signals::signals;
+pub use user::become_user;
 
 /// Moves this process, which must have one thread, into a new user and mount namespace in which it is root; mounts made here are seen nowhere else.
 ///
