@@ -28,7 +28,7 @@ impl Process {
 
     /// Waits until it has ended.
     #[track_caller]
-    fn gone(&self) {
+    pub(crate) fn gone(&self) {
         let long = Timespec { tv_sec: 120, tv_nsec: 0 };
         let mut fds = [PollFd::new(&self.handle, PollFlags::IN)];
         assert_eq!(poll(&mut fds, Some(&long)).unwrap(), 1, "{} ({}) is still there", self.pid, self.command);
@@ -82,6 +82,14 @@ impl Family {
     #[track_caller]
     pub(crate) fn ended(&self) {
         for process in self.0.iter().skip(1) {
+            process.gone();
+        }
+    }
+
+    /// Waits until all have ended but the one whose command line has this word.
+    #[track_caller]
+    pub(crate) fn ended_but(&self, word: &str) {
+        for process in self.0.iter().filter(|process| !process.command.contains(word)) {
             process.gone();
         }
     }
