@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use countersign_wire::artefact;
+use countersign_wire::runlog::RunLog;
 use countersign_wire::trust::JoinToken;
 use serde::Serialize;
 
@@ -16,6 +17,7 @@ use crate::exit::Exit;
 use crate::host::Host;
 use crate::inspect;
 use crate::out::{self, Failure};
+use crate::runs;
 use crate::token;
 use crate::tpm::TpmAddress;
 
@@ -24,6 +26,7 @@ Examples:
   attest enroll --token join.token             join the verifier that the token names
   attest enroll --url URL --trust SHA256       without a token: wait there for an operator
   attest now                                   attest once; exit code 0 when the verdict allows
+  attest serve                                 keep attesting, as a service
   attest show -o host.card                     this host's card, for owners and operators
   attest inspect /sys/kernel/security/tpm0/binary_bios_measurements
   attest diff before.log after.log             what changed from one boot to the next
@@ -76,6 +79,14 @@ enum Command {
     },
     /// Attest once
     Now,
+    /// Attest at the interval that policy asks for and follow the verifier's events, until SIGTERM
+    Serve,
+    /// What ran in this boot, from the run log
+    Runs {
+        /// Print the whole run log as TCG canonical event log (JSON)
+        #[arg(long)]
+        cel: bool,
+    },
     /// This host's card: id, EK, certificates, AK
     Show {
         /// Write the card to a file instead of describing it
@@ -165,6 +176,26 @@ fn run(cli: Cli) -> Result<(), Failure> {
                 let simulated =
                     if document.get("simulated").is_some_and(|value| value == true) { " (simulated TPM)" } else { "" };
                 format!("allow{simulated}: verdict {}", attested.verdict_id)
+            })
+        }
+        Command::Serve => Ok(crate::serve::serve(host(&cli)?, cli.json)?),
+        Command::Runs { cel } => {
+            let log = host(&cli)?.run_log()?;
+            let parsed = RunLog::parse(&log).map_err(|e| HostError::Corrupt(e.to_string()))?;
+            if *cel {
+                return out::raw(format!("{}\n", runs::canonical(&log)).as_bytes());
+            }
+            let runs = runs::of(&parsed);
+            out::print(cli.json, &runs, || {
+                let line = |run: &runs::Run| {
+                    let how = run.status.as_deref().map_or("running".into(), out::printable);
+                    format!("{} workload {} started {} ms {how}", run.run, run.workload, run.started_ms)
+                };
+                if runs.is_empty() {
+                    "nothing ran".to_owned()
+                } else {
+                    runs.iter().map(line).collect::<Vec<_>>().join("\n")
+                }
             })
         }
         Command::Show { output } => {

@@ -160,6 +160,20 @@ impl Client {
         self.send(request.bearer_auth(token).body(body))
     }
 
+    /// GET of a stream of events, behind the last one that came; each read of it may take as long as the client's patience.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub fn stream(&self, path: &str, last: Option<u64>) -> Result<Response, HostError> {
+        let mut request = self.http.get(format!("{}{path}", self.url)).header("accept", "text/event-stream");
+        if let Some(last) = last {
+            request = request.header("last-event-id", last);
+        }
+        let response = request.send().map_err(|e| self.unreachable(words(&e)))?;
+        let status = response.status();
+        if status.is_success() { Ok(response) } else { Err(refused(status, &self.body(response)?)) }
+    }
+
     fn unreachable(&self, reason: String) -> HostError {
         HostError::Unreachable { url: self.url.clone(), reason }
     }
@@ -189,15 +203,7 @@ impl Client {
             }
             match wait {
                 Some(wait) if wait < left() => std::thread::sleep(wait),
-                _ => {
-                    let problem = serde_json::from_slice(&body).unwrap_or_else(|_| Problem {
-                        id: "http".into(),
-                        title: format!("HTTP {status}"),
-                        detail: None,
-                        hint: None,
-                    });
-                    return Err(HostError::Refused { status: status.as_u16(), problem });
-                }
+                _ => return Err(refused(status, &body)),
             }
         }
     }
@@ -212,6 +218,17 @@ impl Client {
         }
         Ok(body)
     }
+}
+
+/// What the verifier refused.
+fn refused(status: reqwest::StatusCode, body: &[u8]) -> HostError {
+    let problem = serde_json::from_slice(body).unwrap_or_else(|_| Problem {
+        id: "http".into(),
+        title: format!("HTTP {status}"),
+        detail: None,
+        hint: None,
+    });
+    HostError::Refused { status: status.as_u16(), problem }
 }
 
 /// How long the verifier asks to wait: it is busy, or this host asks too often.

@@ -19,6 +19,9 @@ pub const EXAMPLE: &str = include_str!("../attest.toml.example");
 /// First PCR that software can reset: none from here on can hold the run log.
 const RESETTABLE: u8 = 16;
 
+/// Half of the life of a host's certificate, seconds.
+const REATTEST_MAX_S: u64 = 43_200;
+
 /// How this host attests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -40,6 +43,14 @@ pub struct Config {
     pub deadline: Duration,
     /// File with the authValue of the endorsement hierarchy, where the machine's owner has set one.
     pub endorsement_auth_file: Option<PathBuf>,
+    /// Where findings of runs are sent (CloudEvents); none to send none.
+    pub webhook: Option<String>,
+    /// CA (PEM file) of an https webhook.
+    pub webhook_ca: Option<PathBuf>,
+    /// Longest time between two looks at a run.
+    pub monitor_interval: Duration,
+    /// Longest time between two attestations of `attest serve`, whatever policy asks for.
+    pub reattest_max: Duration,
 }
 
 /// What was given outside of the file.
@@ -63,6 +74,10 @@ struct File {
     verifier: Option<String>,
     deadline_s: Option<u64>,
     endorsement_auth_file: Option<PathBuf>,
+    webhook: Option<String>,
+    webhook_ca: Option<PathBuf>,
+    monitor_interval_s: Option<u64>,
+    reattest_max_s: Option<u64>,
 }
 
 fn bad(key: impl Into<String>, reason: impl Into<String>) -> HostError {
@@ -118,6 +133,14 @@ impl Config {
         if !(1..=300).contains(&deadline) {
             return Err(bad("deadline_s", format!("{deadline} is not from 1 to 300")));
         }
+        let interval = given.monitor_interval_s.unwrap_or(10);
+        if !(1..=300).contains(&interval) {
+            return Err(bad("monitor_interval_s", format!("{interval} is not from 1 to 300")));
+        }
+        let reattest_max = given.reattest_max_s.unwrap_or(REATTEST_MAX_S);
+        if !(1..=REATTEST_MAX_S).contains(&reattest_max) {
+            return Err(bad("reattest_max_s", format!("{reattest_max} is not from 1 to {REATTEST_MAX_S}")));
+        }
         let log = |given: Option<PathBuf>, default: &str| {
             let path = given.unwrap_or_else(|| PathBuf::from(default));
             // The empty text switches a log off.
@@ -133,6 +156,10 @@ impl Config {
             verifier: given.verifier.filter(|url| !url.is_empty()),
             deadline: Duration::from_secs(deadline),
             endorsement_auth_file: given.endorsement_auth_file.filter(|path| !path.as_os_str().is_empty()),
+            webhook: given.webhook.filter(|url| !url.is_empty()),
+            webhook_ca: given.webhook_ca.filter(|path| !path.as_os_str().is_empty()),
+            monitor_interval: Duration::from_secs(interval),
+            reattest_max: Duration::from_secs(reattest_max),
         })
     }
 
@@ -178,7 +205,11 @@ impl File {
         self.ima_log = path("IMA_LOG").or(self.ima_log.take());
         self.systemd_log = path("SYSTEMD_LOG").or(self.systemd_log.take());
         self.endorsement_auth_file = path("ENDORSEMENT_AUTH_FILE").or(self.endorsement_auth_file.take());
+        self.webhook = text("WEBHOOK")?.or(self.webhook.take());
+        self.webhook_ca = path("WEBHOOK_CA").or(self.webhook_ca.take());
+        self.monitor_interval_s = number("MONITOR_INTERVAL_S")?.or(self.monitor_interval_s);
         self.deadline_s = number("DEADLINE_S")?.or(self.deadline_s);
+        self.reattest_max_s = number("REATTEST_MAX_S")?.or(self.reattest_max_s);
         if let Some(pcr) = number("RUN_PCR")? {
             let pcr = u8::try_from(pcr).map_err(|_| bad("COUNTERSIGN_RUN_PCR", format!("{pcr} is no PCR")))?;
             self.run_pcr = Some(pcr);

@@ -18,7 +18,6 @@ use countersign_wire::id::{RunId, VerdictId, WorkloadId};
 use countersign_wire::limits;
 use countersign_wire::runlog::Event;
 use countersign_wire::trust::{JoinToken, TrustBundle};
-use rustix::time::{ClockId, clock_gettime};
 use zeroize::Zeroizing;
 
 use crate::client::{Client, Identity};
@@ -26,6 +25,7 @@ use crate::config::Config;
 use crate::endorsement::{AkBlob, Ek};
 use crate::error::HostError;
 use crate::journal::Journal;
+use crate::lease::{Lease, Leases, Renewal, boot_time};
 use crate::state::{Lock, StateDir};
 use crate::tpm::{Tpm, TpmAddress};
 
@@ -113,6 +113,12 @@ impl Host {
         self.observer = Some(observer);
     }
 
+    /// What it was opened with.
+    #[must_use]
+    pub const fn config(&self) -> &Config {
+        &self.config
+    }
+
     fn reached(&mut self, step: Step) -> Result<(), HostError> {
         self.observer.as_mut().map_or(Ok(()), |observer| observer(step))
     }
@@ -164,7 +170,23 @@ impl Host {
         Ok(Keys { card, template, ek, ak: AkBlob { public, private } })
     }
 
+    /// The same host, for another thread.
+    pub(crate) fn again(&self) -> Self {
+        Self { config: self.config.clone(), state: self.state.clone(), observer: None }
+    }
+
+    /// How this host attests.
+    #[must_use]
+    pub const fn config(&self) -> &Config {
+        &self.config
+    }
+
     fn client(&self, with_identity: bool) -> Result<Client, HostError> {
+        self.client_within(self.config.deadline, with_identity)
+    }
+
+    /// A client of the pinned verifier that may take this long.
+    pub(crate) fn client_within(&self, patience: Duration, with_identity: bool) -> Result<Client, HostError> {
         let (_, trust) = self.trust()?;
         let url = match &self.config.verifier {
             Some(url) => url.clone(),
@@ -180,7 +202,7 @@ impl Host {
         } else {
             None
         };
-        Client::new(&url, &trust.ca, identity, self.config.deadline)
+        Client::new(&url, &trust.ca, identity, patience)
     }
 
     /// Enrols this host: pins the verifier that the token names, proves the AK, and keeps the certificate. An EK that is known keeps its
@@ -232,6 +254,36 @@ impl Host {
         self.operation()?.attest()
     }
 
+    /// New leases for all that runs on this host: the outcome that another program of the host has just had, when it is fresh enough for the
+    /// shortest interval that any run asks for; else an attestation.
+    ///
+    /// # Errors
+    /// [`HostError::Unreachable`] among others: then every run keeps the lease that it has. A denial is no error.
+    pub fn renew(&mut self) -> Result<Renewal, HostError> {
+        self.renew_since(Duration::ZERO)
+    }
+
+    /// As [`Host::renew`], with an outcome of this time (CLOCK_BOOTTIME, [`boot_time`]) or later: after an event that asks for one.
+    ///
+    /// # Errors
+    /// As [`Host::renew`].
+    pub fn renew_since(&mut self, since: Duration) -> Result<Renewal, HostError> {
+        self.trust()?;
+        // Without the lock first: programs that can share wait for nobody.
+        if let Some(shared) = Leases::read(&self.state)?.shared(since) {
+            return Ok(shared);
+        }
+        self.operation()?.renew(since)
+    }
+
+    /// The lease of a run as it stands now; `None` when it has none (it ended, is of another boot, or its record was changed).
+    ///
+    /// # Errors
+    /// [`HostError::State`].
+    pub fn lease(&self, run: RunId) -> Result<Option<Lease>, HostError> {
+        Ok(Leases::read(&self.state)?.of(run))
+    }
+
     /// Asks for a workload's key, and lets the TPM unseal it. A session that vanished, or PCRs that changed since the quote, get one fresh
     /// attempt.
     ///
@@ -244,6 +296,14 @@ impl Host {
             Err(HostError::Unseal(e)) if e.is_stale() => self.operation()?.release(workload, run),
             other => other,
         }
+    }
+
+    /// This boot's run log as it lies on disk.
+    ///
+    /// # Errors
+    /// [`HostError::State`].
+    pub fn run_log(&self) -> Result<Vec<u8>, HostError> {
+        Journal::bytes(&self.state)
     }
 
     /// Writes an entry into the run log and extends it.
@@ -262,12 +322,6 @@ impl Host {
     pub fn bundle(&self, verdict: VerdictId) -> Result<Vec<u8>, HostError> {
         self.client(true)?.get(&format!("/v1/host/verdicts/{verdict}/bundle"))
     }
-}
-
-/// CLOCK_BOOTTIME: goes on while the machine sleeps.
-fn boot_time() -> Duration {
-    let now = clock_gettime(ClockId::Boottime);
-    Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
 impl Operation<'_> {

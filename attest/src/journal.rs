@@ -148,7 +148,11 @@ impl Journal {
             match &entry.event {
                 Event::Start { run, .. } => runs.push(*run),
                 Event::End { run: ended, .. } => runs.retain(|run| run != ended),
-                Event::Receipt { .. } | Event::Resume {} => {}
+                Event::Receipt { .. }
+                | Event::Finding { .. }
+                | Event::Reaction { .. }
+                | Event::Resume {}
+                | Event::Other { .. } => {}
             }
         }
         runs

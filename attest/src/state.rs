@@ -9,6 +9,8 @@
 //! | `tls.key`, `tls.crt` | this host's TLS key (PKCS#8) and its newest certificate |
 //! | `run.log` | the run log of this boot; `run.log.old` that of the one before |
 //! | `receipt` | the newest receipt that was extended, in this or an earlier boot |
+//! | `queue/` | a file for each program that waits for the lock, locked by it |
+//! | `leases` | the last attestation's outcome and the terms of each run, of this boot |
 //! | `runs/` | a file for each run under way, locked by its supervisor |
 //! | `imports/` | private blobs that TPM2_Import returned |
 
@@ -18,9 +20,8 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
-
 use crate::error::HostError;
+use crate::queue::{self, Place};
 
 /// An existing state folder.
 #[derive(Debug, Clone)]
@@ -60,7 +61,7 @@ impl StateDir {
         |source| HostError::State { path, source }
     }
 
-    /// Takes the lock, waiting up to `patience` for another program of this host.
+    /// Takes the lock, waiting up to `patience` for each program of this host that asked before.
     ///
     /// # Errors
     /// [`HostError::State`], with kind TimedOut when another program keeps it.
@@ -68,21 +69,27 @@ impl StateDir {
         let open =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(self.path("lock"));
         let file = open.map_err(self.error("lock"))?;
-        let started = Instant::now();
-        loop {
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Lock { _file: file }),
-                Err(rustix::io::Errno::WOULDBLOCK) if started.elapsed() < patience => {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                Err(rustix::io::Errno::WOULDBLOCK) => {
-                    let timed_out =
-                        std::io::Error::new(std::io::ErrorKind::TimedOut, "another program of this host keeps it");
-                    return Err(self.error("lock")(timed_out));
-                }
-                Err(e) => return Err(self.error("lock")(e.into())),
-            }
+        if self.wait_for(&file, patience).map_err(self.error("lock"))? {
+            return Ok(Lock { _file: file });
         }
+        let timed_out = std::io::Error::new(std::io::ErrorKind::TimedOut, "another program of this host keeps it");
+        Err(self.error("lock")(timed_out))
+    }
+
+    /// Programs get the lock in the order in which they asked; `patience` is for one of them.
+    fn wait_for(&self, lock: &File, patience: Duration) -> std::io::Result<bool> {
+        let place = Place::last(&self.path("queue"))?;
+        if !place.wait(patience)? {
+            return Ok(false);
+        }
+        let started = Instant::now();
+        while !queue::try_lock(lock)? {
+            if started.elapsed() >= patience {
+                return Ok(false);
+            }
+            std::thread::sleep(queue::PAUSE);
+        }
+        Ok(true)
     }
 
     /// Contents of a file, at most `max` bytes; `None` when it does not exist.

@@ -12,7 +12,8 @@ use crate::doctor::{self, Finding, Outcome};
 use crate::exit::{Failure, Stage, TABLE};
 use crate::out;
 use crate::owner::{self, Policy, Protect, Register};
-use crate::run::{Plan, Task, config, run};
+use crate::run::{Given, Plan, Task, config, run};
+use crate::runtime;
 use crate::unprotect::{self, Protected, Rekey};
 
 const EXAMPLES: &str = "\
@@ -138,6 +139,12 @@ enum Command {
     NamespaceProcess,
     #[command(hide = true)]
     SessionProcess,
+    RuntimeProcess {
+        #[arg(long)]
+        terminal: bool,
+        #[arg(last = true)]
+        program: Vec<OsString>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -262,6 +269,9 @@ struct RunArgs {
     daemon: Option<PathBuf>,
     #[command(flatten)]
     host: HostArgs,
+    /// The container runtime: auto (what is installed, else the built-in one), builtin, apptainer, singularity, or a path
+    #[arg(long, value_name = "RUNTIME", default_value = "auto", env = "COUNTERSIGN_RUNTIME")]
+    runtime: PathBuf,
     /// Write the evidence bundle of the release into a file
     #[arg(long, value_name = "FILE")]
     bundle: Option<PathBuf>,
@@ -275,15 +285,21 @@ struct RunArgs {
 /// Runs the command line; returns the exit code.
 #[must_use]
 pub fn main() -> u8 {
-    let cli = match Cli::try_parse() {
+    let split = match runtime::split(std::env::args_os().collect(), &Cli::command()) {
+        Ok(split) => split,
+        Err(failure) => return out::finish(Err(failure), out::wants_json()),
+    };
+    let cli = match Cli::try_parse_from(split.own) {
         Ok(cli) => cli,
         Err(e) => return out::usage(&e),
     };
+    let begin = |given, task| out::finish(start(given, task, split.flags), cli.json);
     match cli.command {
         Command::DecryptorProcess => crate::decryptor::main(),
         Command::StageProcess => crate::stage::main(),
         Command::NamespaceProcess => doctor::namespace_process(),
         Command::SessionProcess => daemon::session(),
+        Command::RuntimeProcess { terminal, program } => runtime::agent(terminal, &program),
         Command::Daemon { example: true, .. } => out::finish(out::raw(EXAMPLE.as_bytes()).map(|()| 0), cli.json),
         Command::Daemon { host, rules, socket, .. } => {
             let host = HostPlace { config: host.config, tpm: host.tpm, state_dir: host.state_dir };
@@ -291,9 +307,9 @@ pub fn main() -> u8 {
         }
         Command::Ps { daemon } => out::finish(ps(daemon.as_deref(), cli.json), cli.json),
         Command::Doctor(given) => out::finish(examine(given, cli.json), cli.json),
-        Command::Run { run: given, arguments } => out::finish(start(given, Task::Run(arguments)), cli.json),
-        Command::Exec { run: given, command } => out::finish(start(given, Task::Exec(command)), cli.json),
-        Command::Shell { run: given, arguments } => out::finish(start(given, Task::Shell(arguments)), cli.json),
+        Command::Run { run: given, arguments } => begin(given, Task::Run(arguments)),
+        Command::Exec { run: given, command } => begin(given, Task::Exec(command)),
+        Command::Shell { run: given, arguments } => begin(given, Task::Shell(arguments)),
         command @ (Command::Protect(_)
         | Command::Register(_)
         | Command::Unprotect { .. }
@@ -336,9 +352,9 @@ fn ps(socket: Option<&Path>, json: bool) -> Result<u8, Failure> {
 }
 
 /// Runs it, or has the daemon do so.
-fn start(given: RunArgs, task: Task) -> Result<u8, Failure> {
+fn start(given: RunArgs, task: Task, flags: Vec<Given>) -> Result<u8, Failure> {
     let socket = given.daemon.clone();
-    let plan = plan(given, task);
+    let plan = plan(given, task, flags);
     if let Some(socket) = daemon::wanted(socket.as_deref(), &plan)? {
         return daemon::run(&socket, &plan);
     }
@@ -349,11 +365,13 @@ fn start(given: RunArgs, task: Task) -> Result<u8, Failure> {
     run(&plan)
 }
 
-fn plan(given: RunArgs, task: Task) -> Plan {
+fn plan(given: RunArgs, task: Task, flags: Vec<Given>) -> Plan {
     Plan {
         image: given.image,
         signers: given.signer,
         task,
+        runtime: given.runtime,
+        flags,
         config: given.host.config,
         tpm: given.host.tpm,
         state_dir: given.host.state_dir,
@@ -433,6 +451,7 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
         | Command::SessionProcess
         | Command::Daemon { .. }
         | Command::Ps { .. }
+        | Command::RuntimeProcess { .. }
         | Command::Doctor(_) => Ok(()),
     }
 }

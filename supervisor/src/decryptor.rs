@@ -41,6 +41,8 @@ pub(crate) enum Word {
     Serve,
     /// This process, in the supervisor's process namespace, is the reader.
     Reader(u32),
+    /// The run is over: have the kernel drop its decrypted pages, and say when.
+    Forget,
 }
 
 /// What it tells the supervisor.
@@ -52,6 +54,8 @@ pub(crate) enum Report {
     Failed(Failure),
     /// A block does not match the signed tree.
     Integrity { block: u64, level: usize },
+    /// The kernel keeps no decrypted page of the image any more.
+    Forgotten,
 }
 
 /// What is worth knowing of a release.
@@ -140,12 +144,25 @@ fn serve(channel: &Channel) -> Result<(), Failure> {
     let fuse = fds.pop().ok_or_else(|| other("no FUSE descriptor was handed over"))?;
     let gate = Arc::new(Gate::default());
     let (words, told) = (channel.try_clone().map_err(other)?, Arc::clone(&gate));
+    let (begun, notifier) = std::sync::mpsc::sync_channel(1);
     let listening = std::thread::spawn(move || {
-        while let Ok(Some((Word::Reader(pid), _))) = words.receive::<Word>() {
-            told.expect(pid);
+        let mut kernel = None;
+        while let Ok(Some((word, _))) = words.receive::<Word>() {
+            match word {
+                Word::Reader(pid) => told.expect(pid),
+                Word::Forget => {
+                    kernel = kernel.or_else(|| notifier.recv().ok());
+                    if let Some(kernel) = &kernel {
+                        let _ = served::forget(kernel);
+                    }
+                    let _ = words.send(&Report::Forgotten, &[]);
+                }
+                Word::Serve => {}
+            }
         }
     });
-    served::serve(view, fuse, gate, channel.try_clone().map_err(other)?).map_err(other)?;
+    let report = channel.try_clone().map_err(other)?;
+    served::serve(view, fuse, gate, report, |kernel| drop(begun.send(kernel))).map_err(other)?;
     // The last mount is gone, and the key with it. Why is for the stage to say: ending now would look like dying.
     let _ = listening.join();
     Ok(())

@@ -3,7 +3,6 @@
 use std::fs::OpenOptions;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
@@ -265,17 +264,11 @@ fn swap() -> Finding {
 
 fn cgroups() -> Finding {
     const CHECK: &str = "cgroup v2";
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let place = mounts.lines().find_map(|line| {
-        let (before, after) = line.split_once(" - ")?;
-        after.starts_with("cgroup2 ").then(|| before.split(' ').nth(4))?
-    });
-    match place {
-        Some(place) if Path::new(place).join("cgroup.procs").exists() => Finding::good(CHECK, place),
-        _ => {
-            let fix =
-                "boot with systemd.unified_cgroup_hierarchy=1; until then runs end by their process namespace alone";
-            Finding::warning(CHECK, "not mounted", fix)
+    match crate::group::probe() {
+        Ok(place) => Finding::good(CHECK, format!("each run gets one below {place}")),
+        Err(why) => {
+            let fix = "start runs below a delegated cgroup (systemd-run --user --scope -p Delegate=yes supervisor ...) or as root; until then a run is frozen and ended process by process";
+            Finding::warning(CHECK, format!("none can be made: {why}"), fix)
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Exit codes: ours are 200 to 219, one per failing stage; all others are the workload's own.
+//! Exit codes: ours are 200 to 220, one per failing stage; all others are the workload's own.
 
 use countersign_attest::HostError;
 use countersign_sif::SifError;
@@ -8,9 +8,10 @@ pub const TABLE: &str = "\
 Exit codes (all others are the workload's own; a signal that ends a run gives 128 + its number):
   200 usage               201 configuration       202 image unreadable    203 image's signature
   204 image's bindings    205 not enrolled        206 TPM                 207 verifier unreachable
-  208 verifier refused    209 denied              210 not unsealed        211 program missing
+  208 verifier refused    209 denied              210 not unsealed        211 program missing or too old
   212 namespaces or FUSE  213 start failed        214 image was changed   215 escrow key
-  216 protecting          217 registering         218 decryptor died      219 other";
+  216 protecting          217 registering         218 decryptor died      219 other
+  220 ended by the run's monitor";
 
 /// A stage that can fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -38,7 +39,7 @@ pub enum Stage {
     Denied,
     /// The TPM did not unseal the key.
     Unseal,
-    /// A program that is needed is missing.
+    /// A program that is needed is missing or too old.
     Missing,
     /// Namespaces or FUSE are not to be had.
     Namespaces,
@@ -56,11 +57,13 @@ pub enum Stage {
     Decryptor,
     /// Anything else.
     Other,
+    /// The run was ended for what its monitor found.
+    Violation,
 }
 
 impl Stage {
     /// All of them, in the order of their codes from 200 on.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Usage,
         Self::Configuration,
         Self::Image,
@@ -81,6 +84,7 @@ impl Stage {
         Self::Register,
         Self::Decryptor,
         Self::Other,
+        Self::Violation,
     ];
 
     /// Its exit code.
@@ -166,7 +170,7 @@ mod tests {
     #[test]
     fn one_code_a_stage() {
         let codes: Vec<u8> = Stage::ALL.iter().map(|stage| stage.code()).collect();
-        assert_eq!(codes, (200..=219).collect::<Vec<u8>>());
-        assert_eq!((Stage::Denied.code(), Stage::Integrity.code()), (209, 214));
+        assert_eq!(codes, (200..=220).collect::<Vec<u8>>());
+        assert_eq!((Stage::Denied.code(), Stage::Integrity.code(), Stage::Other.code()), (209, 214, 219));
     }
 }

@@ -1,9 +1,8 @@
 //! Runs encrypted SIF images under a grant, and makes them.
 //!
 //! One run has four processes: the supervisor, the [decryptor](mod@run) that alone holds the key, the stage in its own namespaces, and the
-//! workload under bubblewrap over squashfuse.
+//! workload: under bubblewrap alone, or under Apptainer or SingularityCE, over squashfuse.
 
-mod bubble;
 mod channel;
 pub mod cli;
 mod confine;
@@ -11,9 +10,13 @@ mod daemon;
 mod decryptor;
 pub mod doctor;
 pub mod exit;
+mod group;
+mod monitor;
 pub mod out;
 pub mod owner;
+mod play;
 pub mod run;
+mod runtime;
 mod served;
 mod stage;
 mod status;

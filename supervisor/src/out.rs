@@ -38,7 +38,7 @@ pub fn usage(error: &clap::Error) -> u8 {
     if !error.use_stderr() {
         return 0;
     }
-    if std::env::args_os().take_while(|given| given != "--").any(|given| given == "--json") {
+    if wants_json() {
         let text = error.render().to_string();
         let (first, rest) = match text.strip_prefix("error: ") {
             Some(text) => text.split_once('\n').unwrap_or((text, "")),
@@ -49,6 +49,12 @@ pub fn usage(error: &clap::Error) -> u8 {
         let _ = print(true, &serde_json::json!({"error": failure}), String::new);
     }
     Stage::Usage.code()
+}
+
+/// Whether `--json` was given, of a command line that was not understood.
+#[must_use]
+pub fn wants_json() -> bool {
+    std::env::args_os().take_while(|given| given != "--").any(|given| given == "--json")
 }
 
 /// Says on standard error what went wrong without being a failure.

@@ -6,31 +6,33 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
+use countersign_attest::hook::Hook;
+use countersign_attest::lease::boot_time;
 use countersign_attest::{Config, Host, HostError, Overrides};
 use countersign_sif::dsse::SignerKey;
 use countersign_sif::{Image, SifError};
 use countersign_wire::id::{RunId, VerdictId};
 use serde_json::json;
 
-pub use crate::bubble::Task;
 use crate::channel::Channel;
 use crate::daemon::Caller;
 use crate::exit::{Failure, Stage};
+use crate::group::Group;
+use crate::monitor::{self, Executions, Judge, Reactor, Recorder, Webhook, now_ms};
 use crate::owner::{of_image, signer};
+use crate::play::Play;
+use crate::runtime;
+pub use crate::runtime::{Given, Task};
 use crate::stage::Program;
 use crate::status::Status;
 use crate::watch::{Heard, Watch};
 use crate::{decryptor, out, stage};
 
-/// How long the workload may take to end after a signal; then, or at a second signal, it is killed.
-pub(crate) const GRACE: Duration = Duration::from_secs(10);
 /// Roles of this program's helpers.
 const DECRYPTOR: &str = "decryptor-process";
 const STAGE: &str = "stage-process";
-/// SIGINT.
-const INTERRUPT: u8 = 2;
 /// How long the stage may take to unmount.
 const LEAVE: Duration = Duration::from_secs(2);
 
@@ -43,6 +45,10 @@ pub struct Plan {
     pub signers: Vec<PathBuf>,
     /// What to run in it.
     pub task: Task,
+    /// By which runtime: `auto`, `builtin`, `apptainer`, `singularity` or a path.
+    pub runtime: PathBuf,
+    /// The runtime's own flags.
+    pub flags: Vec<Given>,
     /// Configuration file of the host.
     pub config: Option<PathBuf>,
     /// TPM, if not from the configuration.
@@ -58,8 +64,10 @@ pub struct Plan {
 }
 
 /// Why a run ended without the workload's own exit code.
-enum Stop {
+pub(crate) enum Stop {
     Failed(Failure),
+    /// What the monitor found.
+    Violation(Failure),
     /// The user's signal.
     Signal(u8),
 }
@@ -106,7 +114,7 @@ fn other(e: impl std::fmt::Display) -> Failure {
     Failure::new(Stage::Other, e.to_string(), "")
 }
 
-fn died() -> Failure {
+pub(crate) fn died() -> Failure {
     Failure::new(Stage::Decryptor, "the decryptor ended early", "run the command again; the system's log may say why")
 }
 
@@ -120,7 +128,7 @@ pub fn run(plan: &Plan) -> Result<u8, Failure> {
     let code = match try_run(plan, &mut status) {
         Ok(code) => code,
         Err(Stop::Signal(number)) => number.saturating_add(128),
-        Err(Stop::Failed(failure)) => {
+        Err(Stop::Failed(failure) | Stop::Violation(failure)) => {
             status.failed(&failure);
             return Err(failure);
         }
@@ -133,6 +141,7 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     for program in [Program::Squashfuse, Program::Bubblewrap] {
         program.find()?;
     }
+    let runtime = runtime::find(&plan.runtime)?;
     if let Some(path) = &plan.bundle {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         if path.is_dir() || folder.is_some_and(|folder| !folder.is_dir()) {
@@ -153,20 +162,38 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     };
     let workload = image.binding().workload;
     status.say("verified", json!({"workload": workload, "signer": image.signer}));
-    let mut host = Host::open(config(plan.config.as_deref(), plan.tpm.as_deref(), plan.state_dir.clone())?)?;
+    let config = config(plan.config.as_deref(), plan.tpm.as_deref(), plan.state_dir.clone())?;
+    let folder = std::path::absolute(&config.state_dir).map_err(other)?;
+    let mut host = Host::open(config)?;
     let run = RunId(countersign_attest::random::random());
+    let config = host.config().clone();
+    let hook = config.webhook.as_deref().map(|url| Hook::new(url, config.webhook_ca.as_ref())).transpose()?;
 
     // Both helpers first: where namespaces or FUSE are missing nothing is released.
     let signals = Watch::signals()?;
     let (to_decryptor, theirs) = Channel::pair().map_err(other)?;
-    let decryptor = helper(DECRYPTOR, theirs, None)?;
+    let mut decryptor = helper(DECRYPTOR, theirs, None)?;
     let (to_stage, theirs) = Channel::pair().map_err(other)?;
     let mut on_stage = helper(STAGE, theirs, caller)?;
-    let watch = Watch::new(signals, to_decryptor, to_stage);
-    let order = stage::Order { task: plan.task.clone(), ids: caller.map(Caller::ids) };
+    let (outbox, inbox) = monitor::channel().map_err(other)?;
+    let mut watch = Watch::new(signals, to_decryptor, to_stage, inbox);
+    let group = Arc::new(Group::make(&run.to_string()));
+    let order = stage::Order {
+        task: plan.task.clone(),
+        ids: caller.map(Caller::ids),
+        runtime: match caller {
+            Some(caller) => caller.runtime(),
+            None => runtime.with(&plan.flags)?,
+        },
+        folder: if caller.is_some() { Caller::FOLDER.into() } else { folder },
+        name: plan.image.file_name().unwrap_or_default().to_owned(),
+        terminal: runtime::has_terminal(),
+    };
+    let lent = order.terminal.then_some(runtime::Lent);
     let own = std::io::stdin();
     let stdin = caller.map_or_else(|| own.as_fd(), Caller::stdin);
-    watch.stage.send(&order, &[stdin]).map_err(other)?;
+    let given: Vec<_> = std::iter::once(stdin).chain(group.entrance().map(|file| file.as_fd())).collect();
+    watch.stage.send(&order, &given).map_err(other)?;
     let fuse = mounted(&watch)?;
     let order = decryptor::Order {
         config: plan.config.clone(),
@@ -193,28 +220,66 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     }
 
     let running = host.start_run(run, workload, now_ms())?;
-    let at_terminal = matches!(plan.task, Task::Shell(_)) && stdin.is_terminal();
-    let outcome = play(&watch, &fuse, run, status, at_terminal);
-    drop(fuse);
+    let judge = Arc::new(Judge::new(image.policy(), workload, run));
+    let recorder = Recorder::start(config.clone(), run, outbox.clone())?;
+    let webhook = match hook {
+        Some(hook) => Some(Webhook::start(hook, host.card()?.host, workload, run, outbox.clone())),
+        None => None,
+    };
+    let mut play = Play {
+        watch: &watch,
+        run,
+        status,
+        at_terminal: matches!(plan.task, Task::Shell(_)) && stdin.is_terminal(),
+        reactor: Reactor::new(Arc::clone(&group), Arc::clone(&judge), recorder, webhook),
+        scanner: None,
+        executions: Executions::open(),
+        group: Arc::clone(&group),
+        judge,
+        interval: config.monitor_interval,
+        outbox,
+        started: false,
+        ending: None,
+    };
+    let outcome = play.play(&fuse);
+    let Play { reactor, scanner, outbox, .. } = play;
+    // The container first; then what the kernel keeps of its files; then the mount, and with it the decryptor and the key.
+    if let Err(e) = group.kill() {
+        out::warn(&format!("the container's processes: {e}"));
+    }
     if outcome.is_ok() {
         on_stage.leave(LEAVE);
+    } else {
+        watch.forget(LEAVE);
     }
-    drop((on_stage, decryptor));
+    drop((on_stage, fuse, lent));
+    // Nobody is heard any more: the threads end, and with them what they record.
+    watch.monitor = None;
+    drop((scanner, outbox, reactor));
+    drop(watch);
+    decryptor.leave(LEAVE);
+    drop(decryptor);
     let ended = match &outcome {
         Ok(code) => format!("exit {code}"),
         Err(Stop::Signal(number)) => format!("signal {number}"),
-        Err(Stop::Failed(failure)) => format!("failed: {}", failure.error.chars().take(200).collect::<String>()),
+        Err(Stop::Violation(failure)) => format!("violation: {}", short(&failure.error)),
+        Err(Stop::Failed(failure)) => format!("failed: {}", short(&failure.error)),
     };
     // The workload has ended either way: what it returned is worth more than that its end could not be logged.
     if let Err(e) = host.end_run(running, ended) {
         out::warn(&format!("the run's end is not in the run log: {e}"));
     }
+    // The verifier learns at once of a run that was ended, with the TPM's authority.
+    if matches!(outcome, Err(Stop::Violation(_)))
+        && let Err(e) = host.renew_since(boot_time())
+    {
+        out::warn(&format!("the verifier is not told yet, the next attestation tells it: {e}"));
+    }
     outcome
 }
 
-fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+fn short(error: &str) -> String {
+    error.chars().take(200).collect()
 }
 
 /// The host's configuration, with what was given on the command line.
@@ -246,14 +311,14 @@ fn mounted(watch: &Watch) -> Result<OwnedFd, Stop> {
     match watch.next(None)? {
         Heard::Stage(Some((stage::Report::Fuse, mut fds))) => Ok(fds.pop().ok_or_else(ended_early)?),
         Heard::Stage(Some((stage::Report::Failed(failure), _))) => Err(failure.into()),
-        Heard::Stage(_) | Heard::Nothing => Err(ended_early().into()),
+        Heard::Stage(_) | Heard::Monitor(_) | Heard::Nothing => Err(ended_early().into()),
         Heard::Decryptor(Some(decryptor::Report::Failed(failure))) => Err(failure.into()),
         Heard::Decryptor(_) => Err(died().into()),
         Heard::Signal(number) => Err(Stop::Signal(number)),
     }
 }
 
-fn ended_early() -> Failure {
+pub(crate) fn ended_early() -> Failure {
     Failure::new(Stage::Start, "the container ended early", "run the command again")
 }
 
@@ -264,60 +329,9 @@ fn released(watch: &Watch, status: &mut Status) -> Result<VerdictId, Stop> {
             Ok(released.verdict)
         }
         Heard::Decryptor(Some(decryptor::Report::Failed(failure))) => Err(failure.into()),
-        Heard::Decryptor(_) | Heard::Nothing => Err(died().into()),
+        Heard::Decryptor(_) | Heard::Monitor(_) | Heard::Nothing => Err(died().into()),
         Heard::Stage(Some((stage::Report::Failed(failure), _))) => Err(failure.into()),
         Heard::Stage(_) => Err(ended_early().into()),
         Heard::Signal(number) => Err(Stop::Signal(number)),
-    }
-}
-
-/// From the released key to the end of the workload; its exit code. At a terminal, Ctrl-C is for what the shell runs and ends nothing else.
-fn play(watch: &Watch, fuse: &OwnedFd, run: RunId, status: &mut Status, at_terminal: bool) -> Result<u8, Stop> {
-    watch.decryptor.send(&decryptor::Word::Serve, &[fuse.as_fd()]).map_err(|_| died())?;
-    watch.stage.send(&stage::Word::Serving, &[]).map_err(|_| ended_early())?;
-    let mut started = false;
-    let mut ending: Option<(u8, Instant)> = None;
-    loop {
-        let patience = ending.map(|(_, asked)| GRACE.saturating_sub(asked.elapsed()));
-        match watch.next(patience)? {
-            // Fail closed: an image that was changed is not read on.
-            Heard::Decryptor(Some(decryptor::Report::Integrity { block, level })) => {
-                return Err(SifError::Integrity { block, level }.into());
-            }
-            Heard::Decryptor(Some(decryptor::Report::Failed(failure))) => return Err(failure.into()),
-            Heard::Decryptor(Some(decryptor::Report::Released(_)) | None) => return Err(died().into()),
-            Heard::Stage(report) => match report {
-                Some((stage::Report::Reader(pid), _)) => {
-                    watch.decryptor.send(&decryptor::Word::Reader(pid), &[]).map_err(|_| died())?;
-                }
-                Some((stage::Report::Started, _)) => {
-                    started = true;
-                    status.say("mounted", json!({}));
-                    status.say("started", json!({"run": run}));
-                }
-                // What the decryptor saw explains why the workload failed.
-                Some((stage::Report::Ended(code), _)) => {
-                    return watch.finding().map_or(Ok(code), |found| Err(found.into()));
-                }
-                Some((stage::Report::Failed(failure), _)) => return Err(watch.finding().unwrap_or(failure).into()),
-                Some((stage::Report::Fuse, _)) | None => {
-                    return Err(watch.finding().unwrap_or_else(ended_early).into());
-                }
-            },
-            Heard::Signal(INTERRUPT) if started && at_terminal && ending.is_none() => {
-                watch.stage.send(&stage::Word::Interrupt, &[]).map_err(|_| ended_early())?;
-            }
-            Heard::Signal(number) if started && ending.is_none() => {
-                status.say("signal", json!({"signal": number}));
-                watch.stage.send(&stage::Word::Signal(number), &[]).map_err(|_| ended_early())?;
-                ending = Some((number, Instant::now()));
-            }
-            Heard::Signal(number) => return Err(Stop::Signal(ending.map_or(number, |(first, _)| first))),
-            Heard::Nothing => {
-                if let Some((number, _)) = ending.filter(|(_, asked)| asked.elapsed() >= GRACE) {
-                    return Err(Stop::Signal(number));
-                }
-            }
-        }
     }
 }

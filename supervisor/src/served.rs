@@ -9,7 +9,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use countersign_sif::{SifError, View};
 use fuser::{
     Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, KernelConfig,
-    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen, Request, Session, SessionACL,
+    LockOwner, Notifier, OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen, Request, Session, SessionACL,
 };
 
 use crate::channel::Channel;
@@ -68,18 +68,34 @@ impl Gate {
     }
 }
 
-/// Serves the view until its last mount is gone.
+/// Serves the view until its last mount is gone. `begun` gets what [`forget`] takes.
 ///
 /// # Errors
 /// FUSE fails.
-pub(crate) fn serve(view: View, fuse: OwnedFd, gate: Arc<Gate>, report: Channel) -> std::io::Result<()> {
+pub(crate) fn serve(
+    view: View,
+    fuse: OwnedFd,
+    gate: Arc<Gate>,
+    report: Channel,
+    begun: impl FnOnce(Notifier),
+) -> std::io::Result<()> {
     let mut config = Config::default();
     config.n_threads = Some(THREADS);
     config.clone_fd = true;
     // The opener is root of its own user namespace: its requests come with an id that is not ours. The gate decides.
     config.acl = SessionACL::All;
     let served = Served { view, gate, report, reported: AtomicBool::new(false) };
-    Session::from_fd(served, fuse, SessionACL::All, config)?.spawn()?.join()
+    let session = Session::from_fd(served, fuse, SessionACL::All, config)?;
+    begun(session.notifier());
+    session.spawn()?.join()
+}
+
+/// Has the kernel drop the decrypted pages that it keeps, whoever has the file open.
+///
+/// # Errors
+/// The mount is gone: then they are dropped already.
+pub(crate) fn forget(notifier: &Notifier) -> std::io::Result<()> {
+    notifier.inval_inode(INodeNo(IMAGE), 0, 0)
 }
 
 struct Served {

@@ -3,6 +3,7 @@
 //! It never sees the key. Once squashfuse has the file open, the decryptor's mount is detached: no path leads to the decrypted image. Nothing
 //! is made outside of its namespace, so nothing is left when it is killed.
 
+use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -13,9 +14,9 @@ use std::time::{Duration, Instant};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
 use serde::{Deserialize, Serialize};
 
-use crate::bubble::{self, Ids, Task};
 use crate::channel::Channel;
 use crate::exit::{Failure, Stage};
+use crate::runtime::{Chosen, Ids, Place, Task};
 use crate::served::FILE;
 
 /// How long squashfuse may take to mount.
@@ -23,13 +24,21 @@ const MOUNT: Duration = Duration::from_secs(20);
 /// How long it may take to end after its last unmount.
 const LEAVE: Duration = Duration::from_secs(1);
 
-/// What the supervisor tells it first; the user's standard input comes along.
+/// What the supervisor tells it first; the user's standard input comes along, and behind it the entrance to the run's cgroup, if there is one.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Order {
     /// What to run.
     pub(crate) task: Task,
     /// The ids that the workload sees; this process's own if not given.
     pub(crate) ids: Option<Ids>,
+    /// By which runtime.
+    pub(crate) runtime: Chosen,
+    /// The host's state folder: the run's mounts go over it, so that it is out of the workload's reach.
+    pub(crate) folder: PathBuf,
+    /// What the runtime shall take the container's name from.
+    pub(crate) name: OsString,
+    /// Standard input is a terminal of which the supervisor's processes are the foreground.
+    pub(crate) terminal: bool,
 }
 
 /// What the supervisor tells it later.
@@ -50,8 +59,8 @@ pub(crate) enum Report {
     Fuse,
     /// This process is about to open the decrypted image.
     Reader(u32),
-    /// The workload is running.
-    Started,
+    /// The workload is running; the container's first process has this id.
+    Started(u32),
     /// The workload ended with this exit code.
     Ended(u8),
     /// It was not started.
@@ -87,15 +96,17 @@ pub(crate) fn start(e: impl std::fmt::Display) -> Failure {
 
 fn play(channel: &Channel) -> Result<(), Failure> {
     let Some((order, mut fds)) = channel.receive::<Order>().map_err(start)? else { return Ok(()) };
+    let cgroup = if fds.len() > 1 { fds.pop() } else { None };
     let stdin = fds.pop().ok_or_else(|| start("no standard input was handed over"))?;
     let ids = order.ids.unwrap_or_else(Ids::own);
-    let places = Places::make()?;
+    let places = Places::make(&order)?;
     channel.send(&Report::Fuse, &[places.mount_fuse()?.as_fd()]).map_err(start)?;
     // The supervisor says when the decryptor serves; without that word the run is over.
     let Some((Word::Serving, _)) = channel.receive::<Word>().map_err(start)? else { return Ok(()) };
     let mut squashfuse = squashfuse(channel, &places)?;
     unmount(&places.image, UnmountFlags::DETACH).map_err(namespaces)?;
-    let outcome = bubble::workload(channel, &places.root, &order.task, ids, stdin, &squashfuse);
+    let place = Place { root: &places.root, squashfuse: &squashfuse, ids, terminal: order.terminal };
+    let outcome = order.runtime.run(channel, &place, &order.task, stdin, cgroup);
     // Said at once: unmounting takes its time.
     let report = match outcome {
         Ok(Some(code)) => Report::Ended(code),
@@ -118,15 +129,14 @@ struct Places {
 
 impl Places {
     /// Enters namespaces of our own and makes them there.
-    fn make() -> Result<Self, Failure> {
-        let base = ["/tmp", "/run", "/mnt", "/var/tmp"].map(Path::new).into_iter().find(|path| path.is_dir());
-        let base = base.ok_or_else(|| namespaces("none of /tmp, /run, /mnt, /var/tmp exists"))?;
+    fn make(order: &Order) -> Result<Self, Failure> {
+        let base = &order.folder;
         countersign_sys::enter_private_namespaces().map_err(namespaces)?;
         // Nothing that is mounted here is seen elsewhere.
         mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).map_err(namespaces)?;
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         mount("countersign", base, "tmpfs", flags, Some(c"mode=0700,size=64k")).map_err(namespaces)?;
-        let places = Self { image: base.join("image"), root: base.join("root") };
+        let places = Self { image: base.join(".image"), root: base.join(&order.name) };
         for folder in [&places.image, &places.root] {
             fs::create_dir(folder).map_err(namespaces)?;
         }

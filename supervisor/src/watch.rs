@@ -1,14 +1,14 @@
 //! What a run waits for: its two helpers and the user's signals, whichever comes first.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
-use countersign_sif::SifError;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::channel::Channel;
 use crate::decryptor;
 use crate::exit::{Failure, Stage};
+use crate::monitor::{Inbox, Notice};
 use crate::stage;
 
 /// Signals that end a run: SIGHUP, SIGINT, SIGTERM.
@@ -19,6 +19,8 @@ pub(crate) struct Watch {
     signals: OwnedFd,
     pub(crate) decryptor: Channel,
     pub(crate) stage: Channel,
+    /// What the monitor's threads say; none once nobody is to be heard any more.
+    pub(crate) monitor: Option<Inbox<Notice>>,
 }
 
 /// What came. A helper that is gone is `None`.
@@ -26,6 +28,7 @@ pub(crate) enum Heard {
     Signal(u8),
     Decryptor(Option<decryptor::Report>),
     Stage(Option<(stage::Report, Vec<OwnedFd>)>),
+    Monitor(Notice),
     /// Nothing in the time given.
     Nothing,
 }
@@ -40,19 +43,22 @@ impl Watch {
         countersign_sys::signals(&ENDING).map_err(other)
     }
 
-    pub(crate) const fn new(signals: OwnedFd, decryptor: Channel, stage: Channel) -> Self {
-        Self { signals, decryptor, stage }
+    pub(crate) const fn new(signals: OwnedFd, decryptor: Channel, stage: Channel, monitor: Inbox<Notice>) -> Self {
+        Self { signals, decryptor, stage, monitor: Some(monitor) }
     }
 
     /// Waits for the next thing. What the decryptor says comes first: it explains what the stage says. That it is gone comes after
     /// what the stage says, which may have brought it about.
     pub(crate) fn next(&self, patience: Option<Duration>) -> Result<Heard, Failure> {
         let patience = patience.map(Timespec::try_from).transpose().map_err(other)?;
-        let [signals, decryptor, stage] = loop {
+        // A monitor that is not heard any more: the signals stand in for it, and nothing is read there.
+        let monitor = self.monitor.as_ref().map_or(self.signals.as_fd(), Inbox::as_fd);
+        let [signals, decryptor, stage, monitor] = loop {
             let mut fds = [
                 PollFd::new(&self.signals, PollFlags::IN),
                 PollFd::from_borrowed_fd(self.decryptor.as_fd(), PollFlags::IN),
                 PollFd::from_borrowed_fd(self.stage.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(monitor, PollFlags::IN),
             ];
             match poll(&mut fds, patience.as_ref()) {
                 Err(rustix::io::Errno::INTR) => {}
@@ -79,7 +85,8 @@ impl Watch {
         if signals && rustix::io::read(&self.signals, &mut number).is_ok_and(|n| n > 0) {
             return Ok(Heard::Signal(number.first().copied().unwrap_or_default()));
         }
-        Ok(Heard::Nothing)
+        let notice = self.monitor.as_ref().filter(|_| monitor).and_then(Inbox::take);
+        Ok(notice.map_or(Heard::Nothing, Heard::Monitor))
     }
 
     /// Waits until something can be read from `fd`; false when something of this is to be heard first.
@@ -102,17 +109,33 @@ impl Watch {
         }
     }
 
-    /// What the decryptor has found wrong with the image, if it has.
-    pub(crate) fn finding(&self) -> Option<Failure> {
+    /// What the decryptor has said that was not heard yet, if it has.
+    pub(crate) fn explanation(&self) -> Option<decryptor::Report> {
         let mut fds = [PollFd::from_borrowed_fd(self.decryptor.as_fd(), PollFlags::IN)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         if poll(&mut fds, Some(&now)).ok()? == 0 {
             return None;
         }
-        match self.decryptor.receive::<decryptor::Report>().ok()?? {
-            (decryptor::Report::Integrity { block, level }, _) => Some(SifError::Integrity { block, level }.into()),
-            (decryptor::Report::Failed(failure), _) => Some(failure),
-            (decryptor::Report::Released(_), _) => None,
+        self.decryptor.receive().ok()?.map(|(report, _)| report)
+    }
+
+    /// Has the kernel drop the image's decrypted pages, while the mount is still there; not for long.
+    pub(crate) fn forget(&self, patience: Duration) {
+        let started = Instant::now();
+        if self.decryptor.send(&decryptor::Word::Forget, &[]).is_err() {
+            return;
+        }
+        loop {
+            let left = Timespec::try_from(patience.saturating_sub(started.elapsed()));
+            let mut fds = [PollFd::from_borrowed_fd(self.decryptor.as_fd(), PollFlags::IN)];
+            match left.map(|left| poll(&mut fds, Some(&left))) {
+                Ok(Ok(1..)) => {}
+                _ => return,
+            }
+            if !matches!(self.decryptor.receive::<decryptor::Report>(), Ok(Some((report, _))) if !matches!(report, decryptor::Report::Forgotten))
+            {
+                return;
+            }
         }
     }
 }

@@ -301,9 +301,9 @@ fn a_user_runs_it_and_neither_he_nor_others_reach_into_it() {
 #[test]
 fn streams_exit_codes_and_signals_are_the_workloads() {
     let Some(mut host) = Host::of_alice() else { return };
-    let script = "cat; echo \"$1\" >&2; echo \"$TZ $LD_LIBRARY_PATH\" >&2; exit 7";
-    let mut command =
-        host.exec_command(ALICE, "alice.sif", &["--status-fd", "2"], &["sh", "-c", script, "x", "a  b\n'"]);
+    let flags = ["--status-fd", "2", "--env", "MINE=1", "--scratch", "/tmp/x"];
+    let script = "cat; echo \"$1\" >&2; echo \"$TZ $LD_LIBRARY_PATH $MINE\" >&2; exit 7";
+    let mut command = host.exec_command(ALICE, "alice.sif", &flags, &["sh", "-c", script, "x", "a  b\n'"]);
     command.env("TZ", "Mars").env("LD_LIBRARY_PATH", "/x").stdin(Stdio::piped());
     let mut child = command.spawn().unwrap();
     child.stdin.take().unwrap().write_all(b"through\n").unwrap();
@@ -311,7 +311,7 @@ fn streams_exit_codes_and_signals_are_the_workloads() {
     let err = stderr(&out);
     assert_eq!((out.status.code(), stdout(&out).as_str()), (Some(7), "through\n"), "{err}");
     let (lines, words): (Vec<&str>, Vec<&str>) = err.lines().partition(|line| line.starts_with('{'));
-    assert_eq!(words, ["a  b", "'", "Mars "]);
+    assert_eq!(words, ["a  b", "'", "Mars  1"]);
     let stages = lines.iter().map(|line| serde_json::from_str::<Value>(line).unwrap()["stage"].clone());
     assert_eq!(stages.collect::<Vec<_>>(), ["verified", "released", "mounted", "started", "ended"]);
 
@@ -371,6 +371,12 @@ fn who_and_what_is_refused_and_why() {
     assert_eq!(stdout(&host.exec(ALICE, "alice.sif", &["--signer", &signer], &["cat", "/secret.txt"])), SECRET);
     // What the user may not read is not read for him.
     failed(&host.exec(ALICE, "bob.sif", &[], &["true"]), 202, &["bob.sif", "Permission denied"]);
+    failed(
+        &host.exec(ALICE, "alice.sif", &["--bind", "/etc:/tmp/etc"], &["true"]),
+        200,
+        &["--bind", "hint: pass data"],
+    );
+    failed(&host.exec(ALICE, "alice.sif", &["--runtime", "apptainer"], &["true"]), 200, &["the built-in runtime only"]);
     failed(&host.exec(ALICE, "alice.sif", &["--bundle", "x"], &["true"]), 200, &["--bundle", "hint: "]);
     failed(
         &host.exec(ALICE, "alice.sif", &["--tpm", "swtpm:unix=/x"], &["true"]),
@@ -403,6 +409,11 @@ fn who_and_what_is_refused_and_why() {
     host.reload(&rule("alice", ALICE, "own_signers = true"));
     // The key's release is for the verifier to decide, which does not know this workload.
     failed(&host.exec(ALICE, "foreign.sif", &["--signer", &foreign], &["true"]), 208, &["hint: "]);
+}
+
+/// No flags of the runtime.
+fn settings() -> Value {
+    json!({"binds": [], "scratch": [], "variables": [], "directory": null, "hostname": null, "shell": null, "no_network": false})
 }
 
 /// A connection as this user: the thread that makes it is one of his.
@@ -449,7 +460,7 @@ fn clients_that_send_nonsense_are_told_so_and_hold_nobody_up() {
     let null = || open(Path::new("/dev/null"), OFlags::RDWR);
     let (pipe, _writer) = std::io::pipe().unwrap();
     std::os::unix::fs::symlink(host.path("alice.sif"), host.path("link")).unwrap();
-    let request = json!({"Run": {"task": {"Exec": []}, "signers": [], "environment": []}});
+    let request = json!({"Run": {"task": {"Exec": []}, "settings": settings(), "signers": [], "environment": []}});
     let with = |key: &str, value: Value| {
         let mut request = request.clone();
         request["Run"][key] = value;
@@ -492,9 +503,16 @@ fn clients_that_send_nonsense_are_told_so_and_hold_nobody_up() {
     let variable = with("environment", json!([["LD_PRELOAD", "/x"]]));
     let unknown = with("binds", json!(["/"]));
     let signers = with("signers", json!(vec!["x"; 17]));
-    for (bytes, words) in
-        [(&huge, "131072"), (&variable, "LD_PRELOAD"), (&unknown, "unknown field"), (&signers, "too many")]
-    {
+    let mut binds = settings();
+    binds["binds"] = json!([{"source": "/etc", "destination": "/tmp/etc", "read_only": true}]);
+    let binds = with("settings", binds);
+    for (bytes, words) in [
+        (&huge, "131072"),
+        (&binds, "another user than you"),
+        (&variable, "LD_PRELOAD"),
+        (&unknown, "unknown field"),
+        (&signers, "too many"),
+    ] {
         let told = answer(bytes, &given(image()));
         assert!(told["Failed"]["error"].as_str().unwrap().contains(words), "{words}: {told}");
     }

@@ -6,6 +6,7 @@ use countersign_policy::input::ReferenceValue;
 use countersign_policy::{Compiled, PolicyBundle, Role};
 use countersign_tpm::alg::HashAlg;
 use countersign_wire::enrol::HostState;
+use countersign_wire::event::HostEvent;
 use countersign_wire::eventlog::{EventLog, PcrSet, Refusal, Registers};
 use countersign_wire::facts::Content;
 use countersign_wire::id::{HostId, PayloadRoot, PolicyDigest, VerdictId, WorkloadId};
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::error::Error;
+use crate::service::events::emit;
 use crate::service::{Service, audit};
 use crate::store::{HostRow, now_ms};
 
@@ -137,8 +139,53 @@ pub enum Request {
         /// Workload id.
         workload: WorkloadId,
     },
+    /// Newest runs.
+    RunList {
+        /// Of this host only.
+        host: Option<String>,
+        /// How many.
+        limit: u32,
+    },
+    /// One run, with what else its host's log says of it.
+    RunShow {
+        /// Id, or its beginning.
+        run: String,
+    },
+    /// Stops, freezes or thaws a run.
+    RunOrder {
+        /// Id, or its beginning.
+        run: String,
+        /// What its host is to do.
+        order: RunOrder,
+        /// Why.
+        reason: String,
+    },
     /// Tells the verifier that its database was restored from a backup.
     Restored {},
+}
+
+/// What a host is told to do with a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunOrder {
+    /// End it.
+    Stop,
+    /// Freeze it.
+    Freeze,
+    /// Let it go on.
+    Thaw,
+}
+
+impl RunOrder {
+    /// The word for it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Freeze => "freeze",
+            Self::Thaw => "thaw",
+        }
+    }
 }
 
 /// Text that is not shown and not left in memory.
@@ -259,6 +306,8 @@ pub async fn perform(service: &Service, request: Request, actor: &str) -> Result
                 ));
             }
             let revision = raise(&mut transaction, "reference_revision").await?;
+            let reason = format!("reference values were revoked: {name}");
+            emit(&mut transaction, None, &HostEvent::Attest { reason }).await?;
             audit(&mut transaction, actor, "reference-revoke", &name).await?;
             transaction.commit().await?;
             Ok(json!({"revoked": name, "revision": revision}))
@@ -341,10 +390,20 @@ pub async fn perform(service: &Service, request: Request, actor: &str) -> Result
                     Some("verifier workload list"),
                 ));
             }
+            emit(&mut transaction, None, &HostEvent::WorkloadWithdrawn { workload }).await?;
             audit(&mut transaction, actor, "workload-withdraw", &workload.to_string()).await?;
             transaction.commit().await?;
             Ok(json!({"withdrawn": workload}))
         }
+        Request::RunList { host, limit } => {
+            let host = match host {
+                Some(text) => Some(find_host(service, &text).await?.snapshot.host),
+                None => None,
+            };
+            Ok(json!({"runs": service.runs(host.as_ref(), limit).await?}))
+        }
+        Request::RunShow { run } => service.run(&run).await,
+        Request::RunOrder { run, order, reason } => service.order_run(&run, order.word(), &reason, actor).await,
         Request::Restored {} => {
             let mut transaction = service.store.write().await?;
             let epoch = raise(&mut transaction, "epoch").await?;
@@ -356,6 +415,13 @@ pub async fn perform(service: &Service, request: Request, actor: &str) -> Result
             sqlx::query("UPDATE hosts SET next_receipt = next_receipt + 1000000, version = version + 1")
                 .execute(&mut *transaction)
                 .await?;
+            // Nor the number of an event: hosts that name one which is not there are told how things stand.
+            for statement in [
+                "INSERT INTO sqlite_sequence SELECT 'events', 0 WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'events')",
+                "UPDATE sqlite_sequence SET seq = seq + 1000000 WHERE name = 'events'",
+            ] {
+                sqlx::query(statement).execute(&mut *transaction).await?;
+            }
             audit(&mut transaction, actor, "restored", &epoch.to_string()).await?;
             transaction.commit().await?;
             let todo = "revoke, suspend and withdraw again what was so since the backup";

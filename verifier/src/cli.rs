@@ -15,7 +15,7 @@ use countersign_wire::enrol::HostState;
 use countersign_wire::id::{VerdictId, WorkloadId};
 use serde_json::{Value, json};
 
-use crate::admin::{self, Request};
+use crate::admin::{self, Request, RunOrder};
 use crate::check::{self, CheckError, LogFiles, check_bundle, check_eventlog, check_quote, code};
 use crate::error::Error;
 use crate::out::{self, Failure};
@@ -101,6 +101,9 @@ enum Command {
     /// Registered workloads (supervisor register adds them)
     #[command(subcommand)]
     Workload(Workload),
+    /// What ran on the hosts
+    #[command(subcommand)]
+    Run(Run),
     /// Tell the verifier that its database was restored from a backup
     Restored,
     /// Check logs, quotes and bundles offline
@@ -247,6 +250,39 @@ enum Workload {
 }
 
 #[derive(Debug, Subcommand)]
+enum Run {
+    /// Newest runs, as the hosts' attested run logs tell
+    List {
+        /// Of one host: id, its beginning, or name
+        #[arg(long)]
+        host: Option<String>,
+        /// How many
+        #[arg(long, default_value_t = 20)]
+        limit: u32,
+    },
+    /// One run, with findings
+    Show {
+        /// Run id, or its beginning
+        run: String,
+    },
+    /// Tell the host to end a run
+    Stop(Order),
+    /// Tell the host to freeze a run
+    Freeze(Order),
+    /// Tell the host to let a frozen run go on
+    Thaw(Order),
+}
+
+#[derive(Debug, Args)]
+struct Order {
+    /// Run id, or its beginning
+    run: String,
+    /// Why; the host and the audit are told
+    #[arg(long, default_value = "by the operator")]
+    reason: String,
+}
+
+#[derive(Debug, Subcommand)]
 enum Check {
     /// Does a log lead to these PCRs, in every listed bank, without lying?
     Eventlog {
@@ -373,6 +409,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         | Command::Reference(_)
         | Command::Verdict(_)
         | Command::Workload(_)
+        | Command::Run(_)
         | Command::Restored) => {
             let Some(request) = request(command)? else { return Ok(()) };
             let answer = perform(cli, request.clone())?;
@@ -411,6 +448,20 @@ fn request(command: &Command) -> Result<Option<Request>, Failure> {
         Command::Reference(Reference::Revoke { name }) => Request::ReferenceRevoke { name: name.clone() },
         Command::Reference(Reference::List) => Request::ReferenceList {},
         Command::Verdict(Verdict::List { host, limit }) => Request::VerdictList { host: host.clone(), limit: *limit },
+        Command::Run(run) => {
+            let order = |given: &Order, order| Request::RunOrder {
+                run: given.run.clone(),
+                order,
+                reason: given.reason.clone(),
+            };
+            match run {
+                Run::List { host, limit } => Request::RunList { host: host.clone(), limit: *limit },
+                Run::Show { run } => Request::RunShow { run: run.clone() },
+                Run::Stop(given) => order(given, RunOrder::Stop),
+                Run::Freeze(given) => order(given, RunOrder::Freeze),
+                Run::Thaw(given) => order(given, RunOrder::Thaw),
+            }
+        }
         Command::Verdict(Verdict::Show { id }) => Request::VerdictShow { id: *id },
         Command::Verdict(Verdict::Bundle { id, .. }) => Request::VerdictBundle { id: *id },
         Command::Workload(Workload::List) => Request::WorkloadList {},

@@ -1,6 +1,7 @@
 //! HTTPS: routes, limits, graceful stop.
 
 mod body;
+mod events;
 mod rate;
 
 use std::net::{IpAddr, SocketAddr};
@@ -25,13 +26,14 @@ use hyper_util::service::TowerToHyperService;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
 use crate::admin;
 use crate::error::Error;
 use crate::service::Service;
 use body::Budget;
+use events::Hub;
 use rate::Rates;
 
 /// Longest TLS handshake.
@@ -40,6 +42,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const REQUEST: Duration = Duration::from_secs(120);
 /// Evidence decompressed and appraised at a time: with its logs each may take a few hundred megabytes, and it comes from anybody.
 const EVIDENCE_AT_ONCE: usize = 8;
+/// Connections at a time, those of event streams not counted.
+const CONNECTIONS: usize = 1024;
 /// How long running requests may take after the signal to stop.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -51,6 +55,13 @@ struct Peer {
     host: Option<HostId>,
 }
 
+impl Peer {
+    fn authenticated(self) -> Result<HostId, Error> {
+        self.host
+            .ok_or_else(|| Error::request("unauthorized", "a host's TLS certificate is needed", Some("attest now")))
+    }
+}
+
 #[derive(Debug, Clone)]
 struct Shared {
     service: Service,
@@ -58,6 +69,8 @@ struct Shared {
     operator: Arc<[u8; 32]>,
     appraisals: Arc<Semaphore>,
     budget: Budget,
+    hub: Hub,
+    stopped: watch::Receiver<bool>,
 }
 
 impl IntoResponse for Error {
@@ -97,6 +110,7 @@ fn router(shared: Shared) -> Router {
         .route("/v1/enrol/proof", post(enrol_proof).layer(small))
         .route("/v1/challenge", post(challenge).layer(small))
         .route("/v1/host/verdicts/{id}/bundle", get(bundle))
+        .route("/v1/events", get(follow))
         .route("/healthz", get(|| async { "ok" }))
         .route("/readyz", get(ready))
         .with_state(shared)
@@ -188,12 +202,20 @@ async fn bundle(
     Extension(peer): Extension<Peer>,
     Path(id): Path<String>,
 ) -> Result<Response, Error> {
-    let host = peer
-        .host
-        .ok_or_else(|| Error::request("unauthorized", "a host's TLS certificate is needed", Some("attest now")))?;
+    let host = peer.authenticated()?;
     let id: VerdictId = id.parse().map_err(|_| Error::request("malformed", "not a verdict id", None))?;
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], shared.service.bundle(&id, Some(&host)).await?)
         .into_response())
+}
+
+async fn follow(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    headers: HeaderMap,
+) -> Result<Response, Error> {
+    let host = peer.authenticated()?;
+    let last = headers.get("last-event-id").and_then(|value| value.to_str().ok()?.parse().ok());
+    shared.hub.open(&shared.service, host, last, shared.stopped.clone()).await
 }
 
 async fn operate(
@@ -219,7 +241,9 @@ async fn operate(
     let body = shared.budget.read(request.into_body(), limits::REFERENCE_SET / 2).await?;
     let request: admin::Request =
         serde_json::from_slice(&body.bytes).map_err(|e| Error::request("malformed", e.to_string(), None))?;
-    admin::perform(&shared.service, request, "operator token").await.map(Json)
+    let answer = admin::perform(&shared.service, request, "operator token").await.map(Json);
+    shared.hub.news();
+    answer
 }
 
 /// Serves until SIGTERM or SIGINT. `announce` is told the address once connections are accepted.
@@ -230,6 +254,7 @@ pub async fn serve(service: Service, announce: impl FnOnce(&str)) -> Result<(), 
     let (host, port) = split(&service.config.url)?;
     let listen = service.config.listen.clone().unwrap_or_else(|| format!("{host}:{port}"));
     let state = |reason: String| Error::State { path: listen.clone(), reason };
+    raise_descriptors();
     let listener = TcpListener::bind(&listen).await.map_err(|e| state(e.to_string()))?;
     let bound = listener.local_addr().map_err(|e| state(e.to_string()))?.port();
     let url = if port == 0 { format!("https://{host}:{bound}") } else { service.config.url.clone() };
@@ -240,11 +265,15 @@ pub async fn serve(service: Service, announce: impl FnOnce(&str)) -> Result<(), 
     let tls = TlsAcceptor::from(Arc::new(crate::tls::server_config(&service.keys, &host, now)?));
     let operator = Arc::new(<[u8; 32]>::from(Sha256::digest(token)));
     let appraisals = Arc::new(Semaphore::new(EVIDENCE_AT_ONCE));
-    let router = router(Shared { service, rates: Arc::default(), operator, appraisals, budget: Budget::default() });
+    let (stop, stopped) = watch::channel(false);
+    let hub = Hub::default();
+    tokio::spawn(hub.clone().run(service.clone(), stopped.clone()));
+    let rates = Arc::default();
+    let budget = Budget::default();
+    let router = router(Shared { service, rates, operator, appraisals, budget, hub, stopped: stopped.clone() });
     announce(&url);
-    let (stop, stopped) = tokio::sync::watch::channel(false);
     let mut signals = Signals::new()?;
-    let connections = Arc::new(Semaphore::new(1024));
+    let connections = Arc::new(Semaphore::new(CONNECTIONS.saturating_add(events::STREAMS)));
     loop {
         let (stream, address) = tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -268,9 +297,17 @@ pub async fn serve(service: Service, announce: impl FnOnce(&str)) -> Result<(), 
     }
     drop(listener);
     let _ = stop.send(true);
-    let all = connections.acquire_many(1024);
+    let all = connections.acquire_many(u32::try_from(CONNECTIONS.saturating_add(events::STREAMS)).unwrap_or(u32::MAX));
     let _ = tokio::time::timeout(GRACE, all).await;
     Ok(())
+}
+
+/// As many descriptors as this process may have: each stream of events holds one.
+fn raise_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Failing leaves fewer connections, and each that is refused says so.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
 async fn connection(
@@ -278,7 +315,7 @@ async fn connection(
     router: Router,
     stream: tokio::net::TcpStream,
     address: SocketAddr,
-    mut stopped: tokio::sync::watch::Receiver<bool>,
+    mut stopped: watch::Receiver<bool>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     stream.set_nodelay(true)?;
     let stream = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await??;

@@ -6,7 +6,9 @@
 
 mod commit;
 mod enrolment;
+pub(crate) mod events;
 mod explain;
+mod runs;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -212,12 +214,16 @@ impl Service {
         }
         let context = self.context(challenge, from_cbor(&snapshot)?, &evidence).await?;
         let appraised = bytes.clone();
-        let (judged, context) = tokio::task::spawn_blocking(move || (appraise(&appraised, &context), context))
-            .await
-            .map_err(|e| Error::Internal(e.to_string()))?;
+        let appraising = tokio::task::spawn_blocking(move || {
+            let judged = appraise(&appraised, &context);
+            // That it replays is a part of what accepts it.
+            let logged = judged.update.as_ref().and(evidence.run_log.as_deref());
+            (judged, logged.and_then(|bytes| RunLog::parse(bytes).ok()), context)
+        });
+        let (judged, log, context) = appraising.await.map_err(|e| Error::Internal(e.to_string()))?;
         tracing::debug!(verdict = %context.verdict_id, allow = judged.verdict.allow, "decided");
         let verdict = context.verdict_id;
-        let answer = self.commit(bytes, hash, context, judged).await?;
+        let answer = self.commit(bytes, hash, context, judged, log).await?;
         tracing::debug!(%verdict, "recorded");
         Ok(answer)
     }
@@ -343,6 +349,9 @@ impl Service {
             .await?;
         if matches!(state, HostState::Suspended | HostState::Revoked) {
             void_tokens(&mut transaction, host).await?;
+        }
+        if let Some(event) = events::of_state(state, reason) {
+            events::emit(&mut transaction, Some(host), &event).await?;
         }
         audit(&mut transaction, actor, "host-state", &format!("{host} {state:?} {reason}")).await?;
         transaction.commit().await?;

@@ -10,6 +10,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::{Host, Operation};
 use crate::error::HostError;
+use crate::lease::Leases;
 use crate::state::StateDir;
 
 /// Folder with a file for each run, locked as long as its supervisor lives.
@@ -33,11 +34,13 @@ impl Host {
         self.trust()?;
         let mut operation = self.operation()?;
         let lock = operation.host.state.claim(run)?;
+        let mut lost = Vec::new();
         operation.log(|unfinished, state| {
-            let lost = unfinished.into_iter().filter(|run| state.claim(*run).is_ok());
-            let ends = lost.map(|run| Event::End { run, status: LOST.into() });
+            lost.extend(unfinished.into_iter().filter(|run| state.claim(*run).is_ok()));
+            let ends = lost.iter().map(|run| Event::End { run: *run, status: LOST.into() });
             ends.chain([Event::Start { run, workload, time_ms }]).collect()
         })?;
+        operation.host.forget_leases(&lost)?;
         operation.host.state.sweep()?;
         Ok(Running { run, _lock: lock })
     }
@@ -51,7 +54,17 @@ impl Host {
         let run = running.run;
         let mut operation = self.operation()?;
         operation.log(|_, _| vec![Event::End { run, status }])?;
+        operation.host.forget_leases(&[run])?;
         operation.host.state.remove(&format!("{RUNS}/{run}"))
+    }
+}
+
+impl Host {
+    /// Runs that have ended have no lease; to be called under the lock.
+    fn forget_leases(&self, runs: &[RunId]) -> Result<(), HostError> {
+        let mut leases = Leases::read(&self.state)?;
+        let ended = runs.iter().filter(|run| leases.end(**run)).count();
+        if ended > 0 { leases.write(&self.state) } else { Ok(()) }
     }
 }
 

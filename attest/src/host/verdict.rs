@@ -10,12 +10,14 @@ use countersign_wire::id::{RunId, WorkloadId};
 use countersign_wire::limits;
 use countersign_wire::runlog::Event;
 use countersign_wire::statement::{Purpose, ReleaseRequest};
+use countersign_wire::terms::Terms;
 
-use super::{Attested, Keys, Operation, Released, Step, boot_time};
+use super::{Attested, Keys, Operation, Released, Step};
 use crate::client::Client;
 use crate::endorsement::{Ak, Ek};
 use crate::error::HostError;
 use crate::journal::{Journal, RECEIPT};
+use crate::lease::{Accepted, Denied, Leases, Renewal, boot_time};
 use crate::unseal::Waiting;
 use crate::verdict::Denial;
 
@@ -46,13 +48,35 @@ impl Operation<'_> {
         let mut journal = self.journal(keys.card.run_pcr)?;
         let challenge = self.challenge(&client, &keys, Purpose::Attest, None)?;
         let evidence = self.quoted(&keys, ek, &challenge, None)?;
+        let asked = boot_time();
         let answer: Answer = client.post_compressed("/v1/attest", &evidence)?;
         self.host.reached(Step::Answered)?;
+        let mut leases = Leases::read(&self.host.state)?;
         if !answer.allow {
-            return Err(HostError::Denied(Box::new(Denial::read(&answer.verdict))));
+            let denial = Box::new(Denial::read(&answer.verdict));
+            leases.deny(Denied { at: asked, denial: denial.clone() });
+            leases.write(&self.host.state)?;
+            return Err(HostError::Denied(denial));
         }
+        let accepted = accepted(&answer, asked)?;
         self.accept(&mut journal, &keys, &answer)?;
+        leases.accept(accepted);
+        leases.write(&self.host.state)?;
         Ok(Attested { verdict_id: answer.verdict_id, verdict: answer.verdict })
+    }
+
+    /// The outcome that another program had while this one waited for the lock; else an attestation.
+    pub(super) fn renew(&mut self, since: Duration) -> Result<Renewal, HostError> {
+        if let Some(shared) = Leases::read(&self.host.state)?.shared(since) {
+            return Ok(shared);
+        }
+        match self.attest() {
+            Ok(_) | Err(HostError::Denied(_)) => {
+                let own = Leases::read(&self.host.state)?.last();
+                own.ok_or_else(|| HostError::Corrupt("the leases were changed while they were written".into()))
+            }
+            Err(e) => Err(e),
+        }
     }
 
     /// Evidence for the challenge; EK and AK are out of the TPM's slots afterwards.
@@ -87,6 +111,7 @@ impl Operation<'_> {
             nonce_tpm: waiting.nonce_tpm().to_vec(),
         };
         let evidence = self.quoted(&keys, ek, &challenge, Some(request))?;
+        let asked = boot_time();
         let answer: Answer = client.post_compressed("/v1/release", &evidence)?;
         self.host.reached(Step::Answered)?;
         if !answer.allow {
@@ -102,7 +127,11 @@ impl Operation<'_> {
         let tpm_time = self.tpm.busy().saturating_sub(busy);
         self.host.reached(Step::Unsealed)?;
         let lease_s = release.lease_s;
+        let accepted = accepted(&answer, asked)?;
         self.accept(&mut journal, &keys, &answer)?;
+        let mut leases = Leases::read(&self.host.state)?;
+        leases.release(run, workload, accepted);
+        leases.write(&self.host.state)?;
         let total = boot_time().saturating_sub(self.started);
         let (verdict_id, verdict) = (answer.verdict_id, answer.verdict);
         Ok(Released { key, verdict_id, verdict, lease_s, commands, tpm_time, total })
@@ -151,4 +180,11 @@ impl Operation<'_> {
         }
         Ok(())
     }
+}
+
+/// What an accepted answer leaves for the leases. They begin when it was asked for: the verifier decided no earlier.
+fn accepted(answer: &Answer, at: Duration) -> Result<Accepted, HostError> {
+    let terms = Terms::of_verdict(&answer.verdict);
+    let terms = terms.map_err(|e| HostError::unexpected(format!("its verdict's obligations: {e}")))?;
+    Ok(Accepted { verdict: answer.verdict_id, at, terms })
 }

@@ -14,6 +14,12 @@ pub const IMA_LIST: usize = 64 * 1024 * 1024;
 pub const SYSTEMD_LOG: usize = 4 * 1024 * 1024;
 /// Bytes of a canonical event log in JSON (hex doubles every byte of a firmware log, names and white space add some).
 pub const CEL: usize = 16 * 1024 * 1024;
+/// Bytes of each text of a finding (Linux: PATH_MAX is 4096; the start of a path tells it).
+pub const FINDING_TEXT: usize = 512;
+/// Bytes of a finding's encoding: three texts and numbers.
+pub const FINDING: usize = 4 * FINDING_TEXT;
+/// Findings of one kind that one run writes into the run log; those behind them are counted and judged. A workload cannot fill the log.
+pub const FINDINGS_OF_A_KIND: usize = 32;
 /// Bytes of our run log.
 pub const RUN_LOG: usize = 16 * 1024 * 1024;
 /// Bytes of evidence after decompression: the logs together and room for the rest.

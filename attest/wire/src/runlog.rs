@@ -7,6 +7,7 @@ use countersign_tpm::alg::{Digest, HashAlg};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::finding::{Finding, Reaction};
 use crate::id::{HostId, RunId, WorkloadId};
 use crate::limits;
 use crate::receipt::Receipt;
@@ -31,6 +32,22 @@ pub enum Event {
         /// When, milliseconds since 1970 by the host's clock.
         time_ms: i64,
     },
+    /// The run's monitor saw something.
+    Finding {
+        /// The run.
+        run: RunId,
+        /// What it saw.
+        finding: Finding,
+    },
+    /// Something was done about findings.
+    Reaction {
+        /// The run.
+        run: RunId,
+        /// What.
+        reaction: Reaction,
+        /// When, milliseconds since 1970 by the host's clock.
+        time_ms: i64,
+    },
     /// A workload ended.
     End {
         /// The run.
@@ -40,7 +57,18 @@ pub enum Event {
     },
     /// The TPM was resumed (TPM2_Startup(STATE)): the PCRs and this log go on.
     Resume {},
+    /// Something that this version does not know: kept as it stands, never written.
+    #[serde(skip)]
+    Other {
+        /// Its type.
+        kind: String,
+        /// The whole event, JSON.
+        text: String,
+    },
 }
+
+/// The types that this version knows: an entry of one of them must have its shape.
+const KNOWN: [&str; 4] = ["receipt", "start", "end", "resume"];
 
 impl Event {
     /// The entry for a receipt.
@@ -49,20 +77,63 @@ impl Event {
         Self::Receipt { host, receipt: hex::encode(receipt.to_bytes()) }
     }
 
+    /// The run that the event is about, where it is about one.
+    #[must_use]
+    pub fn run(&self) -> Option<RunId> {
+        match self {
+            Self::Start { run, .. } | Self::End { run, .. } => Some(*run),
+            Self::Receipt { .. } | Self::Resume {} => None,
+            Self::Other { text, .. } => {
+                let text: serde_json::Value = serde_json::from_str(text).ok()?;
+                text.get("run")?.as_str()?.parse().ok()
+            }
+        }
+    }
+
     /// The receipt of a receipt entry.
     #[must_use]
     pub fn as_receipt(&self) -> Option<Receipt> {
         match self {
             Self::Receipt { receipt, .. } => Receipt::from_bytes(&hex::decode(receipt).ok()?),
-            Self::Start { .. } | Self::End { .. } | Self::Resume {} => None,
+            Self::Start { .. }
+            | Self::Finding { .. }
+            | Self::Reaction { .. }
+            | Self::End { .. }
+            | Self::Resume {}
+            | Self::Other { .. } => None,
         }
     }
 }
 
-#[derive(Serialize, Deserialize)]
-struct Content {
+#[derive(Serialize)]
+struct ContentOut {
     prev: String,
     event: Event,
+}
+
+#[derive(Deserialize)]
+struct ContentIn<'a> {
+    prev: String,
+    #[serde(borrow)]
+    event: &'a serde_json::value::RawValue,
+}
+
+#[derive(Deserialize)]
+struct Kind {
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+/// Reads an event. A newer program of the host may write types that this version does not know.
+fn event(text: &str) -> Result<Event, String> {
+    serde_json::from_str(text).or_else(|e: serde_json::Error| {
+        let Kind { kind } = serde_json::from_str(text).map_err(|e| e.to_string())?;
+        if KNOWN.contains(&kind.as_str()) {
+            Err(e.to_string())
+        } else {
+            Ok(Event::Other { kind, text: text.to_owned() })
+        }
+    })
 }
 
 #[derive(Serialize, Deserialize)]
@@ -187,12 +258,12 @@ impl RunLog {
             }
             digests.push(digest);
         }
-        let content: Content = serde_json::from_str(raw.content.get()).map_err(|e| e.to_string())?;
+        let content: ContentIn<'_> = serde_json::from_str(raw.content.get()).map_err(|e| e.to_string())?;
         let prev = hex::encode(self.last);
         if content.prev != prev {
             return Err(format!("prev {:?}, expected {prev:?}: the chain is broken", content.prev));
         }
-        Ok((Entry { event: content.event, digests, end: offset.saturating_add(line.len()) }, raw.pcr))
+        Ok((Entry { event: event(content.event.get())?, digests, end: offset.saturating_add(line.len()) }, raw.pcr))
     }
 
     /// The line that would come next, with its newline, and what is to be extended into each bank.
@@ -202,7 +273,8 @@ impl RunLog {
     pub fn next(&self, pcr: u8, banks: &[HashAlg], event: Event) -> Result<(Vec<u8>, Vec<Digest>), BadRunLog> {
         let index = u64::try_from(self.entries.len()).unwrap_or(u64::MAX);
         let bad = |e: serde_json::Error| BadRunLog { index, offset: 0, reason: e.to_string() };
-        let content = serde_json::value::to_raw_value(&Content { prev: hex::encode(self.last), event }).map_err(bad)?;
+        let content =
+            serde_json::value::to_raw_value(&ContentOut { prev: hex::encode(self.last), event }).map_err(bad)?;
         let digests: Vec<Digest> = banks.iter().map(|alg| alg.digest(&[content.get().as_bytes()])).collect();
         let fields = digests.iter().map(|d| DigestField { alg: d.alg().name().into(), digest: d.to_string() });
         let line =
@@ -235,6 +307,7 @@ impl RunLog {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::finding::Kind;
 
     const BANKS: [HashAlg; 2] = [HashAlg::Sha1, HashAlg::Sha256];
 
@@ -253,6 +326,11 @@ mod tests {
             Event::receipt(HostId([1; 32]), &receipt),
             Event::Start { run: RunId([4; 16]), workload: WorkloadId([5; 32]), time_ms: 6 },
             Event::Resume {},
+            Event::Finding {
+                run: RunId([4; 16]),
+                finding: Finding::new(Kind::Ptrace, "traced", "", 7).of(9, "/bin/x"),
+            },
+            Event::Reaction { run: RunId([4; 16]), reaction: Reaction::Alert, time_ms: 8 },
             Event::End { run: RunId([4; 16]), status: "exit 0".into() },
         ])
     }
@@ -261,12 +339,25 @@ mod tests {
     fn round_trip_and_replay() {
         let bytes = sample();
         let log = RunLog::parse(&bytes).unwrap();
-        assert_eq!((log.entries.len(), log.pcr), (4, Some(13)));
+        assert_eq!((log.entries.len(), log.pcr), (6, Some(13)));
         assert_eq!(log.receipts(), [Receipt { number: 1, random: [2; 16], mac: [3; 32] }]);
         let values = log.replay(Digest::filled(HashAlg::Sha256, 0)).unwrap();
-        assert_eq!(values.len(), 5);
+        assert_eq!(values.len(), 7);
         assert!(log.replay(Digest::filled(HashAlg::Sha384, 0)).is_none());
         assert_eq!(RunLog::parse(b"").unwrap(), RunLog::empty());
+    }
+
+    #[test]
+    fn types_of_a_newer_program_are_kept_and_known_ones_keep_their_shape() {
+        let other = r#"{"type":"finding","run":"04","what":["x", 1]}"#;
+        let read = event(other).unwrap();
+        assert_eq!(read, Event::Other { kind: "finding".into(), text: other.into() });
+        assert!(RunLog::empty().next(13, &BANKS, read).is_err(), "never written");
+        for known in KNOWN {
+            assert!(event(&format!(r#"{{"type":{known:?},"surplus":1}}"#)).is_err(), "{known}");
+        }
+        assert!(event("{}").is_err());
+        assert!(event("7").is_err());
     }
 
     #[test]

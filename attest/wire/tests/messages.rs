@@ -6,6 +6,7 @@ use countersign_wire::cbor::{BadCbor, Message, decode, encode};
 use countersign_wire::challenge::{Bank, Challenge, ChallengeRequest, ImportBlob};
 use countersign_wire::enrol::{EkCertificate, EnrolChallenge, EnrolProof, EnrolRequest, Enrolled, HostCard, HostState};
 use countersign_wire::evidence::{BankValues, Evidence, ImaPart, PcrValue};
+use countersign_wire::finding::{Finding, Kind};
 use countersign_wire::id::{EnrolmentId, HostId, Nonce, PayloadRoot, PolicyDigest, RunId, VerdictId, WorkloadId};
 use countersign_wire::receipt::Receipt;
 use countersign_wire::statement::{Label, Purpose, ReleaseRequest, Statement, qualifying_data};
@@ -190,6 +191,16 @@ fn trust() {
     sweep(&token);
     assert!(!format!("{token:?}").contains("ab, ab"), "a token's secret is never printed");
     assert!(!format!("{token:?}").contains("abab"));
+}
+
+#[test]
+fn finding() {
+    sweep(&Finding::new(Kind::NewMount, "a new mount", "/mnt", 12).of(4000, "/bin/mount"));
+    sweep(&Finding::new(Kind::TimeJump, "the clock was set by 60 s", "", -1));
+    // The longest one that can be made fits into its limit.
+    let long = "x".repeat(5000);
+    let finding = Finding::new(Kind::AttestationDenied, &long, &long, i64::MIN).of(u32::MAX, &long);
+    assert_eq!(decode::<Finding>(&encode(&finding)).unwrap(), finding);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+pub use countersign_wire::terms::OnViolation;
 use serde::{Deserialize, Serialize};
 
 /// One decision, complete.
@@ -143,20 +144,6 @@ pub struct Reason {
     /// What to do, as a command where there is one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub hint: Option<String>,
-}
-
-/// What to do with a running workload that fell out of policy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum OnViolation {
-    /// Record and report.
-    Alert,
-    /// Freeze the container.
-    Freeze,
-    /// End it with grace.
-    Stop,
-    /// End it at once.
-    Kill,
 }
 
 /// How often one workload is released on one host.

@@ -14,9 +14,9 @@ use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
 use super::message::{Ask, ENVIRONMENT, GIVEN, Reply, Start, Uids, VALUE};
 use super::peer::Peer;
 use super::rules::Grant;
-use crate::bubble::Ids;
 use crate::channel::Channel;
 use crate::exit::{Failure, Stage};
+use crate::runtime::{Chosen, Ids, Settings};
 use crate::watch::Watch;
 
 /// Most signers' texts, bytes each.
@@ -32,6 +32,7 @@ pub(crate) struct Caller {
     status: Option<OwnedFd>,
     environment: Vec<(String, String)>,
     ids: Ids,
+    settings: Settings,
     signers: Vec<String>,
     daemon: Channel,
     /// Given by the daemon with its admission.
@@ -87,6 +88,20 @@ fn stream(name: &str, fd: OwnedFd) -> Result<OwnedFd, Failure> {
     }
 }
 
+/// Flags of a run whose container sees nothing of the host.
+///
+/// # Errors
+/// [`Stage::Usage`].
+pub(super) fn without_binds(settings: Settings) -> Result<Settings, Failure> {
+    if settings.has_binds() {
+        let what =
+            "--bind, --home: under the daemon the container is another user than you, and may not reach your files";
+        let hint = "pass data through standard input and output, or put it into the image";
+        return Err(Failure::new(Stage::Usage, what, hint));
+    }
+    Ok(settings)
+}
+
 /// A variable that may be passed on.
 fn variable(name: &str, value: &str) -> Result<(), Failure> {
     if !ENVIRONMENT.contains(&name) {
@@ -128,11 +143,20 @@ impl Caller {
             stderr: stream("standard error", stderr)?,
             status: status.map(|fd| stream("the status", fd)).transpose()?,
             environment: start.environment,
-            ids: Ids::new(peer.uid, peer.gid),
+            ids: Ids { user: peer.uid, group: peer.gid },
+            settings: without_binds(start.settings)?,
             signers: grant.trusted(start.signers)?,
             daemon,
             uids: OnceLock::new(),
         })
+    }
+
+    /// Where the stage mounts its things, in namespaces of its own: a folder that every user reaches, unlike the host's state.
+    pub(crate) const FOLDER: &str = "/tmp";
+
+    /// The built-in runtime: others would need the user's own configuration, read by another user.
+    pub(crate) fn runtime(&self) -> Chosen {
+        Chosen::Builtin(self.settings.clone())
     }
 
     /// Where the status lines go.

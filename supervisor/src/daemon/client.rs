@@ -8,13 +8,14 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Access, Mode, OFlags, access, open};
 use serde_json::{Value, json};
 
-use super::caller::daemon_gone;
+use super::caller::{daemon_gone, without_binds};
 use super::message::{Answer, ENVIRONMENT, Listed, Request, Start, VALUE, Word};
 use super::settings::{Settings, When};
 use crate::channel::Channel;
 use crate::exit::{Failure, Stage};
 use crate::owner::signer;
 use crate::run::{Plan, config};
+use crate::runtime::Settings;
 use crate::watch::ENDING;
 
 /// The daemon's socket, when it is the daemon that is to be asked: the one given; else as `[client] daemon` says.
@@ -92,6 +93,11 @@ pub(crate) fn run(socket: &Path, plan: &Plan) -> Result<u8, Failure> {
         let what = "--bundle: the host's logs tell of its other users, the daemon gives them to nobody";
         return Err(Failure::new(Stage::Usage, what, hint));
     }
+    if !["auto", "builtin"].iter().any(|name| plan.runtime == Path::new(name)) {
+        let hint = "--runtime builtin, and a variable COUNTERSIGN_RUNTIME that says nothing else";
+        return Err(Failure::new(Stage::Usage, "the daemon has the built-in runtime only", hint));
+    }
+    let settings = without_binds(Settings::of(&plan.flags)?)?;
     let signers = plan.signers.iter().map(|path| signer(path).map(|(_, pem)| pem)).collect::<Result<_, _>>()?;
     // Opened here: what this user may not read is not to be run.
     let image = open(&plan.image, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY, Mode::empty());
@@ -110,7 +116,7 @@ pub(crate) fn run(socket: &Path, plan: &Plan) -> Result<u8, Failure> {
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
     let mut fds = vec![image.as_fd(), stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
     fds.extend(status.as_ref().map(OwnedFd::as_fd));
-    let start = Start { task: plan.task.clone(), signers, environment };
+    let start = Start { task: plan.task.clone(), settings, signers, environment };
     channel.send(&Request::Run(start), &fds).map_err(|e| {
         let hint = "a shorter command line, or fewer signers";
         Failure::new(Stage::Usage, format!("the request was not sent: {e}"), hint)

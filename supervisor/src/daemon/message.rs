@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::peer::Peer;
 use super::rules::Grant;
-use crate::bubble::Task;
 use crate::exit::Failure;
+use crate::runtime::{Settings, Task};
 
 /// Variables of the caller's environment that the workload gets.
 pub(super) const ENVIRONMENT: [&str; 3] = ["TERM", "LANG", "TZ"];
@@ -36,6 +36,8 @@ pub(super) enum Request {
 pub(super) struct Start {
     /// What to run.
     pub(super) task: Task,
+    /// What the flags of the built-in runtime ask for, as the client has read them.
+    pub(super) settings: Settings,
     /// Trusted signers, PEM texts. Whether they count is for the rules to say.
     pub(super) signers: Vec<String>,
     /// Name and value; names that are not in [`ENVIRONMENT`] are refused.

@@ -15,7 +15,8 @@ use super::caller::{Caller, daemon_gone};
 use super::message::{Answer, Ask, Brief, Reply, Request, Word};
 use crate::channel::Channel;
 use crate::exit::{Failure, Stage};
-use crate::run::{GRACE, Plan, run};
+use crate::play::GRACE;
+use crate::run::{Plan, run};
 use crate::watch::ENDING;
 
 /// How long a client may take to say what it wants.
@@ -86,9 +87,11 @@ fn serve(
     let caller = Caller::new(&brief.peer, &brief.grant, start, fds, daemon)?;
     *ear = Some(Ear::open(client.try_clone().map_err(usage)?, process));
     let plan = Plan {
-        image: "the image".into(),
+        image: "image".into(),
         signers: Vec::new(),
         task,
+        runtime: "builtin".into(),
+        flags: Vec::new(),
         config: brief.host.config,
         tpm: brief.host.tpm,
         state_dir: brief.host.state_dir,

@@ -9,7 +9,7 @@ use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
-use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
+use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
 
 pub use peer::{peer, peer_groups, peer_process};
 pub use signals::signals;
@@ -46,6 +46,57 @@ pub fn end_with_parent(command: &mut Command) -> &mut Command {
         if getppid() == Some(parent) { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
     };
     // SAFETY: between fork and exec `child` makes two system calls; it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(child) }
+}
+
+/// The process group that is the foreground of the terminal on standard input.
+///
+/// # Errors
+/// Standard input is no terminal of this process's session.
+pub fn foreground() -> io::Result<Pid> {
+    // SAFETY: tcgetpgrp only asks; a descriptor that is no terminal is refused.
+    let group = unsafe { libc::tcgetpgrp(0) };
+    if group < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Pid::from_raw(group).ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// Makes a process group of this session the foreground of the terminal on standard input, also when this process is not in it.
+///
+/// # Errors
+/// Standard input is no terminal of this process's session, or the group is none of it.
+pub fn set_foreground(group: Pid) -> io::Result<()> {
+    // SAFETY: an all-zero sigset_t is a value of it; sigemptyset and sigaddset then set it up. pthread_sigmask changes this thread's mask, which
+    // is put back below: a background process is stopped (SIGTTOU) when it asks, unless that signal is blocked. All are async-signal-safe.
+    unsafe {
+        let mut blocked: libc::sigset_t = std::mem::zeroed();
+        let mut before: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut blocked);
+        libc::sigaddset(&raw mut blocked, libc::SIGTTOU);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const blocked, &raw mut before);
+        let result = libc::tcsetpgrp(0, group.as_raw_nonzero().get());
+        let error = io::Error::last_os_error();
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
+        if result == 0 { Ok(()) } else { Err(error) }
+    }
+}
+
+/// Has the command's process start in a group of its own that is the foreground of the terminal on its standard input.
+pub fn start_in_foreground(command: &mut Command) -> &mut Command {
+    let child = || {
+        rustix::process::setpgid(None, None)?;
+        set_foreground(getpid())
+    };
+    // SAFETY: between fork and exec `child` makes a few system calls, all async-signal-safe; it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(child) }
+}
+
+/// Has the command's process enter a cgroup before it executes anything. `procs` is that cgroup's `cgroup.procs`, opened for writing by
+/// whoever may move processes there: the kernel goes by who opened it (Linux 5.16).
+pub fn join_cgroup(command: &mut Command, procs: OwnedFd) -> &mut Command {
+    let child = move || rustix::io::write(&procs, b"0").map(|_| ()).map_err(io::Error::from);
+    // SAFETY: between fork and exec `child` makes one system call; it allocates nothing and takes no lock.
     unsafe { command.pre_exec(child) }
 }
 

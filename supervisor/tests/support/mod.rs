@@ -59,6 +59,21 @@ pub(crate) fn is_root() -> bool {
     root
 }
 
+/// A program that runs a real Apptainer (`scripts/apptainer.sh build` makes one); `None`, said aloud, where there is none.
+pub(crate) fn apptainer() -> Option<PathBuf> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/apptainer.sh");
+    let given = std::env::var_os("COUNTERSIGN_APPTAINER").map(PathBuf::from);
+    let made = || {
+        let out = Command::new(script).arg("path").output().ok()?;
+        out.status.success().then(|| PathBuf::from(stdout(&out).trim()))
+    };
+    let found = given.or_else(made);
+    if found.is_none() {
+        println!("skipped: no Apptainer: scripts/apptainer.sh build");
+    }
+    found
+}
+
 fn installed(name: &str) -> bool {
     ["/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin"].iter().any(|dir| Path::new(dir).join(name).exists())
 }
@@ -135,16 +150,22 @@ impl Owner {
 
     fn make_rootfs(&self) {
         let root = self.path("rootfs");
-        for sub in ["bin", "dev", "proc", "tmp", "etc"] {
+        for sub in ["bin", "dev", "proc", "tmp", "etc", "sys", "var/tmp", "data", "home", "root"] {
             std::fs::create_dir_all(root.join(sub)).unwrap();
         }
         let busybox = ["/bin/busybox", "/usr/bin/busybox"].iter().map(Path::new).find(|path| path.exists()).unwrap();
         std::fs::copy(busybox, root.join("bin/busybox")).unwrap();
         std::fs::set_permissions(root.join("bin/busybox"), std::fs::Permissions::from_mode(0o755)).unwrap();
-        for name in ["sh", "cat", "ls", "sleep", "echo", "id", "touch", "grep", "mount", "ps", "readlink", "setsid"] {
+        for name in [
+            "sh", "cat", "ls", "sleep", "echo", "id", "touch", "grep", "mount", "ps", "readlink", "setsid", "env",
+            "pwd", "kill", "hostname", "stty", "cp",
+        ] {
             std::os::unix::fs::symlink("busybox", root.join("bin").join(name)).unwrap();
         }
         std::fs::write(root.join("secret.txt"), SECRET).unwrap();
+        for name in ["passwd", "group"] {
+            std::fs::write(root.join("etc").join(name), "").unwrap();
+        }
         // Much that does not compress, read by nobody at the start.
         let mut big = vec![0; 4 << 20];
         openssl::rand::rand_bytes(&mut big).unwrap();
@@ -260,6 +281,18 @@ impl Scene {
         std::fs::write(self.path("attest.toml"), format!("{text}{deadline}{more}")).unwrap();
     }
 
+    /// A registered image of the same files with this workload policy.
+    pub(crate) fn with_policy(&self, name: &str, policy: &str) -> PathBuf {
+        let folder = self.path(&format!("policy-{name}"));
+        std::fs::create_dir_all(folder.join("countersign/workload")).unwrap();
+        std::fs::write(folder.join("countersign/workload/workload.rego"), policy).unwrap();
+        let (image, folder) = (format!("{name}.sif"), folder.display().to_string());
+        let out = self.owner.protect(&self.owner.path("rootfs"), &image, &["--policy", &folder]);
+        assert!(out.status.success(), "{}", stderr(&out));
+        self.owner.register(&self.verifier, &image);
+        self.owner.path(&image)
+    }
+
     /// Another boot: the TPM was reset, nothing was measured.
     pub(crate) fn reset(&mut self) {
         self.sim.reset().unwrap();
@@ -276,6 +309,8 @@ impl Scene {
         let mut command = Command::new(SUPERVISOR);
         command.arg(verb).arg("--config").arg(self.path("attest.toml"));
         command.arg("--signer").arg(self.owner.path("owner.pub.pem")).args(options).arg(image).args(arguments);
+        // Whatever else is installed here.
+        command.env("COUNTERSIGN_RUNTIME", "builtin");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
@@ -285,14 +320,23 @@ impl Scene {
         self.command("exec", &[], &self.owner.path("app.sif"), arguments).stdin(Stdio::null()).output().unwrap()
     }
 
+    /// As [`Scene::exec`], with options.
+    pub(crate) fn exec_with(&self, options: &[&str], arguments: &[&str]) -> Output {
+        let image = self.owner.path("app.sif");
+        self.command("exec", options, &image, arguments).stdin(Stdio::null()).output().unwrap()
+    }
+
     pub(crate) fn shell(&self, script: &str) -> Output {
         self.exec(&["sh", "-c", script])
     }
 
     /// Starts a shell script that says `ready`, and waits until it has.
     pub(crate) fn started(&self, script: &str) -> Started {
-        let command = self.command("exec", &[], &self.owner.path("app.sif"), &["sh", "-c", script]);
-        Started::new(command)
+        self.started_with(&[], script)
+    }
+
+    pub(crate) fn started_with(&self, options: &[&str], script: &str) -> Started {
+        Started::new(self.command("exec", options, &self.owner.path("app.sif"), &["sh", "-c", script]))
     }
 
     /// What the host's run log says of runs, without their ids.
@@ -301,7 +345,11 @@ impl Scene {
         let say = |event: &Event| match event {
             Event::Start { .. } => Some("start".to_owned()),
             Event::End { status, .. } => Some(status.clone()),
-            Event::Receipt { .. } | Event::Resume {} => None,
+            Event::Receipt { .. }
+            | Event::Finding { .. }
+            | Event::Reaction { .. }
+            | Event::Resume {}
+            | Event::Other { .. } => None,
         };
         log.entries.iter().filter_map(|entry| say(&entry.event)).collect()
     }

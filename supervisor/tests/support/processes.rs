@@ -18,6 +18,12 @@ impl Process {
         PathBuf::from(format!("/proc/{}/{name}", self.pid))
     }
 
+    /// As ps shows it: R, S, T and others.
+    pub(crate) fn state(&self) -> char {
+        let stat = std::fs::read_to_string(self.file("stat")).unwrap();
+        stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
+    }
+
     pub(crate) fn kill(&self) {
         signal(self.pid, Signal::KILL);
     }

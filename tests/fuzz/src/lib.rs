@@ -14,7 +14,7 @@ mod wire;
 pub type Target = fn(&[u8]);
 
 /// All targets by name: each has a file in `fuzz_targets/` and a folder in `regressions/`.
-pub const TARGETS: [(&str, Target); 27] = [
+pub const TARGETS: [(&str, Target); 28] = [
     ("attest", tpm::attest),
     ("boot_diff", logs::boot_diff),
     ("ccel", logs::ccel),
@@ -23,6 +23,7 @@ pub const TARGETS: [(&str, Target); 27] = [
     ("ek_certificate", tpm::ek_certificate),
     ("eventlog", logs::eventlog),
     ("evidence", wire::evidence),
+    ("finding", wire::finding),
     ("ima_ascii", ima::ascii),
     ("ima_binary", ima::binary),
     ("ima_signature", ima::signature),

@@ -7,6 +7,7 @@ use countersign_wire::challenge::{Challenge, ChallengeRequest};
 use countersign_wire::dsse::{Envelope, PublicKey, open};
 use countersign_wire::enrol::{EnrolChallenge, EnrolProof, EnrolRequest, Enrolled, HostCard};
 use countersign_wire::evidence::Evidence;
+use countersign_wire::finding::Finding;
 use countersign_wire::record::{Bundle, Record};
 use countersign_wire::refset::{FileDigest, ReferenceSet};
 use countersign_wire::runlog::RunLog;
@@ -37,6 +38,7 @@ pub fn messages(data: &[u8]) {
         message::<Record>,
         message::<Statement>,
         message::<TrustBundle>,
+        message::<Finding>,
     ];
     if let Some(kind) = kinds.get(usize::from(*kind)) {
         kind(data);
@@ -70,6 +72,13 @@ pub fn reference_set(data: &[u8]) {
     assert_eq!(again, set.clone().canonical());
     assert_eq!(again.to_json().unwrap(), json);
     assert_eq!(set.clone().merge(set), again);
+}
+
+/// A finding in its JSON form: what is read is bounded, and says the same when it is written.
+pub fn finding(data: &[u8]) {
+    let Ok(finding) = serde_json::from_slice::<Finding>(data) else { return };
+    assert!(encode(&finding).len() <= Finding::MAX);
+    assert_eq!(serde_json::from_slice::<Finding>(&serde_json::to_vec(&finding).unwrap()).unwrap(), finding);
 }
 
 /// The run log.

@@ -40,6 +40,9 @@ pub(super) fn answer(request: &Request, answer: &Value) -> String {
         Request::ReferenceList {} => rows(answer, "sets", &["name", "values", "files", "signer"]),
         Request::VerdictList { .. } => rows(answer, "verdicts", &["id", "host", "purpose", "allow", "time_ms"]),
         Request::WorkloadList {} => rows(answer, "workloads", &["workload", "name", "withdrawn"]),
+        Request::RunList { .. } => {
+            rows(answer, "runs", &["run", "host_name", "workload_name", "state", "started_ms", "status", "findings"])
+        }
         Request::VerdictShow { .. } => verdict(answer),
         Request::HostShow { .. }
         | Request::HostState { .. }
@@ -51,6 +54,8 @@ pub(super) fn answer(request: &Request, answer: &Value) -> String {
         | Request::VerdictExplain { .. }
         | Request::WorkloadRegister { .. }
         | Request::WorkloadWithdraw { .. }
+        | Request::RunShow { .. }
+        | Request::RunOrder { .. }
         | Request::Restored {} => fields(answer),
     }
 }

@@ -2,11 +2,13 @@
 
 use countersign_wire::answer::Answer;
 use countersign_wire::cbor;
+use countersign_wire::event::HostEvent;
 use countersign_wire::id::HostId;
 use countersign_wire::receipt::Receipt;
 use countersign_wire::record::Record;
+use countersign_wire::runlog::RunLog;
 
-use super::{Service, audit, challenge_closed, unknown_host, unknown_workload, void_tokens};
+use super::{Service, audit, challenge_closed, events, runs, unknown_host, unknown_workload, void_tokens};
 use crate::appraise::{Context, Judged, ReceiptStatus, StoredReceipt, verdict_bytes};
 use crate::error::Error;
 use crate::keys::random;
@@ -24,6 +26,7 @@ impl Service {
         hash: [u8; 32],
         context: Context,
         judged: Judged,
+        log: Option<RunLog>,
     ) -> Result<Vec<u8>, Error> {
         let id = context.host.host;
         let mut transaction = self.store.write().await?;
@@ -99,6 +102,13 @@ impl Service {
                 None => sqlx::query("DELETE FROM ima_states WHERE host = ?").bind(id.0.as_slice()),
             };
             ima.execute(&mut *transaction).await?;
+            let life = update.baseline.life;
+            runs::replay(&mut transaction, &id, life, &log.unwrap_or_else(RunLog::empty)).await?;
+            if let Some(basis) = &judged.release {
+                let policies = &judged.verdict.basis;
+                let policies = (policies.host_policy.as_str(), policies.workload_policy.as_deref());
+                runs::released(&mut transaction, &context, basis.run, basis.workload, life, policies).await?;
+            }
             if update.receipts.state_lost {
                 let detail = format!("{id} epoch {}", context.epoch);
                 audit(&mut transaction, "appraisal", "verifier-state-lost", &detail).await?;
@@ -109,13 +119,17 @@ impl Service {
             }
         }
         if let Some(reason) = &judged.suspend {
-            sqlx::query(
+            let suspended = sqlx::query(
                 "UPDATE hosts SET state = 2, state_reason = ?, version = version + 1 WHERE host = ? AND state = 1",
             )
             .bind(reason)
             .bind(id.0.as_slice())
             .execute(&mut *transaction)
             .await?;
+            if suspended.rows_affected() > 0 {
+                let event = HostEvent::Suspended { reason: reason.clone() };
+                events::emit(&mut transaction, Some(&id), &event).await?;
+            }
             void_tokens(&mut transaction, &id).await?;
         }
         if let (Some(basis), Some(workload)) = (&judged.release, &context.workload) {

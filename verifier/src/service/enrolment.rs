@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
-use super::{Service, audit};
+use super::{Service, audit, events};
 use crate::error::Error;
 use crate::keys::{random, rng};
 use crate::store::{from_cbor, now_ms, read_host, state_number, to_cbor, to_db};
@@ -214,6 +214,9 @@ impl Service {
                     .bind(host.0.as_slice())
                     .execute(&mut *transaction)
                     .await?;
+                if let Some(event) = events::of_state(state, reason) {
+                    events::emit(&mut transaction, Some(&host), &event).await?;
+                }
                 audit(
                     &mut transaction,
                     "enrolment",

@@ -1,8 +1,7 @@
-//! The workload under bubblewrap: read-only root, its own processes, mounts and ids, no new privileges, no capabilities.
+//! What every runtime here is started by: bubblewrap, which gives the container its own ids and processes and ends them all with the stage.
 
-use std::ffi::OsString;
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{PipeReader, Read as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
@@ -10,105 +9,61 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, getpgid, kill_process, kill_process_group, pidfd_open};
-use serde::{Deserialize, Serialize};
 
+use super::Ids;
 use crate::channel::Channel;
 use crate::exit::{Failure, Stage};
 use crate::stage::{Program, Report, Word, missing, start};
 
-/// Where Singularity and Apptainer images have their entry point.
-const RUNSCRIPT: &str = ".singularity.d/runscript";
 /// Longest line of bubblewrap's status that is read.
 const STATUS: usize = 64 * 1024;
 
-/// What to run in the container.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Task {
-    /// The image's runscript with these arguments; without one, the arguments are the command line.
-    Run(Vec<OsString>),
-    /// This command line.
-    Exec(Vec<OsString>),
-    /// A shell.
-    Shell(Vec<OsString>),
+/// A command line of bubblewrap in the making.
+#[derive(Debug)]
+pub(super) struct Bubble {
+    pub(super) command: Command,
+    status: PipeReader,
+    /// What it inherits.
+    kept: Vec<OwnedFd>,
 }
 
-impl Task {
-    fn command_line(&self, root: &Path) -> Vec<OsString> {
-        let has = |path: &str| root.join(path).symlink_metadata().is_ok();
-        let shell = || OsString::from(if has("bin/bash") { "/bin/bash" } else { "/bin/sh" });
-        match self {
-            Self::Run(arguments) if has(RUNSCRIPT) => {
-                [OsString::from(format!("/{RUNSCRIPT}"))].into_iter().chain(arguments.iter().cloned()).collect()
-            }
-            Self::Run(arguments) | Self::Exec(arguments) if !arguments.is_empty() => arguments.clone(),
-            Self::Run(_) | Self::Exec(_) => vec![shell()],
-            Self::Shell(arguments) => [shell()].into_iter().chain(arguments.iter().cloned()).collect(),
-        }
+impl Bubble {
+    pub(super) fn new(ids: Ids) -> Result<Self, Failure> {
+        let mut command = Command::new(Program::Bubblewrap.find()?);
+        countersign_sys::end_with_parent(&mut command);
+        command.arg("--unshare-user").args(["--uid", &ids.user.to_string(), "--gid", &ids.group.to_string()]);
+        command.args(["--unshare-pid", "--die-with-parent"]);
+        let (status, writer) = std::io::pipe().map_err(start)?;
+        let mut bubble = Self { command, status, kept: Vec::new() };
+        bubble.give("--json-status-fd", writer.into())?;
+        Ok(bubble)
+    }
+
+    /// An option with a descriptor.
+    pub(super) fn give(&mut self, option: &str, fd: OwnedFd) -> Result<(), Failure> {
+        rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::empty()).map_err(start)?;
+        self.command.arg(option).arg(fd.as_raw_fd().to_string());
+        self.kept.push(fd);
+        Ok(())
     }
 }
 
-/// The user's ids, which the workload keeps.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub(crate) struct Ids {
-    user: u32,
-    group: u32,
-}
-
-impl Ids {
-    /// Those of another user, on whose behalf this is.
-    pub(crate) const fn new(user: u32, group: u32) -> Self {
-        Self { user, group }
-    }
-
-    /// Those of this process; to be asked before it enters a user namespace.
-    pub(crate) fn own() -> Self {
-        Self { user: rustix::process::geteuid().as_raw(), group: rustix::process::getegid().as_raw() }
-    }
-}
-
-/// Runs the workload; its exit code, or `None` when the supervisor is gone.
-pub(crate) fn workload(
+/// Runs what bubblewrap is to start (`what` in words); the workload's exit code, or `None` when the supervisor is gone.
+pub(super) fn run(
     channel: &Channel,
-    root: &Path,
-    task: &Task,
-    ids: Ids,
+    bubble: Bubble,
+    what: &str,
     stdin: OwnedFd,
+    cgroup: Option<OwnedFd>,
     squashfuse: &Child,
 ) -> Result<Option<u8>, Failure> {
-    let program = Program::Bubblewrap.find()?;
-    let (status, writer) = std::io::pipe().map_err(start)?;
-    let command_line = task.command_line(root);
-    let mut command = Command::new(&program);
-    countersign_sys::end_with_parent(&mut command);
-    // The container's first process is bubblewrap's own, and the workload can read that one's environment too.
-    command.env_clear().env("LC_ALL", "C");
-    command.arg("--ro-bind").arg(root).arg("/");
-    // A link is not followed: it would lead out of the image.
-    let has = |name: &str| root.join(name).symlink_metadata().is_ok_and(|found| found.is_dir());
-    if has("proc") {
-        command.args(["--proc", "/proc"]);
+    let Bubble { mut command, status, kept } = bubble;
+    if let Some(cgroup) = cgroup {
+        countersign_sys::join_cgroup(&mut command, cgroup);
     }
-    if has("dev") {
-        command.args(["--dev", "/dev"]);
-    }
-    if has("tmp") {
-        command.args(["--tmpfs", "/tmp"]);
-    }
-    command.arg("--unshare-user").args(["--uid", &ids.user.to_string(), "--gid", &ids.group.to_string()]);
-    command.args(["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]);
-    command.args(["--new-session", "--die-with-parent", "--cap-drop", "ALL", "--chdir", "/"]);
-    command.args(["--clearenv", "--setenv", "PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]);
-    for name in ["TERM", "LANG", "TZ"] {
-        if let Some(value) = std::env::var_os(name) {
-            command.arg("--setenv").arg(name).arg(value);
-        }
-    }
-    command.arg("--json-status-fd").arg(writer.as_raw_fd().to_string());
-    command.arg("--").args(&command_line);
     command.stdin(Stdio::from(stdin));
-    rustix::io::fcntl_setfd(&writer, rustix::io::FdFlags::empty()).map_err(start)?;
-    let mut bubblewrap = command.spawn().map_err(|e| missing(&program, &e))?;
-    drop((writer, command));
+    let mut bubblewrap = command.spawn().map_err(|e| missing(Path::new(command.get_program()), &e))?;
+    drop((kept, command));
     let outcome = watch(channel, File::from(OwnedFd::from(status)), &mut bubblewrap, squashfuse);
     if !matches!(outcome, Ok(Some(_))) {
         let _ = bubblewrap.kill();
@@ -125,10 +80,9 @@ pub(crate) fn workload(
                 "run the command again",
             );
         }
-        let name = command_line.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         Failure::new(
             Stage::Start,
-            format!("the workload cannot be started: bubblewrap could not run {name:?}"),
+            format!("the workload cannot be started: bubblewrap could not run {what}"),
             "give a program that is in the image, with its path",
         )
     })
@@ -216,9 +170,10 @@ fn watch(
         let is_ready = |n: usize| ready.get(n).copied().unwrap_or(false);
         if is_ready(3) {
             open = told.read(&mut status);
-            if told.init.is_some() && !announced {
+            if let Some(init) = told.init.filter(|_| !announced) {
                 announced = true;
-                channel.send(&Report::Started, &[]).map_err(start)?;
+                let init = u32::try_from(init.as_raw_nonzero().get()).unwrap_or_default();
+                channel.send(&Report::Started(init), &[]).map_err(start)?;
             }
         } else if is_ready(2) || (is_ready(1) && told.code != Some(0) && ends_soon(&files)?) {
             // Before bubblewrap's own end: a workload that loses its files dies of it (SIGBUS), and its code would say nothing of why.
@@ -251,23 +206,6 @@ fn watch(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_runscript_where_there_is_one() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = folder.path();
-        let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
-        let run = Task::Run(words(&["a", "b"]));
-        assert_eq!(run.command_line(root), words(&["a", "b"]));
-        assert_eq!(Task::Run(Vec::new()).command_line(root), words(&["/bin/sh"]));
-        std::fs::create_dir(root.join(".singularity.d")).unwrap();
-        std::fs::write(root.join(RUNSCRIPT), "").unwrap();
-        assert_eq!(run.command_line(root), words(&["/.singularity.d/runscript", "a", "b"]));
-        assert_eq!(Task::Exec(words(&["a"])).command_line(root), words(&["a"]));
-        std::fs::create_dir(root.join("bin")).unwrap();
-        std::os::unix::fs::symlink("/nowhere", root.join("bin/bash")).unwrap();
-        assert_eq!(Task::Shell(words(&["-l"])).command_line(root), words(&["/bin/bash", "-l"]));
-    }
 
     #[test]
     fn bubblewraps_status_in_pieces() {

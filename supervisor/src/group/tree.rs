@@ -1,0 +1,173 @@
+//! A container's processes without a cgroup: what descends from its first process, and what is in its process namespace.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
+
+/// How long stopping all of them, or their end, may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The processes under one.
+#[derive(Debug)]
+pub(super) struct Tree {
+    init: u32,
+    handle: OwnedFd,
+    namespace: PathBuf,
+}
+
+fn pid(number: u32) -> Option<Pid> {
+    i32::try_from(number).ok().and_then(Pid::from_raw)
+}
+
+/// State and parent from /proc/PID/stat: what stands behind the name, which may hold anything.
+fn state_and_parent(process: u32) -> Option<(char, u32)> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+}
+
+fn namespace(process: u32) -> io::Result<PathBuf> {
+    fs::read_link(format!("/proc/{process}/ns/pid"))
+}
+
+impl Tree {
+    pub(super) fn of(init: u32) -> io::Result<Self> {
+        let id = pid(init).ok_or(io::ErrorKind::InvalidInput)?;
+        let handle = pidfd_open(id, PidfdFlags::empty())?;
+        Ok(Self { init, handle, namespace: namespace(init)? })
+    }
+
+    pub(super) const fn init(&self) -> u32 {
+        self.init
+    }
+
+    /// A namespace that the container shares with its supervisor says nothing about who belongs to it.
+    fn has_own_namespace(&self) -> bool {
+        namespace(std::process::id()).is_ok_and(|own| own != self.namespace)
+    }
+
+    pub(super) fn processes(&self) -> io::Result<Vec<u32>> {
+        let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
+        let mut found = vec![self.init];
+        let by_namespace = self.has_own_namespace();
+        for entry in fs::read_dir("/proc")?.flatten() {
+            let Some(process) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+            let Some((_, parent)) = state_and_parent(process) else { continue };
+            children.entry(parent).or_default().push(process);
+            // Whoever was put into the namespace from outside has a parent elsewhere.
+            if by_namespace && namespace(process).is_ok_and(|of| of == self.namespace) {
+                found.push(process);
+            }
+        }
+        let (mut seen, mut at) = (HashSet::new(), 0);
+        while let Some(process) = found.get(at).copied() {
+            at = at.saturating_add(1);
+            if seen.insert(process) {
+                found.extend(children.remove(&process).unwrap_or_default());
+            }
+        }
+        let mut processes: Vec<u32> = seen.into_iter().collect();
+        processes.sort_unstable();
+        Ok(processes)
+    }
+
+    /// Stops each of them, again and again until a look finds none that runs: one may fork while it is looked for.
+    pub(super) fn stop(&self) -> io::Result<()> {
+        let started = Instant::now();
+        let mut stopped = HashSet::new();
+        while started.elapsed() < PATIENCE {
+            let running = |process: &u32| {
+                state_and_parent(*process).is_some_and(|(state, _)| !matches!(state, 'T' | 't' | 'Z' | 'X'))
+            };
+            let running: Vec<u32> = self.processes()?.into_iter().filter(running).collect();
+            if running.is_empty() && !stopped.is_empty() {
+                return Ok(());
+            }
+            for process in running {
+                stopped.insert(process);
+                if let Some(pid) = pid(process) {
+                    let _ = kill_process(pid, Signal::STOP);
+                }
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        Err(io::Error::new(io::ErrorKind::TimedOut, "the processes do not stop"))
+    }
+
+    pub(super) fn go_on(&self) -> io::Result<()> {
+        for process in self.processes()? {
+            if let Some(pid) = pid(process) {
+                let _ = kill_process(pid, Signal::CONT);
+            }
+        }
+        Ok(())
+    }
+
+    /// The end of a namespace's first process is the end of all in it. What has no namespace of its own is ended one by one.
+    pub(super) fn kill(&self) -> io::Result<()> {
+        let others = if self.has_own_namespace() { Vec::new() } else { self.processes()? };
+        for process in others {
+            if let Some(pid) = pid(process) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+        match pidfd_send_signal(&self.handle, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let patience = Timespec::try_from(PATIENCE).map_err(io::Error::other)?;
+        match poll(&mut [PollFd::new(&self.handle, PollFlags::IN)], Some(&patience)) {
+            Ok(0) => Err(io::Error::new(io::ErrorKind::TimedOut, "the container's first process does not end")),
+            Ok(_) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead as _, BufReader};
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn a_tree_is_stopped_and_ended_whole() {
+        let script = "(setsid sleep 1001 &); sleep 1002 & echo ready; while :; do :; done";
+        let mut command = Command::new("unshare");
+        command.args(["-Urpf", "--kill-child", "sh", "-c", script]).stdout(Stdio::piped());
+        let Ok(mut child) = command.spawn() else { return println!("skipped: no unshare") };
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        if line != "ready\n" {
+            child.wait().unwrap();
+            return println!("skipped: no user namespaces");
+        }
+        // unshare's child is the namespace's first process.
+        let all = fs::read_dir("/proc").unwrap().flatten();
+        let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let init = pids.filter(|pid| state_and_parent(*pid).is_some_and(|(_, parent)| parent == child.id())).next();
+        let tree = Tree::of(init.unwrap()).unwrap();
+        assert!(tree.has_own_namespace());
+        let members = tree.processes().unwrap();
+        assert_eq!(members.len(), 3, "{members:?}");
+        tree.stop().unwrap();
+        for member in &members {
+            assert_eq!(state_and_parent(*member).unwrap().0, 'T');
+        }
+        tree.go_on().unwrap();
+        assert!(members.iter().all(|member| state_and_parent(*member).unwrap().0 != 'T'));
+        tree.stop().unwrap();
+        tree.kill().unwrap();
+        child.wait().unwrap();
+        for member in members {
+            assert!(state_and_parent(member).is_none_or(|(state, _)| state == 'Z'), "{member}");
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Monitor mode (DESIGN.md section 10): what may happen to a run while it goes on, and what is done about it.
+//!
+//! Threads of the supervisor's main process look and listen; all that they have to say goes to the main thread, which asks the workload's
+//! policy and acts. None of them ever sees the key.
+
+mod executions;
+mod inbox;
+mod judge;
+mod machine;
+mod mounts;
+mod process;
+mod reactor;
+mod recorder;
+mod scan;
+mod scanner;
+mod sockets;
+mod webhook;
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use countersign_wire::finding::Finding;
+use countersign_wire::terms::Terms;
+
+pub(crate) use executions::Executions;
+pub(crate) use inbox::{Inbox, Outbox, channel};
+pub(crate) use judge::Judge;
+pub(crate) use reactor::{Act, Reactor};
+pub(crate) use recorder::Recorder;
+pub(crate) use scanner::Scanner;
+pub(crate) use webhook::Webhook;
+
+/// What the threads say.
+#[derive(Debug)]
+pub(crate) enum Notice {
+    /// Something that the policy has to judge.
+    Saw(Finding),
+    /// The lease as it is now.
+    Lease {
+        /// Its end, CLOCK_BOOTTIME.
+        until: Duration,
+        /// What policy asks for.
+        terms: Terms,
+    },
+    /// An operator has approved that a frozen run goes on.
+    Thaw,
+    /// Something that policy asks for cannot be recorded.
+    Unrecorded(String),
+    /// Worth knowing, nothing more.
+    Warning(String),
+}
+
+/// The host's clock, milliseconds since 1970.
+pub(crate) fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,72 @@
+//! fanotify (fanotify(7)): each execution of a file on the container's mounts that are not the image, however short it is. For root only.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use countersign_wire::finding::{Finding, Kind};
+use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
+
+use super::scan::Baseline;
+
+/// The kernel's announcements.
+#[derive(Debug)]
+pub(crate) struct Executions(Fanotify);
+
+impl Executions {
+    /// `None` where this process may not ask for them.
+    pub(crate) fn open() -> Option<Self> {
+        let flags = InitFlags::FAN_CLASS_NOTIF | InitFlags::FAN_CLOEXEC | InitFlags::FAN_NONBLOCK;
+        let files = EventFFlags::O_RDONLY | EventFFlags::O_CLOEXEC;
+        // The mark on this file system is a try: it takes CAP_SYS_ADMIN, which the first call does not.
+        let group = Fanotify::init(flags, files).ok()?;
+        let own = std::fs::File::open("/proc/self/exe").ok()?;
+        let mark =
+            |change| group.mark::<_, str>(change | MarkFlags::FAN_MARK_MOUNT, MaskFlags::FAN_OPEN_EXEC, &own, None);
+        mark(MarkFlags::FAN_MARK_ADD).ok()?;
+        mark(MarkFlags::FAN_MARK_REMOVE).ok()?;
+        Some(Self(group))
+    }
+
+    /// Watches the mounts of a container.
+    ///
+    /// # Errors
+    /// The first place that cannot be watched.
+    pub(super) fn watch(&self, baseline: &Baseline) -> Result<(), String> {
+        let root = baseline.init.file("root");
+        let here = std::fs::File::open("/").map_err(|e| e.to_string())?;
+        for place in baseline.other_mounts() {
+            let path = format!("{root}{place}");
+            let flags = MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_MOUNT;
+            self.0
+                .mark(flags, MaskFlags::FAN_OPEN_EXEC, &here, Some(path.as_str()))
+                .map_err(|e| format!("{place}: {e}"))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    /// What was executed since. The marks are on the container's own mounts: only its processes, and who entered it, are seen.
+    pub(super) fn take(&self, time_ms: i64) -> Vec<Finding> {
+        let mut found = Vec::new();
+        while let Ok(events) = self.0.read_events() {
+            for event in events {
+                let what = "ran an executable that is not in the image";
+                let finding = match event.fd() {
+                    // Some events were dropped: that is said, not passed over.
+                    None => Finding::new(Kind::ProcessNotInImage, "more executions than could be watched", "", time_ms),
+                    Some(file) => {
+                        use std::os::fd::AsRawFd as _;
+                        let link = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+                        let path = link.map_or_else(|_| "unknown".into(), |path| path.to_string_lossy().into_owned());
+                        Finding::new(Kind::ProcessNotInImage, what, &path, time_ms)
+                            .of(u32::try_from(event.pid()).unwrap_or(0), &path)
+                    }
+                };
+                found.push(finding);
+            }
+        }
+        found
+    }
+}

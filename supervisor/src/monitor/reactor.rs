@@ -1,0 +1,194 @@
+//! What is done about findings: the policy is asked, the hardest answer so far counts, and everything is recorded and reported.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use countersign_attest::lease::boot_time;
+use countersign_policy::verdict::OnViolation;
+use countersign_wire::finding::{Finding, Kind, Reaction};
+use countersign_wire::terms::Terms;
+use serde_json::json;
+
+use super::recorder::Record;
+use super::{Judge, Notice, Recorder, Webhook, now_ms};
+use crate::exit::{Failure, Stage};
+use crate::group::Group;
+use crate::out;
+use crate::status::Status;
+
+/// Seconds that a frozen container is kept where policy says nothing else.
+const HOLD_S: u32 = 600;
+
+/// What the run's loop has to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Act {
+    /// Nothing.
+    GoOn,
+    /// End the workload with grace.
+    Stop,
+    /// End everything now.
+    Kill,
+}
+
+/// Decides for one run.
+#[derive(Debug)]
+pub(crate) struct Reactor {
+    group: Arc<Group>,
+    judge: Arc<Judge>,
+    recorder: Recorder,
+    webhook: Option<Webhook>,
+    terms: Terms,
+    /// End of the lease, CLOCK_BOOTTIME.
+    lease: Option<Duration>,
+    /// Until when a frozen container is kept.
+    frozen: Option<Instant>,
+    /// What ends the run.
+    violation: Option<Failure>,
+}
+
+impl Reactor {
+    pub(crate) fn new(group: Arc<Group>, judge: Arc<Judge>, recorder: Recorder, webhook: Option<Webhook>) -> Self {
+        let (terms, lease, frozen, violation) = (Terms::default(), None, None, None);
+        Self { group, judge, recorder, webhook, terms, lease, frozen, violation }
+    }
+
+    /// Why the run is being ended, if it is.
+    pub(crate) const fn violation(&self) -> Option<&Failure> {
+        self.violation.as_ref()
+    }
+
+    /// The container does not run.
+    pub(crate) const fn is_frozen(&self) -> bool {
+        self.frozen.is_some()
+    }
+
+    /// How long nothing happens here by itself.
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        let lease = self.lease.map(|until| until.saturating_sub(boot_time()));
+        let hold = self.frozen.map(|until| until.saturating_duration_since(Instant::now()));
+        lease.into_iter().chain(hold).min()
+    }
+
+    /// Does what time has made due.
+    pub(crate) fn tick(&mut self, status: &mut Status) -> Act {
+        if self.frozen.is_some_and(|until| until <= Instant::now()) {
+            self.frozen = None;
+            // As a stop, without letting it run once more to be asked.
+            return self.end("nobody approved the frozen run in time", Act::Kill, status);
+        }
+        if self.lease.is_some_and(|until| until <= boot_time()) {
+            self.lease = None;
+            let what = "the lease ended before the verifier renewed it";
+            return self.saw(Finding::new(Kind::LeaseExpired, what, "", now_ms()), status);
+        }
+        Act::GoOn
+    }
+
+    /// Takes in what a thread says.
+    pub(crate) fn hear(&mut self, notice: Notice, status: &mut Status) -> Act {
+        match notice {
+            Notice::Saw(finding) => return self.saw(finding, status),
+            Notice::Lease { until, terms } => {
+                self.lease = Some(until);
+                self.terms = terms;
+            }
+            Notice::Thaw => self.thaw(status),
+            Notice::Warning(text) => {
+                out::warn(&text);
+                status.say("warning", json!({"text": text}));
+            }
+            // Recording is a part of each obligation: one that cannot be kept is not waived.
+            Notice::Unrecorded(e) => return self.end(&format!("a finding cannot be recorded: {e}"), Act::Kill, status),
+        }
+        Act::GoOn
+    }
+
+    /// Judges a finding and acts on it.
+    pub(crate) fn saw(&mut self, finding: Finding, status: &mut Status) -> Act {
+        let judgement = self.judge.judge(&finding);
+        let asked = judgement.reaction.or(self.terms.on_violation).unwrap_or(OnViolation::Stop);
+        let reaction = match (judgement.accepted, finding.kind) {
+            // What was changed is not read on, whatever a policy thinks of it.
+            (_, Kind::Integrity) => asked.max(OnViolation::Stop),
+            (true, _) => OnViolation::Alert,
+            (false, _) => asked,
+        };
+        // First what must not wait.
+        let hold = judgement.freeze_hold_s.or(self.terms.freeze_hold_s).unwrap_or(HOLD_S);
+        let (done, act) = match reaction {
+            OnViolation::Alert => (Reaction::Alert, Act::GoOn),
+            OnViolation::Freeze => match self.freeze(hold) {
+                Ok(()) => (Reaction::Freeze, Act::GoOn),
+                Err(e) => {
+                    out::warn(&format!("the run cannot be frozen and is ended: {e}"));
+                    (Reaction::Kill, Act::Kill)
+                }
+            },
+            OnViolation::Stop if self.is_frozen() => (Reaction::Kill, Act::Kill),
+            OnViolation::Stop => (Reaction::Stop, Act::Stop),
+            OnViolation::Kill => (Reaction::Kill, Act::Kill),
+        };
+        if act == Act::Kill {
+            let _ = self.group.kill();
+        }
+        self.tell(&finding, done, judgement.accepted, &judgement.reasons, status);
+        if act != Act::GoOn {
+            let words = judgement.reasons.iter().map(|reason| format!("  {reason}\n")).collect();
+            let hint = "the run log and the verifier have the finding; the image's policy says what is done about it";
+            let failure = Failure::new(Stage::Violation, format!("the run was ended: {finding}"), hint);
+            self.violation.get_or_insert(Failure { words, ..failure });
+        }
+        act
+    }
+
+    fn freeze(&mut self, hold_s: u32) -> std::io::Result<()> {
+        let until = Instant::now().checked_add(Duration::from_secs(hold_s.into()));
+        let until = until.ok_or_else(|| std::io::Error::other("no such time"))?;
+        if self.frozen.is_none() {
+            self.group.freeze()?;
+        }
+        // Another finding does not prolong it.
+        self.frozen = Some(self.frozen.map_or(until, |earlier| earlier.min(until)));
+        Ok(())
+    }
+
+    fn thaw(&mut self, status: &mut Status) {
+        if self.frozen.take().is_none() {
+            return;
+        }
+        if let Err(e) = self.group.thaw() {
+            out::warn(&format!("the run cannot be thawed: {e}"));
+        }
+        status.say("reaction", json!({"reaction": Reaction::Thaw}));
+        self.recorder.send(Record::Reaction(Reaction::Thaw));
+        self.recorder.send(Record::Report);
+    }
+
+    fn tell(&self, finding: &Finding, done: Reaction, accepted: bool, reasons: &[String], status: &mut Status) {
+        let severity = finding.kind.severity();
+        let detail = json!({"finding": finding, "severity": severity, "accepted": accepted, "reaction": done, "reasons": reasons});
+        status.say("finding", detail.clone());
+        if !accepted {
+            out::warn(&format!("{finding}: {done}"));
+        }
+        self.recorder.send(Record::Finding(finding.clone()));
+        self.recorder.send(Record::Reaction(done));
+        // What the verifier itself said, or cannot hear, needs no report.
+        if !matches!(finding.kind, Kind::AttestationDenied | Kind::LeaseExpired) {
+            self.recorder.send(Record::Report);
+        }
+        if let Some(webhook) = &self.webhook {
+            webhook.send(finding, detail);
+        }
+    }
+
+    /// Ends the run for a reason that is no finding.
+    fn end(&mut self, why: &str, act: Act, status: &mut Status) -> Act {
+        let _ = self.group.kill();
+        status.say("reaction", json!({"reaction": Reaction::Kill, "reasons": [why]}));
+        self.recorder.send(Record::Reaction(Reaction::Kill));
+        let hint = "supervisor doctor; the run log has what led to it";
+        self.violation.get_or_insert_with(|| Failure::new(Stage::Violation, format!("the run was ended: {why}"), hint));
+        act
+    }
+}

@@ -1,0 +1,170 @@
+//! What has to do with the TPM and the verifier while a run goes on, in a thread of its own: findings go into the run log, leases are renewed.
+//!
+//! The main thread acts first and has it recorded then: a frozen container must not wait for a TPM.
+
+use std::collections::HashMap;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use countersign_attest::lease::{Lease, Renewal, boot_time};
+use countersign_attest::{Config, Host, HostError};
+use countersign_wire::finding::{Finding, Kind, Reaction};
+use countersign_wire::id::RunId;
+use countersign_wire::limits;
+use countersign_wire::runlog::Event;
+
+use super::inbox::Outbox;
+use super::{Notice, now_ms};
+
+/// First wait after an attempt that failed; it doubles up to [`LONGEST`].
+const RETRY: Duration = Duration::from_secs(1);
+/// Longest wait after an attempt that failed.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// What to do.
+#[derive(Debug)]
+pub(crate) enum Record {
+    /// Into the run log.
+    Finding(Finding),
+    /// Into the run log.
+    Reaction(Reaction),
+    /// Attest now: the verifier shall know what the log says.
+    Report,
+}
+
+/// The thread's handle. Dropped, it ends when everything is recorded.
+#[derive(Debug)]
+pub(crate) struct Recorder {
+    sender: Option<Sender<Record>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Recorder {
+    /// Starts it. The lease is read from the state folder, where the release has left it.
+    ///
+    /// # Errors
+    /// The state folder cannot be opened.
+    pub(crate) fn start(config: Config, run: RunId, outbox: Outbox<Notice>) -> Result<Self, HostError> {
+        let host = Host::open(config)?;
+        let lease = host.lease(run)?;
+        let (sender, receiver) = channel();
+        let mut work =
+            Work { host, run, outbox, counts: HashMap::new(), next: None, retry: RETRY, denied: String::new() };
+        work.leased(lease);
+        let thread = std::thread::spawn(move || work.go_on(&receiver));
+        Ok(Self { sender: Some(sender), thread: Some(thread) })
+    }
+
+    pub(crate) fn send(&self, record: Record) {
+        if let Some(sender) = &self.sender {
+            let _ = sender.send(record);
+        }
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        self.sender = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Work {
+    host: Host,
+    run: RunId,
+    outbox: Outbox<Notice>,
+    /// Findings of each kind that were logged.
+    counts: HashMap<Kind, usize>,
+    /// When to attest next, CLOCK_BOOTTIME; `None` without a lease.
+    next: Option<Duration>,
+    retry: Duration,
+    /// The verdict of the last refusal: told once.
+    denied: String,
+}
+
+impl Work {
+    fn go_on(&mut self, records: &Receiver<Record>) {
+        loop {
+            let wait = self.next.map_or(LONGEST, |next| next.saturating_sub(boot_time()));
+            match records.recv_timeout(wait) {
+                Ok(Record::Finding(finding)) => self.found(finding),
+                Ok(Record::Reaction(reaction)) => {
+                    self.log(Event::Reaction { run: self.run, reaction, time_ms: now_ms() });
+                }
+                Ok(Record::Report) => self.attest(boot_time()),
+                Err(RecvTimeoutError::Timeout) if self.next.is_some_and(|next| next <= boot_time()) => {
+                    self.attest(Duration::ZERO);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn found(&mut self, finding: Finding) {
+        let count = self.counts.entry(finding.kind).or_default();
+        *count = count.saturating_add(1);
+        let finding = match (*count).cmp(&limits::FINDINGS_OF_A_KIND) {
+            std::cmp::Ordering::Less => finding,
+            // The last one says that there may be more.
+            std::cmp::Ordering::Equal => Finding::new(finding.kind, "and more of this kind", "", finding.time_ms),
+            std::cmp::Ordering::Greater => return,
+        };
+        self.log(Event::Finding { run: self.run, finding });
+    }
+
+    fn log(&mut self, event: Event) {
+        if let Err(e) = self.host.log(event) {
+            self.outbox.send(Notice::Unrecorded(e.to_string()));
+        }
+    }
+
+    fn leased(&mut self, lease: Option<Lease>) {
+        match lease {
+            Some(lease) => {
+                self.next = Some(lease.next);
+                self.outbox.send(Notice::Lease { until: lease.until, terms: lease.terms });
+            }
+            // Lost with the state folder, or changed by somebody.
+            None => {
+                let what = "the run has no lease in the state folder";
+                self.outbox.send(Notice::Saw(Finding::new(Kind::LeaseExpired, what, "", now_ms())));
+                self.again();
+            }
+        }
+    }
+
+    /// Renews the lease, with an outcome of `since` or later.
+    fn attest(&mut self, since: Duration) {
+        let failed = match self.host.renew_since(since) {
+            Ok(Renewal::Accepted(_)) => match self.host.lease(self.run) {
+                Ok(lease) => {
+                    self.retry = RETRY;
+                    return self.leased(lease);
+                }
+                Err(e) => e.to_string(),
+            },
+            Ok(Renewal::Denied(denied)) => {
+                if std::mem::replace(&mut self.denied, denied.denial.id.clone()) == denied.denial.id {
+                    return self.again();
+                }
+                let place = format!("verdict {}", denied.denial.id);
+                let what = "the verifier refused to renew the lease";
+                self.outbox.send(Notice::Saw(Finding::new(Kind::AttestationDenied, what, &place, now_ms())));
+                denied.denial.words()
+            }
+            Err(e) => e.to_string(),
+        };
+        self.outbox.send(Notice::Warning(format!("the lease is not renewed: {failed}")));
+        self.again();
+    }
+
+    /// Another attempt, later.
+    fn again(&mut self) {
+        self.next = Some(boot_time().saturating_add(self.retry));
+        self.retry = self.retry.saturating_mul(2).min(LONGEST);
+    }
+}

@@ -1,0 +1,164 @@
+//! One look at the run: its processes against what was there when the workload started.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+
+use countersign_wire::finding::{Finding, Kind};
+
+use super::machine::Machine;
+use super::mounts::{Mount, root};
+use super::process::{NAMESPACES, Process};
+use super::sockets;
+use crate::group::Group;
+
+/// How things were when the workload started.
+#[derive(Debug)]
+pub(super) struct Baseline {
+    /// The container's first process: the runtime's.
+    pub(super) init: Process,
+    /// `major:minor` of the image.
+    image: String,
+    mounts: Vec<Mount>,
+    /// By the names of [`NAMESPACES`], as far as they can be read.
+    namespaces: HashMap<&'static str, String>,
+    capabilities: u64,
+    /// Processes of the runtime itself, with their executables: they wait for the container's end.
+    runtime: Vec<(Process, String)>,
+    machine: Machine,
+}
+
+impl Baseline {
+    /// Taken from the container's first process once the runtime has set it up; `None` while it has not.
+    pub(super) fn take(group: &Group) -> io::Result<Option<Self>> {
+        let Some(init) = group.init().and_then(Process::of) else { return Ok(None) };
+        let pid = init.namespace("pid")?;
+        let (mut inside, mut runtime) = (0_usize, Vec::new());
+        for process in group.processes()?.into_iter().filter_map(Process::of) {
+            let Ok(namespace) = process.namespace("pid") else { continue };
+            if process == init || namespace != pid {
+                runtime.push((process, process.executable()?.path));
+            } else {
+                inside = inside.saturating_add(1);
+            }
+        }
+        // The first process of the workload is made when everything is in place.
+        if inside == 0 {
+            return Ok(None);
+        }
+        let mounts = init.mounts()?;
+        let image =
+            root(&mounts).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the container has no root"))?;
+        let namespaces = NAMESPACES.into_iter().filter_map(|name| Some((name, init.namespace(name).ok()?))).collect();
+        Ok(Some(Self {
+            init,
+            image: image.to_owned(),
+            namespaces,
+            capabilities: init.status()?.capabilities,
+            runtime,
+            machine: Machine::now(),
+            mounts,
+        }))
+    }
+
+    /// Places of the container's mounts that are not the image, on which executables can lie.
+    pub(super) fn other_mounts(&self) -> impl Iterator<Item = &str> {
+        let other = self.mounts.iter().filter(|mount| mount.device != self.image && mount.kind != "proc");
+        other.map(|mount| mount.place.as_str())
+    }
+
+    /// Looks once.
+    pub(super) fn look(&mut self, group: &Group, time_ms: i64) -> io::Result<Vec<Finding>> {
+        let mut found = self.machine.look(time_ms);
+        let processes: Vec<Process> = group.processes()?.into_iter().filter_map(Process::of).collect();
+        let mut tables: HashMap<String, Vec<Mount>> = HashMap::new();
+        let mut ours: HashMap<u64, Process> = HashMap::new();
+        for process in processes {
+            // What cannot be read has ended, or does not want to be looked at.
+            let outcome = self.examine(process, &mut tables, &mut ours, time_ms);
+            match outcome {
+                Ok(more) => found.extend(more),
+                Err(_) if !process.lives() => {}
+                Err(e) => {
+                    let what = format!("the process cannot be examined: {e}");
+                    found.push(Finding::new(Kind::ProcessNotInImage, &what, "", time_ms).of(process.pid, "unknown"));
+                }
+            }
+        }
+        if !ours.is_empty() {
+            found.extend(self.listening(&ours, time_ms));
+        }
+        Ok(found)
+    }
+
+    fn examine(
+        &self,
+        process: Process,
+        tables: &mut HashMap<String, Vec<Mount>>,
+        ours: &mut HashMap<u64, Process>,
+        time_ms: i64,
+    ) -> io::Result<Vec<Finding>> {
+        let executable = process.executable()?;
+        if self.runtime.iter().any(|(known, path)| *known == process && *path == executable.path) {
+            return Ok(Vec::new());
+        }
+        let mut found = Vec::new();
+        let mut say = |kind: Kind, what: &str, place: &str| {
+            found.push(Finding::new(kind, what, place, time_ms).of(process.pid, &executable.path));
+        };
+        for (name, before) in &self.namespaces {
+            let now = process.namespace(name)?;
+            if now != *before {
+                say(Kind::NewNamespace, &format!("in another {name} namespace than the container's"), &now);
+            }
+        }
+        let namespace = process.namespace("mnt")?;
+        let new = !tables.contains_key(&namespace);
+        if new {
+            tables.insert(namespace.clone(), process.mounts()?);
+        }
+        let mounts = tables.get(&namespace).map(Vec::as_slice).unwrap_or_default();
+        let through = mounts.iter().find(|mount| mount.id == executable.mount);
+        if through.is_none_or(|mount| mount.device != self.image) {
+            let place = through.map_or("on no mount of the container", |mount| mount.place.as_str());
+            say(Kind::ProcessNotInImage, "runs an executable that is not in the image", place);
+        }
+        // A copy of the table in a new namespace has the same mounts under other numbers.
+        if new {
+            let known: HashSet<(&str, &str)> =
+                self.mounts.iter().map(|mount| (mount.device.as_str(), mount.place.as_str())).collect();
+            for mount in mounts.iter().filter(|mount| !known.contains(&(mount.device.as_str(), mount.place.as_str()))) {
+                say(Kind::NewMount, &format!("a new mount ({})", mount.kind), &mount.place);
+            }
+        }
+        let status = process.status()?;
+        let gained = status.capabilities & !self.capabilities;
+        if gained != 0 {
+            say(Kind::CapabilityGained, &format!("has capabilities {gained:#x} that the workload began without"), "");
+        }
+        if status.tracer != 0 {
+            say(Kind::Ptrace, "is traced by another process", &format!("/proc/{}", status.tracer));
+        }
+        for socket in process.sockets()? {
+            ours.insert(socket, process);
+        }
+        Ok(found)
+    }
+
+    fn listening(&self, ours: &HashMap<u64, Process>, time_ms: i64) -> Vec<Finding> {
+        // In the container's network, and in those of processes that left it.
+        let mut networks: HashMap<String, Process> = HashMap::new();
+        for process in ours.values() {
+            if let Ok(namespace) = process.namespace("net") {
+                networks.insert(namespace, *process);
+            }
+        }
+        let all = networks.into_values().flat_map(sockets::listening);
+        let own = all.filter_map(|socket| Some((ours.get(&socket.socket)?, socket)));
+        let finding = |(process, socket): (&Process, sockets::Listening)| {
+            let what = format!("listens on {} port {}", socket.protocol, socket.address.port());
+            let path = process.executable().map_or_else(|_| "unknown".into(), |executable| executable.path);
+            Finding::new(Kind::ListeningSocket, &what, &socket.address.to_string(), time_ms).of(process.pid, &path)
+        };
+        own.map(finding).collect()
+    }
+}

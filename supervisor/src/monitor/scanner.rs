@@ -1,0 +1,160 @@
+//! The thread that looks: at intervals, and whenever the kernel announces an execution.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use countersign_wire::finding::{Finding, Kind, Text};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
+use super::executions::Executions;
+use super::inbox::Outbox;
+use super::judge::Judge;
+use super::scan::Baseline;
+use super::{Notice, now_ms};
+use crate::group::Group;
+
+/// Shortest time between two looks.
+const SHORTEST: Duration = Duration::from_secs(1);
+/// A look is followed by at least this many times what it took: a quarter of a percent of one core.
+const SHARE: u32 = 400;
+/// How often to look for the workload's first process.
+const BIRTH: Duration = Duration::from_millis(2);
+/// Findings that are remembered, so that each is told once; then they are forgotten, and told again.
+const REMEMBERED: usize = 4096;
+
+/// The thread's handle; dropped, it ends.
+#[derive(Debug)]
+pub(crate) struct Scanner {
+    stop: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Scanner {
+    /// Starts it. `longest` is the longest time between two looks.
+    ///
+    /// # Errors
+    /// The system call fails.
+    pub(crate) fn start(
+        group: Arc<Group>,
+        judge: Arc<Judge>,
+        executions: Option<Executions>,
+        longest: Duration,
+        outbox: Outbox<Notice>,
+    ) -> io::Result<Self> {
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+        let told = HashSet::new();
+        let mut work = Work { stop: Arc::clone(&stop), group, executions, longest, outbox, told };
+        let thread = std::thread::spawn(move || {
+            // While the workload's own first steps are waited for anyway.
+            let _ = judge.prepare();
+            if let Err(e) = work.go_on() {
+                let what = format!("the run cannot be watched: {e}");
+                work.outbox.send(Notice::Unrecorded(what));
+            }
+        });
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Scanner {
+    fn drop(&mut self) {
+        let _ = rustix::io::write(&*self.stop, &1_u64.to_ne_bytes());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What is one finding, told again.
+type Told = (Kind, Text, Option<Text>);
+
+struct Work {
+    stop: Arc<OwnedFd>,
+    group: Arc<Group>,
+    executions: Option<Executions>,
+    longest: Duration,
+    outbox: Outbox<Notice>,
+    told: HashSet<Told>,
+}
+
+impl Work {
+    fn go_on(&mut self) -> io::Result<()> {
+        let mut baseline = loop {
+            match Baseline::take(&self.group) {
+                Ok(Some(baseline)) => break baseline,
+                Ok(None) => {}
+                // It has ended before it was looked at.
+                Err(_) if self.gone() => return Ok(()),
+                Err(e) => return Err(e),
+            }
+            if self.wait(BIRTH)? {
+                return Ok(());
+            }
+        };
+        if let Some(Err(e)) = self.executions.as_ref().map(|executions| executions.watch(&baseline)) {
+            let what = format!("executions cannot all be watched, looking at intervals only: {e}");
+            self.outbox.send(Notice::Warning(what));
+            self.executions = None;
+        }
+        loop {
+            let started = Instant::now();
+            match baseline.look(&self.group, now_ms()) {
+                Ok(found) => self.tell(found),
+                Err(_) if self.gone() => return Ok(()),
+                Err(e) => return Err(e),
+            }
+            let pause = started.elapsed().saturating_mul(SHARE).clamp(SHORTEST.min(self.longest), self.longest);
+            let next = Instant::now().checked_add(pause).unwrap_or_else(Instant::now);
+            while let Some(left) = next.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+                if self.wait(left)? {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn gone(&self) -> bool {
+        self.group.init().is_some_and(|init| super::process::Process::of(init).is_none())
+    }
+
+    /// Waits, and tells what the kernel announces meanwhile; true when it is over.
+    fn wait(&mut self, time: Duration) -> io::Result<bool> {
+        let time = Timespec::try_from(time).map_err(io::Error::other)?;
+        let mut fds = vec![PollFd::new(&self.stop, PollFlags::IN)];
+        if let Some(executions) = &self.executions {
+            fds.push(PollFd::from_borrowed_fd(executions.as_fd(), PollFlags::IN));
+        }
+        match poll(&mut fds, Some(&time)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        if ready.first() == Some(&true) {
+            return Ok(true);
+        }
+        if ready.get(1) == Some(&true)
+            && let Some(found) = self.executions.as_ref().map(|executions| executions.take(now_ms()))
+        {
+            self.tell(found);
+        }
+        Ok(false)
+    }
+
+    fn tell(&mut self, found: Vec<Finding>) {
+        if self.told.len() > REMEMBERED {
+            self.told.clear();
+        }
+        for finding in found {
+            // Events of the machine happen again; what a process is, is so until it ends.
+            let again = finding.pid.is_some()
+                && !self.told.insert((finding.kind, finding.place.clone(), finding.executable.clone()));
+            if !again {
+                self.outbox.send(Notice::Saw(finding));
+            }
+        }
+    }
+}

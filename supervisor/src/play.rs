@@ -1,0 +1,175 @@
+//! From the released key to the end of the workload.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use countersign_sif::SifError;
+use countersign_wire::finding::{Finding, Kind};
+use countersign_wire::id::RunId;
+use serde_json::json;
+
+use crate::exit::{Failure, Stage};
+use crate::group::Group;
+use crate::monitor::{Act, Executions, Judge, Notice, Outbox, Reactor, Scanner, now_ms};
+use crate::run::{Stop, died, ended_early};
+use crate::status::Status;
+use crate::watch::{Heard, Watch};
+use crate::{decryptor, stage};
+
+/// How long the workload may take to end after a signal; then, or at a second signal, it is killed.
+pub(crate) const GRACE: Duration = Duration::from_secs(10);
+/// SIGINT.
+const INTERRUPT: u8 = 2;
+/// SIGTERM.
+const TERM: u8 = 15;
+
+/// A run's main thread, and what it needs.
+pub(crate) struct Play<'a> {
+    pub(crate) watch: &'a Watch,
+    pub(crate) run: RunId,
+    pub(crate) status: &'a mut Status,
+    /// Ctrl-C is for what the shell runs and ends nothing else.
+    pub(crate) at_terminal: bool,
+    pub(crate) reactor: Reactor,
+    pub(crate) scanner: Option<Scanner>,
+    pub(crate) executions: Option<Executions>,
+    pub(crate) group: Arc<Group>,
+    pub(crate) judge: Arc<Judge>,
+    pub(crate) interval: Duration,
+    pub(crate) outbox: Outbox<Notice>,
+    pub(crate) started: bool,
+    /// The signal that the workload was sent, and when.
+    pub(crate) ending: Option<(u8, Instant)>,
+}
+
+impl Play<'_> {
+    /// Plays it; the workload's exit code.
+    pub(crate) fn play(&mut self, fuse: &OwnedFd) -> Result<u8, Stop> {
+        self.watch.decryptor.send(&decryptor::Word::Serve, &[fuse.as_fd()]).map_err(|_| died())?;
+        self.watch.stage.send(&stage::Word::Serving, &[]).map_err(|_| ended_early())?;
+        loop {
+            let grace = self.ending.map(|(_, asked)| GRACE.saturating_sub(asked.elapsed()));
+            let patience = grace.into_iter().chain(self.reactor.patience()).min();
+            let heard = self.watch.next(patience)?;
+            if let Some(code) = self.hear(heard)? {
+                return Ok(code);
+            }
+            let due = self.reactor.tick(self.status);
+            self.act(due)?;
+        }
+    }
+
+    /// What ended the run, if it is not what seems to have.
+    fn because(&mut self, failure: Failure) -> Stop {
+        self.reactor.violation().map_or(Stop::Failed(failure), |violation| Stop::Violation(violation.clone()))
+    }
+
+    fn hear(&mut self, heard: Heard) -> Result<Option<u8>, Stop> {
+        match heard {
+            Heard::Decryptor(report) => self.decryptor(report)?,
+            Heard::Stage(report) => return self.stage(report.map(|(report, _)| report)),
+            Heard::Monitor(notice) => {
+                let act = self.reactor.hear(notice, self.status);
+                self.act(act)?;
+            }
+            Heard::Signal(INTERRUPT) if self.started && self.at_terminal && self.ending.is_none() => {
+                self.watch.stage.send(&stage::Word::Interrupt, &[]).map_err(|_| ended_early())?;
+            }
+            // A frozen workload hears nothing.
+            Heard::Signal(number) if self.started && self.ending.is_none() && !self.reactor.is_frozen() => {
+                self.status.say("signal", json!({"signal": number}));
+                self.end_by(number)?;
+            }
+            Heard::Signal(number) => return Err(self.ended_by(number)),
+            Heard::Nothing => {
+                if let Some((number, _)) = self.ending.filter(|(_, asked)| asked.elapsed() >= GRACE) {
+                    return Err(self.ended_by(number));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn ended_by(&mut self, number: u8) -> Stop {
+        let number = self.ending.map_or(number, |(first, _)| first);
+        self.reactor.violation().map_or(Stop::Signal(number), |violation| Stop::Violation(violation.clone()))
+    }
+
+    fn end_by(&mut self, number: u8) -> Result<(), Stop> {
+        self.watch.stage.send(&stage::Word::Signal(number), &[]).map_err(|_| ended_early())?;
+        self.ending = Some((number, Instant::now()));
+        Ok(())
+    }
+
+    fn act(&mut self, act: Act) -> Result<(), Stop> {
+        match act {
+            Act::GoOn => Ok(()),
+            Act::Stop if self.started && self.ending.is_none() => self.end_by(TERM),
+            Act::Stop if self.ending.is_some() => Ok(()),
+            Act::Stop | Act::Kill => Err(self.because(ended_early())),
+        }
+    }
+
+    fn decryptor(&mut self, report: Option<decryptor::Report>) -> Result<(), Stop> {
+        match report {
+            Some(decryptor::Report::Integrity { block, level }) => Err(self.changed(block, level)),
+            Some(decryptor::Report::Failed(failure)) => Err(self.because(failure)),
+            Some(decryptor::Report::Released(_) | decryptor::Report::Forgotten) | None => Err(self.because(died())),
+        }
+    }
+
+    /// Fail closed: an image that was changed is not read on. The finding is recorded and reported as any other.
+    fn changed(&mut self, block: u64, level: usize) -> Stop {
+        let (what, place) =
+            ("a block of the image is not what its owner signed", format!("block {block}, level {level}"));
+        let _ = self.reactor.saw(Finding::new(Kind::Integrity, what, &place, now_ms()), self.status);
+        Stop::Failed(SifError::Integrity { block, level }.into())
+    }
+
+    /// What the decryptor has found wrong with the image, if it has: it explains why a workload failed.
+    fn found(&mut self) -> Option<Stop> {
+        match self.watch.explanation()? {
+            decryptor::Report::Integrity { block, level } => Some(self.changed(block, level)),
+            decryptor::Report::Failed(failure) => Some(failure.into()),
+            decryptor::Report::Released(_) | decryptor::Report::Forgotten => None,
+        }
+    }
+
+    fn stage(&mut self, report: Option<stage::Report>) -> Result<Option<u8>, Stop> {
+        match report {
+            Some(stage::Report::Reader(pid)) => {
+                self.watch.decryptor.send(&decryptor::Word::Reader(pid), &[]).map_err(|_| died())?;
+            }
+            Some(stage::Report::Started(init)) => self.started(init)?,
+            Some(stage::Report::Ended(code)) => {
+                return match (self.found(), self.reactor.violation()) {
+                    (Some(found), _) => Err(found),
+                    (None, Some(violation)) => Err(Stop::Violation(violation.clone())),
+                    (None, None) => Ok(Some(code)),
+                };
+            }
+            Some(stage::Report::Failed(failure)) => return Err(self.found().unwrap_or_else(|| self.because(failure))),
+            Some(stage::Report::Fuse) | None => {
+                return Err(self.found().unwrap_or_else(|| self.because(ended_early())));
+            }
+        }
+        Ok(None)
+    }
+
+    fn started(&mut self, init: u32) -> Result<(), Stop> {
+        let other = |e: std::io::Error| Failure::new(Stage::Other, e.to_string(), "");
+        self.started = true;
+        let seen =
+            if self.executions.is_some() { "every execution, and the rest at intervals" } else { "at intervals" };
+        self.status.say("mounted", json!({}));
+        self.status.say("started", json!({"run": self.run, "group": self.group.words(), "watched": seen}));
+        // A container that has ended already has nothing to be watched; the stage says how it ended.
+        if self.group.begins_with(init).is_ok() {
+            let (group, judge) = (Arc::clone(&self.group), Arc::clone(&self.judge));
+            let scanner = Scanner::start(group, judge, self.executions.take(), self.interval, self.outbox.clone());
+            self.scanner = Some(scanner.map_err(other)?);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,278 @@
+//! Container runtimes: bubblewrap, built in, and Apptainer or SingularityCE as they are installed.
+//!
+//! All of them get the root file system as a folder, mounted by squashfuse in namespaces that only this run has (decision 0018): the image is
+//! read by nobody else, and its mount is detached before a runtime starts. None of them ever gets the key.
+
+mod arguments;
+mod builtin;
+mod flags;
+mod outer;
+mod terminal;
+mod workload;
+
+use std::ffi::{OsStr, OsString};
+use std::io::Read as _;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use serde::{Deserialize, Serialize};
+
+use crate::channel::Channel;
+use crate::exit::{Failure, Stage};
+
+pub(crate) use arguments::split;
+pub(crate) use builtin::Settings;
+pub use flags::Given;
+pub(crate) use outer::main as agent;
+pub(crate) use terminal::{Lent, is_ours as has_terminal};
+
+/// Longest answer to `--version` that is read, bytes.
+const VERSION: u64 = 4096;
+
+/// What to run in the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Task {
+    /// The image's runscript with these arguments; without one, the arguments are the command line.
+    Run(Vec<OsString>),
+    /// This command line.
+    Exec(Vec<OsString>),
+    /// A shell.
+    Shell(Vec<OsString>),
+}
+
+/// A runtime's make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Make {
+    /// bubblewrap.
+    Builtin,
+    /// Apptainer.
+    Apptainer,
+    /// SingularityCE.
+    Singularity,
+}
+
+impl Make {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Builtin => "the built-in runtime",
+            Self::Apptainer => "Apptainer",
+            Self::Singularity => "SingularityCE",
+        }
+    }
+
+    /// Oldest version that will do: major, minor.
+    const fn least(self) -> (u32, u32) {
+        match self {
+            Self::Builtin => (0, 0),
+            Self::Apptainer => (1, 3),
+            Self::Singularity => (4, 0),
+        }
+    }
+}
+
+/// A runtime that was found; of a program, its version is still being asked for.
+#[derive(Debug)]
+pub(crate) enum Found {
+    Builtin,
+    Program { path: PathBuf, asked: Child },
+}
+
+/// Finds the runtime that was chosen: `auto` (what is installed, else the built-in one), `builtin`, `apptainer`, `singularity`, or a path.
+///
+/// # Errors
+/// [`Stage::Missing`].
+pub(crate) fn find(choice: &Path) -> Result<Found, Failure> {
+    let missing = |name: &str| {
+        Failure::new(
+            Stage::Missing,
+            format!("{name} is not installed"),
+            "install it, or take the built-in runtime: --runtime builtin",
+        )
+    };
+    let path = match choice.to_str() {
+        Some("builtin") => return Ok(Found::Builtin),
+        Some("auto") => match ["apptainer", "singularity"].into_iter().find_map(on_path) {
+            Some(path) => path,
+            None => return Ok(Found::Builtin),
+        },
+        Some(name @ ("apptainer" | "singularity")) => on_path(name).ok_or_else(|| missing(name))?,
+        _ if choice.components().count() > 1 => {
+            std::path::absolute(choice).ok().filter(|path| path.is_file()).ok_or_else(|| {
+                Failure::new(Stage::Missing, format!("{}: no such program", choice.display()), "check --runtime")
+            })?
+        }
+        _ => {
+            let what = format!("{} is no runtime", choice.display());
+            return Err(Failure::new(Stage::Usage, what, "--runtime auto|builtin|apptainer|singularity|PATH"));
+        }
+    };
+    let mut command = Command::new(&path);
+    countersign_sys::end_with_parent(&mut command);
+    command.arg("--version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let asked = command.spawn().map_err(|e| {
+        Failure::new(Stage::Missing, format!("{} cannot be started: {e}", path.display()), "check --runtime")
+    })?;
+    Ok(Found::Program { path, asked })
+}
+
+fn on_path(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut folders = std::env::split_paths(&path).filter(|folder| folder.is_absolute());
+    folders.find_map(|folder| Some(folder.join(name)).filter(|path| path.is_file()))
+}
+
+impl Found {
+    /// The runtime, once it is known that it is new enough and takes these flags.
+    ///
+    /// # Errors
+    /// [`Stage::Missing`] for one that is too old or of another make, [`Stage::Usage`] for a flag that it does not have.
+    pub(crate) fn with(self, flags: &[Given]) -> Result<Chosen, Failure> {
+        match self {
+            Self::Builtin => Ok(Chosen::Builtin(builtin::Settings::of(flags)?)),
+            Self::Program { path, mut asked } => {
+                let mut text = String::new();
+                let read = asked.stdout.take().map(|out| out.take(VERSION).read_to_string(&mut text));
+                let ended = asked.wait().is_ok_and(|status| status.success());
+                let (make, version) = Some(text.trim())
+                    .filter(|_| ended && matches!(read, Some(Ok(_))))
+                    .and_then(version)
+                    .ok_or_else(|| {
+                        Failure::new(
+                            Stage::Missing,
+                            format!("{} is neither Apptainer nor SingularityCE by its --version", path.display()),
+                            "give one with --runtime, or --runtime builtin",
+                        )
+                    })?;
+                let (major, minor) = make.least();
+                if version < make.least() {
+                    let (is, name) = (format!("{}.{}", version.0, version.1), make.name());
+                    let what = format!("{} is {name} {is}: too old", path.display());
+                    let hint = format!("install {name} {major}.{minor} or newer, or take --runtime builtin");
+                    return Err(Failure::new(Stage::Missing, what, hint));
+                }
+                flags::check_environment(|name| std::env::var_os(name))?;
+                Ok(Chosen::Program(outer::Program { make, path, flags: flags.iter().map(Given::argument).collect() }))
+            }
+        }
+    }
+}
+
+/// Make and version from an answer to `--version`: `apptainer version 1.4.5-2`, `singularity-ce version 4.2.1`.
+fn version(text: &str) -> Option<(Make, (u32, u32))> {
+    let (name, version) = text.split_once(" version ")?;
+    let make = match name {
+        "apptainer" => Make::Apptainer,
+        "singularity" | "singularity-ce" | "singularity-pro" => Make::Singularity,
+        _ => return None,
+    };
+    let mut numbers = version.trim_start_matches('v').split(|c: char| !c.is_ascii_digit());
+    let mut number = || numbers.next()?.parse().ok();
+    Some((make, (number()?, number()?)))
+}
+
+/// A runtime and how it is to run, for the stage.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum Chosen {
+    Builtin(builtin::Settings),
+    Program(outer::Program),
+}
+
+/// What a runtime starts from.
+#[derive(Debug)]
+pub(crate) struct Place<'a> {
+    /// The container's root file system.
+    pub(crate) root: &'a Path,
+    /// The process behind `root`.
+    pub(crate) squashfuse: &'a Child,
+    pub(crate) ids: Ids,
+    /// Standard input is a terminal of which the supervisor's processes are the foreground.
+    pub(crate) terminal: bool,
+}
+
+impl Chosen {
+    /// Runs the workload; its exit code, or `None` when the supervisor is gone.
+    ///
+    /// # Errors
+    /// [`Failure`]: it was not started, or lost its files.
+    pub(crate) fn run(
+        &self,
+        channel: &Channel,
+        place: &Place<'_>,
+        task: &Task,
+        stdin: OwnedFd,
+        cgroup: Option<OwnedFd>,
+    ) -> Result<Option<u8>, Failure> {
+        let (bubble, what) = match self {
+            Self::Builtin(settings) => settings.command(place, task)?,
+            Self::Program(program) => program.command(place, task)?,
+        };
+        workload::run(channel, bubble, &what, stdin, cgroup, place.squashfuse)
+    }
+}
+
+/// The user's ids, which the workload keeps.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Ids {
+    pub(crate) user: u32,
+    pub(crate) group: u32,
+}
+
+impl Ids {
+    /// Those of this process; to be asked before it enters a user namespace.
+    pub(crate) fn own() -> Self {
+        Self { user: rustix::process::geteuid().as_raw(), group: rustix::process::getegid().as_raw() }
+    }
+}
+
+/// A name for error messages.
+fn said(name: Option<&OsStr>) -> String {
+    name.map(|name| format!("{:?}", name.to_string_lossy())).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_as_they_are_printed() {
+        for (text, make, numbers) in [
+            ("apptainer version 1.4.5", Make::Apptainer, (1, 4)),
+            ("apptainer version 1.3.0-rc.1", Make::Apptainer, (1, 3)),
+            ("singularity-ce version 4.2.1-jammy", Make::Singularity, (4, 2)),
+            ("singularity version 3.8.7", Make::Singularity, (3, 8)),
+            ("singularity-pro version v4.1.2", Make::Singularity, (4, 1)),
+        ] {
+            assert_eq!(version(text), Some((make, numbers)), "{text}");
+        }
+        for text in ["", "apptainer", "bash version 5", "apptainer version x", "apptainer version 1"] {
+            assert_eq!(version(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_runtime_that_is_none_is_missing_or_too_old() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("runtime");
+        let answers = |answer: &str| {
+            let script = format!("#!/bin/sh\necho '{answer}'\n");
+            std::fs::write(&path, script).unwrap();
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+            find(&path).unwrap().with(&[]).map_err(|failure| (failure.stage, failure.error + &failure.hint))
+        };
+        for (answer, word) in [
+            ("apptainer version 1.2.5", "1.3 or newer"),
+            ("singularity version 3.8.7", "4.0 or newer"),
+            ("something else", "neither"),
+        ] {
+            let (stage, words) = answers(answer).unwrap_err();
+            assert!(stage == Stage::Missing && words.contains(word), "{words}");
+        }
+        assert!(matches!(answers("apptainer version 1.3.0"), Ok(Chosen::Program(_))));
+        let failure = find(&folder.path().join("none")).unwrap_err();
+        assert_eq!(failure.stage, Stage::Missing);
+        assert_eq!(find(Path::new("docker")).unwrap_err().stage, Stage::Usage);
+        assert!(matches!(find(Path::new("builtin")), Ok(Found::Builtin)));
+    }
+}

@@ -1,0 +1,72 @@
+//! The user's terminal: whoever is its foreground gets its keys' signals, and may read from it.
+
+use std::io;
+use std::io::IsTerminal as _;
+use std::process::Command;
+
+use rustix::process::{getpgrp, setpgid};
+
+/// Whether standard input is this session's terminal and this process belongs to its foreground.
+#[must_use]
+pub(crate) fn is_ours() -> bool {
+    io::stdin().is_terminal() && countersign_sys::foreground().is_ok_and(|group| group == getpgrp())
+}
+
+/// Moves this process into a group of its own, and that to the foreground.
+pub(super) fn take() -> io::Result<()> {
+    setpgid(None, None)?;
+    countersign_sys::set_foreground(getpgrp())
+}
+
+/// The same for a command that is about to start.
+pub(super) fn hand_over(command: &mut Command) {
+    countersign_sys::start_in_foreground(command);
+}
+
+/// Takes the terminal back when dropped.
+#[derive(Debug)]
+pub(crate) struct Lent;
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let _ = countersign_sys::set_foreground(getpgrp());
+    }
+}
+
+/// What a container with the user's terminal may not do: type into it (TIOCSTI), paste into it (TIOCLINUX). A seccomp filter as bubblewrap
+/// takes it; `None` on processors whose numbers are not known here.
+pub(super) fn filter() -> Option<Vec<u8>> {
+    // AUDIT_ARCH_*, number of ioctl.
+    let (architecture, ioctl): (u32, u32) = match std::env::consts::ARCH {
+        "x86_64" => (0xc000_003e, 16),
+        "aarch64" => (0xc000_00b7, 29),
+        _ => return None,
+    };
+    const LOAD: u16 = 0x20;
+    const EQUAL: u16 = 0x15;
+    const AT_LEAST: u16 = 0x35;
+    const RETURN: u16 = 0x06;
+    const ALLOW: u32 = 0x7fff_0000;
+    const EPERM: u32 = 0x0005_0001;
+    // struct seccomp_data: number at 0, architecture at 4, low half of the second argument at 24.
+    let program: [(u16, u8, u8, u32); 10] = [
+        (LOAD, 0, 0, 4),
+        (EQUAL, 0, 7, architecture),
+        (LOAD, 0, 0, 0),
+        // The x32 numbers.
+        (AT_LEAST, 5, 0, 0x4000_0000),
+        (EQUAL, 0, 3, ioctl),
+        (LOAD, 0, 0, 24),
+        (EQUAL, 2, 0, 0x5412),
+        (EQUAL, 1, 0, 0x541c),
+        (RETURN, 0, 0, ALLOW),
+        (RETURN, 0, 0, EPERM),
+    ];
+    let mut bytes = Vec::with_capacity(program.len().saturating_mul(8));
+    for (code, yes, no, value) in program {
+        bytes.extend_from_slice(&code.to_ne_bytes());
+        bytes.extend_from_slice(&[yes, no]);
+        bytes.extend_from_slice(&value.to_ne_bytes());
+    }
+    Some(bytes)
+}

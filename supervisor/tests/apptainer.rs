@@ -1,0 +1,234 @@
+//! Runs under a real Apptainer, held against what it does by itself with the same root file system.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::arithmetic_side_effects,
+    reason = "tests"
+)]
+
+mod support;
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use rustix::process::Signal;
+use support::processes::{Family, signal};
+use support::{SECRET, Scene, failed, stderr, stdout};
+
+/// A scene, the real Apptainer, and the plain squashfs that it runs by itself.
+struct Pair {
+    scene: Scene,
+    apptainer: PathBuf,
+    plain: PathBuf,
+}
+
+impl Pair {
+    fn new() -> Option<Self> {
+        let apptainer = support::apptainer()?;
+        let scene = Scene::new()?;
+        // A runscript, as images have it.
+        let rootfs = scene.owner.path("rootfs");
+        std::fs::create_dir_all(rootfs.join(".singularity.d")).unwrap();
+        let script = rootfs.join(".singularity.d/runscript");
+        std::fs::write(&script, "#!/bin/sh\necho \"script: $*\"\n").unwrap();
+        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        assert!(scene.owner.protect(&rootfs, "script.sif", &[]).status.success());
+        scene.owner.register(&scene.verifier, "script.sif");
+        let plain = scene.path("script.sqfs");
+        let made = Command::new("mksquashfs").arg(rootfs).arg(&plain).args(["-all-root", "-quiet", "-no-progress"]);
+        assert!(made.stdout(Stdio::null()).status().unwrap().success());
+        Some(Self { scene, apptainer, plain })
+    }
+
+    fn ours(&self, verb: &str, flags: &[&str], arguments: &[&str]) -> Command {
+        let runtime = self.apptainer.display().to_string();
+        let options = [&["--runtime", runtime.as_str()], flags].concat();
+        self.scene.command(verb, &options, &self.scene.owner.path("script.sif"), arguments)
+    }
+
+    fn theirs(&self, verb: &str, flags: &[&str], arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.apptainer);
+        command.args([verb, "--userns"]).args(flags);
+        if rustix::process::geteuid().is_root() {
+            command.arg("--no-privs");
+        }
+        command.arg(&self.plain).args(arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+}
+
+fn with_input(mut command: Command, input: &str) -> Output {
+    let mut child = command.spawn().unwrap();
+    // Some do not read it.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn as_plain_apptainer_does() {
+    let Some(pair) = Pair::new() else { return };
+    let data = pair.scene.path("data");
+    std::fs::create_dir(&data).unwrap();
+    std::fs::write(data.join("file"), "bound\n").unwrap();
+    std::fs::write(data.join("env"), "FROM_FILE=yes\n").unwrap();
+    let bind = format!("{}:/data:ro", data.display());
+    let new_place = format!("{}:/made/for/it", data.display());
+    let env_file = data.join("env").display().to_string();
+    let cases: &[(&str, &[&str], &[&str], &str)] = &[
+        ("exec", &[], &["cat", "/secret.txt"], ""),
+        ("exec", &[], &["sh", "-c", "cat; echo err >&2; exit 7"], "through\n"),
+        ("exec", &[], &["sh", "-c", "id -u; id -g; pwd; echo $HOME; echo \"$1\"", "x", "a  b\n'"], ""),
+        ("exec", &[], &["sh", "-c", "kill -TERM $$"], ""),
+        ("exec", &[], &["/bin/nothing"], ""),
+        ("exec", &["-B", &bind, "--pwd", "/data"], &["sh", "-c", "cat file; pwd; echo x > new"], ""),
+        ("exec", &["--bind", &new_place], &["cat", "/made/for/it/file"], ""),
+        ("exec", &["--env", "A=b c", "--env-file", &env_file], &["sh", "-c", "echo $A $FROM_FILE $FROM_OUTSIDE"], ""),
+        ("exec", &["-e", "--env=A=1"], &["sh", "-c", "echo $A:$FROM_OUTSIDE"], ""),
+        (
+            "exec",
+            &["--containall", "--writable-tmpfs"],
+            &["sh", "-c", "ps | grep -c sleep; echo x > /new && cat /new"],
+            "",
+        ),
+        ("exec", &["--no-home", "-c"], &["sh", "-c", "ls /tmp; echo $HOME"], ""),
+        (
+            "exec",
+            &["--net", "--network=none", "--uts", "--hostname", "inside"],
+            &["sh", "-c", "hostname; cat /proc/net/route"],
+            "",
+        ),
+        ("run", &[], &["a", "--b"], ""),
+        ("shell", &[], &[], "echo in a shell\nexit 5\n"),
+    ];
+    for (verb, flags, arguments, input) in cases {
+        let run = |mut command: Command| {
+            command.env("FROM_OUTSIDE", "seen").current_dir(pair.scene.dir.path());
+            with_input(command, input)
+        };
+        let (ours, theirs) = (run(pair.ours(verb, flags, arguments)), run(pair.theirs(verb, flags, arguments)));
+        let of = |out: &Output| (out.status.code(), stdout(out));
+        assert_eq!(of(&ours), of(&theirs), "{verb} {flags:?} {arguments:?}\n{}\n{}", stderr(&ours), stderr(&theirs));
+    }
+    // The secret is there, the host's state is not, and nobody has more privileges than plain users in a namespace.
+    let state = pair.scene.path("host").display().to_string();
+    let script = format!("cat /secret.txt; ls -A {state}; grep -E '^(CapEff|CapPrm):' /proc/self/status");
+    let out = with_input(pair.ours("exec", &[], &["sh", "-c", &script]), "");
+    let none = "0000000000000000";
+    assert_eq!(stdout(&out), format!("{SECRET}script.sif\nCapPrm:\t{none}\nCapEff:\t{none}\n"), "{}", stderr(&out));
+}
+
+#[test]
+fn flags_that_break_the_promise_are_refused_by_name() {
+    let Some(pair) = Pair::new() else { return };
+    for (flags, word) in [
+        (&["--writable"][..], "--writable is refused"),
+        (&["--pem-path", "key.pem"][..], "--pem-path is refused"),
+        (&["-Cf"][..], "--fakeroot is refused"),
+        (&["--colour"][..], "--colour"),
+    ] {
+        failed(&pair.ours("exec", flags, &["true"]).output().unwrap(), 200, &[word, "hint: "]);
+    }
+    let out = pair.ours("exec", &[], &["true"]).env("APPTAINER_UNSQUASH", "1").output().unwrap();
+    failed(&out, 200, &["APPTAINER_UNSQUASH is refused", "unset"]);
+    assert_eq!(pair.scene.runs(), Vec::<String>::new(), "nothing was released");
+    // Keys for other images do not reach a workload's environment.
+    let mut command = pair.ours("exec", &[], &["sh", "-c", "echo ${APPTAINER_ENCRYPTION_PASSPHRASE:-none}"]);
+    let out =
+        with_input(std::mem::replace(command.env("APPTAINER_ENCRYPTION_PASSPHRASE", "x"), Command::new("true")), "");
+    assert_eq!(stdout(&out), "none\n", "{}", stderr(&out));
+}
+
+const ESCAPES: &str = "(setsid sleep 1001 &) ; (setsid sh -c 'sleep 1002; sleep 1003' &) ; echo ready; sleep 1000";
+
+#[test]
+fn its_processes_end_with_the_supervisor_and_the_image_has_no_path() {
+    let Some(pair) = Pair::new() else { return };
+    let runtime = pair.apptainer.display().to_string();
+    for (victim, code) in [("supervisor", None), ("decryptor-process", Some(218)), ("squashfuse", Some(212))] {
+        let run = pair.scene.started_with(&["--runtime", &runtime], ESCAPES);
+        let family = Family::of(run.pid());
+        for word in ["decryptor-process", "stage-process", "squashfuse", "bwrap", "Apptainer runtime", "1000"] {
+            family.find(word);
+        }
+        let namespace = family.find("stage-process").mount_namespace();
+        // No mount of the decryptor's is left anywhere; where its place was is an empty folder.
+        for process in &family.0 {
+            let mounts = std::fs::read_to_string(process.file("mountinfo")).unwrap();
+            assert!(!mounts.contains("fuse countersign"), "{}: {mounts}", process.command);
+            let place = process.file("root").join(pair.scene.path("host/.image").strip_prefix("/").unwrap());
+            let files = std::fs::read_dir(place).map(|entries| entries.count()).unwrap_or(0);
+            assert_eq!(files, 0, "{}", process.command);
+        }
+        if victim == "supervisor" {
+            family.0[0].kill()
+        } else {
+            family.find(victim).kill()
+        }
+        let (status, _, err) = run.end();
+        assert_eq!(status, code, "{victim}: {err}");
+        family.all_gone(&namespace);
+    }
+    // A signal reaches the workload; its code comes back.
+    let run = pair
+        .scene
+        .started_with(&["--runtime", &runtime], "trap 'exit 9' TERM; echo ready; while :; do sleep 0.01; done");
+    signal(run.pid(), Signal::TERM);
+    assert_eq!(run.end().0, Some(9));
+}
+
+#[test]
+fn a_runtime_that_is_missing_too_old_or_no_runtime() {
+    let Some(scene) = Scene::new() else { return };
+    let image = scene.owner.path("app.sif");
+    let script = scene.path("old");
+    let run = |runtime: &Path| {
+        let runtime = runtime.display().to_string();
+        scene.command("exec", &["--runtime", &runtime], &image, &["true"]).output().unwrap()
+    };
+    failed(&run(Path::new("/nonexistent/apptainer")), 211, &["no such program", "hint: "]);
+    for (answer, word) in [
+        ("apptainer version 1.2.5", "1.3 or newer"),
+        ("singularity version 3.11.5", "4.0 or newer"),
+        ("no runtime", "neither Apptainer nor SingularityCE"),
+    ] {
+        std::fs::write(&script, format!("#!/bin/sh\necho {answer}\n")).unwrap();
+        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        failed(&run(&script), 211, &[word, "--runtime builtin"]);
+    }
+    let out =
+        scene.command("exec", &["--runtime", "apptainer"], &image, &["true"]).env("PATH", "/nonexistent").output();
+    failed(&out.unwrap(), 211, &["apptainer is not installed"]);
+    assert_eq!(scene.runs(), Vec::<String>::new(), "nothing was released");
+}
+
+#[test]
+fn its_own_tools_read_our_images() {
+    let Some(apptainer) = support::apptainer() else { return };
+    let Some(scene) = Scene::new() else { return };
+    let image = scene.owner.path("app.sif");
+    let apptainer = |arguments: &[&str]| Command::new(&apptainer).args(arguments).arg(&image).output().unwrap();
+    let key = scene.owner.path("owner.pub.pem").display().to_string();
+    let out = apptainer(&["verify", "--all", "--key", &key]);
+    assert!(out.status.success(), "{}{}", stdout(&out), stderr(&out));
+    let other = support::Owner::with_image(scene.path("other")).path("owner.pub.pem").display().to_string();
+    let out = apptainer(&["verify", "--all", "--key", &other]);
+    assert!(!out.status.success(), "{}", stdout(&out));
+    let out = apptainer(&["sif", "list"]);
+    assert!(out.status.success() && stdout(&out).contains("Encrypted"), "{}{}", stdout(&out), stderr(&out));
+    if !Path::new("/sys/module/dm_crypt").exists() {
+        println!("skipped: decryption with the escrow key: this kernel has no dm-crypt");
+        return;
+    }
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: decryption with the escrow key: dm-crypt is for root");
+        return;
+    }
+    let escrow = scene.owner.path("escrow.pem").display().to_string();
+    let out = apptainer(&["exec", "--pem-path", &escrow]);
+    assert_eq!(stdout(&out), SECRET, "{}", stderr(&out));
+}

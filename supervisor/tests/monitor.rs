@@ -1,0 +1,366 @@
+//! Monitor mode on real parts: what the workload does, what its policy says of it, and what is done.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::arithmetic_side_effects,
+    reason = "tests"
+)]
+
+mod support;
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::time::Instant;
+
+use countersign_verifier::admin::Request;
+use countersign_wire::runlog::{Event, RunLog};
+use serde_json::Value;
+use support::processes::{Family, signal};
+use support::{Scene, stderr};
+
+/// A workload policy: these terms, this reaction to a finding of any kind but those that it accepts.
+fn policy(lease_s: u32, reattest_s: u32, reaction: &str, accepted: &[&str]) -> String {
+    format!(
+        r#"package countersign.workload
+
+reaction := {{"lease_s": {lease_s}, "reattest_s": {reattest_s}, "on_violation": "{reaction}", "freeze_hold_s": 3}}
+
+accepted := {accepted:?}
+
+default verdict := {{"allow": false, "reasons": [{{"id": "not-accepted", "message": "this is no business of the workload"}}], "obligations": {{}}}}
+
+verdict := {{"allow": true, "reasons": [], "obligations": reaction}} if input.purpose == "release"
+
+verdict := {{"allow": true, "reasons": [], "obligations": {{}}}} if {{
+	input.purpose == "run"
+	every finding in input.run.findings {{
+		finding.kind in accepted
+	}}
+}}
+"#
+    )
+}
+
+/// A run whose workload has said `ready`, with the lines of its status.
+struct Watched {
+    child: Child,
+    stderr: BufReader<ChildStderr>,
+    stdout: BufReader<std::process::ChildStdout>,
+    words: String,
+    started: Value,
+}
+
+impl Watched {
+    fn new(scene: &Scene, name: &str, policy: &str, script: &str) -> Self {
+        let image = scene.with_policy(name, policy);
+        let mut command = scene.command("exec", &["--status-fd", "2"], &image, &["sh", "-c", script]);
+        let mut child = command.spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut run = Self { child, stderr, stdout, words: String::new(), started: Value::Null };
+        run.started = run.stage("started");
+        let mut line = String::new();
+        run.stdout.read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n", "{}", run.words);
+        run
+    }
+
+    /// Waits for a status line; its detail.
+    #[track_caller]
+    fn stage(&mut self, stage: &str) -> Value {
+        self.status(|line| line["stage"] == stage)["detail"].clone()
+    }
+
+    /// Waits for a finding of a kind.
+    #[track_caller]
+    fn finding(&mut self, kind: &str) -> Value {
+        self.status(|line| line["stage"] == "finding" && line["detail"]["finding"]["kind"] == kind)["detail"].clone()
+    }
+
+    #[track_caller]
+    fn status(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
+        loop {
+            let mut line = String::new();
+            assert_ne!(self.stderr.read_line(&mut line).unwrap(), 0, "it does not come:\n{}", self.words);
+            self.words.push_str(&line);
+            let value: Value = serde_json::from_str(&line).unwrap_or_default();
+            if wanted(&value) {
+                return value;
+            }
+        }
+    }
+
+    fn family(&self) -> Family {
+        Family::of(i32::try_from(self.child.id()).unwrap())
+    }
+
+    /// Where its cgroup is; none for a process tree.
+    fn cgroup(&self) -> Option<PathBuf> {
+        self.started["group"].as_str().unwrap().strip_prefix("cgroup ").map(PathBuf::from)
+    }
+
+    /// Whether all processes of the workload stand still.
+    fn is_frozen(&self) -> bool {
+        match self.cgroup() {
+            Some(path) => std::fs::read_to_string(path.join("cgroup.events")).unwrap().contains("frozen 1"),
+            None => self.family().find("ready").state() == 'T',
+        }
+    }
+
+    /// Waits for its end: exit code and all that it said.
+    fn end(mut self) -> (Option<i32>, String) {
+        let mut rest = String::new();
+        self.stderr.read_to_string(&mut rest).unwrap();
+        self.words.push_str(&rest);
+        (self.child.wait().unwrap().code(), std::mem::take(&mut self.words))
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Findings and reactions in the run log of a host.
+fn logged(scene: &Scene) -> Vec<String> {
+    let log = RunLog::parse(&std::fs::read(scene.path("host/run.log")).unwrap()).unwrap();
+    let say = |event: &Event| match event {
+        Event::Finding { finding, .. } => Some(finding.kind.to_string()),
+        Event::Reaction { reaction, .. } => Some(reaction.to_string()),
+        Event::End { status, .. } => Some(status.split(':').next().unwrap().to_owned()),
+        _ => None,
+    };
+    log.entries.iter().filter_map(|entry| say(&entry.event)).collect()
+}
+
+/// Ends in each way; nothing may be left of any.
+#[test]
+fn a_stranger_is_killed_with_all_that_escaped() {
+    let Some(scene) = Scene::new() else { return };
+    // A copy of the shell's program runs from the container's own memory, twice forked, in a session of its own, under another name.
+    let script =
+        "(setsid sleep 1001 &); echo ready; read x; cp /bin/busybox /tmp/sleep; (setsid /tmp/sleep 1002 &); sleep 1000";
+    for (reaction, end) in [("kill", "kill"), ("stop", "stop")] {
+        let mut run = Watched::new(&scene, reaction, &policy(600, 300, reaction, &[]), script);
+        let family = run.family();
+        let namespace = family.find("stage-process").mount_namespace();
+        let cgroup = run.cgroup();
+        run.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+        let found = run.finding("process-not-in-image");
+        let executable = found["finding"]["executable"].as_str().unwrap().to_owned();
+        assert!(executable.ends_with("/sleep"), "{found}");
+        assert_eq!((found["accepted"].as_bool(), found["reaction"].as_str()), (Some(false), Some(end)), "{found}");
+        let (code, words) = run.end();
+        assert_eq!(code, Some(220), "{words}");
+        for word in ["error: the run was ended: process-not-in-image", "not-accepted: this is no business", "hint: "] {
+            assert!(words.contains(word), "{word:?} is not in\n{words}");
+        }
+        family.all_gone(&namespace);
+        assert!(cgroup.is_none_or(|path| !path.exists()));
+    }
+    let log = logged(&scene);
+    assert_eq!(log.iter().filter(|line| *line == "violation").count(), 2, "{log:?}");
+    for (finding, reaction) in [("process-not-in-image", "kill"), ("process-not-in-image", "stop")] {
+        assert!(log.windows(2).any(|pair| pair == [finding, reaction]), "{log:?}");
+    }
+}
+
+#[test]
+fn a_frozen_run_stands_still_and_is_ended_in_time() {
+    let Some(scene) = Scene::new() else { return };
+    let script = "echo ready; read x; cp /bin/busybox /tmp/sleep; /tmp/sleep 1000; echo never";
+    let mut run = Watched::new(&scene, "freeze", &policy(600, 300, "freeze", &[]), script);
+    let family = run.family();
+    let namespace = family.find("stage-process").mount_namespace();
+    run.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    let found = run.finding("process-not-in-image");
+    assert_eq!(found["reaction"], "freeze", "{found}");
+    assert!(run.is_frozen());
+    // The key is kept: whoever approves lets it go on.
+    assert!(run.family().0.iter().any(|process| process.command.contains("decryptor-process")));
+    let why = run.stage("reaction");
+    assert_eq!(why["reaction"], "kill", "nobody approved it within its three seconds: {why}");
+    let (code, words) = run.end();
+    assert_eq!(code, Some(220), "{words}");
+    assert!(words.contains("nobody approved"), "{words}");
+    family.all_gone(&namespace);
+    assert_eq!(logged(&scene), ["process-not-in-image", "freeze", "kill", "violation"]);
+
+    // A signal to a frozen run ends it: its workload would hear nothing.
+    let mut run = Watched::new(&scene, "signal", &policy(600, 300, "freeze", &[]), script);
+    let family = run.family();
+    let namespace = family.find("stage-process").mount_namespace();
+    run.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    run.finding("process-not-in-image");
+    signal(i32::try_from(run.child.id()).unwrap(), rustix::process::Signal::TERM);
+    assert_eq!(run.end().0, Some(143));
+    family.all_gone(&namespace);
+}
+
+#[test]
+fn what_is_alerted_or_accepted_goes_on_and_is_told() {
+    let Some(scene) = Scene::new() else { return };
+    let collector = TcpListener::bind("127.0.0.1:0").unwrap();
+    scene.write_config(&format!("webhook = \"http://{}/events\"\n", collector.local_addr().unwrap()));
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let script = format!(
+        "echo ready; read x; cp /bin/busybox /tmp/true; /tmp/true; /bin/busybox nc -l -p {free} -s 127.0.0.1 & read y; exit 9"
+    );
+    let mut run = Watched::new(&scene, "alert", &policy(600, 300, "alert", &["listening-socket"]), &script);
+    let sees_all = run.started["watched"].as_str().unwrap().starts_with("every execution");
+    run.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    if sees_all {
+        // It is over long before anybody could look.
+        let found = run.finding("process-not-in-image");
+        assert_eq!((found["accepted"].as_bool(), found["reaction"].as_str()), (Some(false), Some("alert")), "{found}");
+    } else {
+        println!("skipped: short-lived processes: executions are seen by root only");
+    }
+    let found = run.finding("listening-socket");
+    assert_eq!(found["finding"]["where"], format!("127.0.0.1:{free}"));
+    assert_eq!((found["accepted"].as_bool(), found["reaction"].as_str()), (Some(true), Some("alert")), "{found}");
+
+    // The webhook's first event, as CloudEvents has it.
+    let (mut stream, _) = collector.accept().unwrap();
+    let mut request = String::new();
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
+        }
+        if line == "\r\n" {
+            break;
+        }
+        request.push_str(&line);
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).unwrap();
+    stream.write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n").unwrap();
+    assert!(request.starts_with("POST /events ") && request.contains("application/cloudevents+json"), "{request}");
+    let event: Value = serde_json::from_slice(&body).unwrap();
+    let kind = event["data"]["finding"]["kind"].as_str().unwrap();
+    assert_eq!(event["specversion"], "1.0");
+    assert_eq!(event["type"], format!("countersign.finding.{kind}"));
+    assert_eq!(event["subject"], format!("run/{}", run.started["run"].as_str().unwrap()));
+    drop(collector);
+
+    run.child.stdin.as_mut().unwrap().write_all(b"end\n").unwrap();
+    let (code, words) = run.end();
+    assert_eq!(code, Some(9), "{words}");
+    let log = logged(&scene);
+    assert!(log.windows(2).any(|pair| pair == ["listening-socket", "alert"]), "{log:?}");
+    assert_eq!(log.last().unwrap(), "exit 9");
+    // The verifier knows, by a quote over this very log.
+    scene.write_config("");
+    let out = scene.exec(&["true"]);
+    assert!(out.status.success(), "{}", stderr(&out));
+}
+
+#[test]
+fn tracers_are_seen() {
+    let Some(scene) = Scene::new() else { return };
+    let script = "echo ready; sleep 1000";
+    let mut run = Watched::new(&scene, "traced", &policy(600, 300, "kill", &[]), script);
+    let family = run.family();
+    let victim = family.find("1000").pid;
+    let tracer = Command::new("strace").args(["-p", &victim.to_string()]).stderr(Stdio::null()).spawn();
+    let Ok(mut tracer) = tracer else { return println!("skipped: strace is not installed") };
+    let found = run.finding("ptrace");
+    assert_eq!(found["finding"]["where"], format!("/proc/{}", tracer.id()), "{found}");
+    let (code, words) = run.end();
+    assert_eq!(code, Some(220), "{words}");
+    tracer.wait().unwrap();
+}
+
+#[test]
+fn namespaces_mounts_and_capabilities_are_seen() {
+    let Some(scene) = Scene::new() else { return };
+    let unshare = ["/usr/bin/unshare", "/bin/unshare"].map(PathBuf::from).into_iter().find(|path| path.exists());
+    let Some(unshare) = unshare else { return println!("skipped: unshare is not installed") };
+    // busybox has none everywhere: the host's own, with what it is linked to.
+    let rootfs = scene.owner.path("rootfs");
+    let libraries = Command::new("ldd").arg(&unshare).output().unwrap();
+    std::fs::copy(&unshare, rootfs.join("bin/unshare")).unwrap();
+    for word in String::from_utf8_lossy(&libraries.stdout).split_whitespace().filter(|word| word.starts_with('/')) {
+        let place = rootfs.join(word.trim_start_matches('/'));
+        std::fs::create_dir_all(place.parent().unwrap()).unwrap();
+        std::fs::copy(word, place).unwrap();
+    }
+    let script = "echo ready; read x; unshare -Urm sh -c 'mount -t tmpfs x /tmp; sleep 1000'";
+    let mut run = Watched::new(&scene, "unshare", &policy(600, 300, "alert", &[]), script);
+    run.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    let mut wanted = vec!["new-namespace", "new-mount", "capability-gained"];
+    while !wanted.is_empty() {
+        let found = run.stage("finding");
+        wanted.retain(|kind| found["finding"]["kind"] != *kind);
+        assert_ne!(found["finding"]["kind"], "process-not-in-image", "what it runs is in the image: {found}");
+    }
+}
+
+#[test]
+fn a_verifier_that_says_no_or_nothing() {
+    let Some(scene) = Scene::new() else { return };
+    let script = "echo ready; sleep 1000";
+    // Its operator suspends the host: the next attestation is denied.
+    let mut run = Watched::new(&scene, "denied", &policy(600, 1, "kill", &[]), script);
+    let host = scene.verifier.ask(Request::HostList {})["hosts"][0]["id"].as_str().unwrap().to_owned();
+    let state = |state| {
+        scene.verifier.ask(Request::HostState { host: host.clone(), state, reason: "test".into() });
+    };
+    state(countersign_wire::enrol::HostState::Suspended);
+    let found = run.finding("attestation-denied");
+    assert_eq!(found["reaction"], "kill", "{found}");
+    assert_eq!(run.end().0, Some(220));
+    state(countersign_wire::enrol::HostState::Active);
+
+    // The TPM is reset under the run: what it quotes is not what was accepted.
+    let mut scene = scene;
+    let mut run = Watched::new(&scene, "reset", &policy(600, 1, "kill", &[]), script);
+    scene.reset();
+    run.finding("attestation-denied");
+    assert_eq!(run.end().0, Some(220));
+}
+
+#[test]
+fn a_lease_that_nobody_renews_ends() {
+    let Some(scene) = Scene::new() else { return };
+    scene.write_config("deadline_s = 1\n");
+    let mut run = Watched::new(&scene, "lease", &policy(4, 2, "stop", &[]), "echo ready; sleep 1000");
+    let family = run.family();
+    let namespace = family.find("stage-process").mount_namespace();
+    let began = Instant::now();
+    let Scene { sim, verifier, owner, dir } = scene;
+    verifier.stop();
+    let found = run.finding("lease-expired");
+    assert_eq!(found["reaction"], "stop", "{found}");
+    assert!(began.elapsed().as_secs() < 60, "it is the lease that ends, not somebody's patience");
+    let (code, words) = run.end();
+    assert_eq!(code, Some(220), "{words}");
+    assert!(words.contains("the lease is not renewed"), "{words}");
+    family.all_gone(&namespace);
+    drop((sim, owner, dir));
+}
+
+#[test]
+fn findings_that_cannot_be_recorded_end_the_run() {
+    let Some(scene) = Scene::new() else { return };
+    let script = "echo ready; read x; cp /bin/busybox /tmp/sleep; /tmp/sleep 1000";
+    let mut run = Watched::new(&scene, "unrecorded", &policy(600, 300, "alert", &[]), script);
+    // No entry fits into the run log any more, as on a full disk.
+    std::fs::remove_file(scene.path("host/run.log")).unwrap();
+    std::os::unix::fs::symlink("/dev/full", scene.path("host/run.log")).unwrap();
+    run.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    let (code, words) = run.end();
+    assert_eq!(code, Some(220), "{words}");
+    assert!(words.contains("a finding cannot be recorded"), "{words}");
+}
