@@ -113,12 +113,6 @@ impl Host {
         self.observer = Some(observer);
     }
 
-    /// What it was opened with.
-    #[must_use]
-    pub const fn config(&self) -> &Config {
-        &self.config
-    }
-
     fn reached(&mut self, step: Step) -> Result<(), HostError> {
         self.observer.as_mut().map_or(Ok(()), |observer| observer(step))
     }

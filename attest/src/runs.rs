@@ -34,7 +34,7 @@ pub fn of(log: &RunLog) -> Vec<Run> {
                 }
             }
             Event::Receipt { .. } | Event::Resume {} => {}
-            other @ Event::Other { .. } => {
+            other @ (Event::Finding { .. } | Event::Reaction { .. } | Event::Other { .. }) => {
                 if let Some(found) = other.run().and_then(|run| runs.iter_mut().rev().find(|found| found.run == run)) {
                     found.entries = found.entries.saturating_add(1);
                 }

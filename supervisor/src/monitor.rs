@@ -41,8 +41,6 @@ pub(crate) enum Notice {
         /// What policy asks for.
         terms: Terms,
     },
-    /// An operator has approved that a frozen run goes on.
-    Thaw,
     /// Something that policy asks for cannot be recorded.
     Unrecorded(String),
     /// Worth knowing, nothing more.

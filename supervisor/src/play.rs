@@ -4,6 +4,8 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use countersign_attest::events::Subscription;
+use countersign_attest::{Config, Host};
 use countersign_sif::SifError;
 use countersign_wire::finding::{Finding, Kind};
 use countersign_wire::id::RunId;
@@ -36,7 +38,7 @@ pub(crate) struct Play<'a> {
     pub(crate) executions: Option<Executions>,
     pub(crate) group: Arc<Group>,
     pub(crate) judge: Arc<Judge>,
-    pub(crate) interval: Duration,
+    pub(crate) config: Config,
     pub(crate) outbox: Outbox<Notice>,
     pub(crate) started: bool,
     /// The signal that the workload was sent, and when.
@@ -71,6 +73,10 @@ impl Play<'_> {
             Heard::Stage(report) => return self.stage(report.map(|(report, _)| report)),
             Heard::Monitor(notice) => {
                 let act = self.reactor.hear(notice, self.status);
+                self.act(act)?;
+            }
+            Heard::Event(said) => {
+                let act = self.reactor.told(said, self.status);
                 self.act(act)?;
             }
             Heard::Signal(INTERRUPT) if self.started && self.at_terminal && self.ending.is_none() => {
@@ -164,10 +170,13 @@ impl Play<'_> {
             if self.executions.is_some() { "every execution, and the rest at intervals" } else { "at intervals" };
         self.status.say("mounted", json!({}));
         self.status.say("started", json!({"run": self.run, "group": self.group.words(), "watched": seen}));
+        let subscription = Subscription::start(&Host::open(self.config.clone())?)?;
+        let _ = self.watch.events.set(subscription);
         // A container that has ended already has nothing to be watched; the stage says how it ended.
         if self.group.begins_with(init).is_ok() {
             let (group, judge) = (Arc::clone(&self.group), Arc::clone(&self.judge));
-            let scanner = Scanner::start(group, judge, self.executions.take(), self.interval, self.outbox.clone());
+            let scanner =
+                Scanner::start(group, judge, self.executions.take(), self.config.monitor_interval, self.outbox.clone());
             self.scanner = Some(scanner.map_err(other)?);
         }
         Ok(())

@@ -236,7 +236,7 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
         executions: Executions::open(),
         group: Arc::clone(&group),
         judge,
-        interval: config.monitor_interval,
+        config,
         outbox,
         started: false,
         ending: None,
@@ -311,7 +311,7 @@ fn mounted(watch: &Watch) -> Result<OwnedFd, Stop> {
     match watch.next(None)? {
         Heard::Stage(Some((stage::Report::Fuse, mut fds))) => Ok(fds.pop().ok_or_else(ended_early)?),
         Heard::Stage(Some((stage::Report::Failed(failure), _))) => Err(failure.into()),
-        Heard::Stage(_) | Heard::Monitor(_) | Heard::Nothing => Err(ended_early().into()),
+        Heard::Stage(_) | Heard::Monitor(_) | Heard::Event(_) | Heard::Nothing => Err(ended_early().into()),
         Heard::Decryptor(Some(decryptor::Report::Failed(failure))) => Err(failure.into()),
         Heard::Decryptor(_) => Err(died().into()),
         Heard::Signal(number) => Err(Stop::Signal(number)),
@@ -329,7 +329,7 @@ fn released(watch: &Watch, status: &mut Status) -> Result<VerdictId, Stop> {
             Ok(released.verdict)
         }
         Heard::Decryptor(Some(decryptor::Report::Failed(failure))) => Err(failure.into()),
-        Heard::Decryptor(_) | Heard::Monitor(_) | Heard::Nothing => Err(died().into()),
+        Heard::Decryptor(_) | Heard::Monitor(_) | Heard::Event(_) | Heard::Nothing => Err(died().into()),
         Heard::Stage(Some((stage::Report::Failed(failure), _))) => Err(failure.into()),
         Heard::Stage(_) => Err(ended_early().into()),
         Heard::Signal(number) => Err(Stop::Signal(number)),

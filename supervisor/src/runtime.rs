@@ -130,7 +130,7 @@ impl Found {
     /// [`Stage::Missing`] for one that is too old or of another make, [`Stage::Usage`] for a flag that it does not have.
     pub(crate) fn with(self, flags: &[Given]) -> Result<Chosen, Failure> {
         match self {
-            Self::Builtin => Ok(Chosen::Builtin(builtin::Settings::of(flags)?)),
+            Self::Builtin => Ok(Chosen::Builtin(Settings::of(flags)?)),
             Self::Program { path, mut asked } => {
                 let mut text = String::new();
                 let read = asked.stdout.take().map(|out| out.take(VERSION).read_to_string(&mut text));
@@ -175,7 +175,7 @@ fn version(text: &str) -> Option<(Make, (u32, u32))> {
 /// A runtime and how it is to run, for the stage.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Chosen {
-    Builtin(builtin::Settings),
+    Builtin(Settings),
     Program(outer::Program),
 }
 

@@ -1,8 +1,10 @@
 //! What a run waits for: its two helpers and the user's signals, whichever comes first.
 
+use std::cell::OnceCell;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use countersign_attest::events::{self, Subscription};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::channel::Channel;
@@ -21,6 +23,8 @@ pub(crate) struct Watch {
     pub(crate) stage: Channel,
     /// What the monitor's threads say; none once nobody is to be heard any more.
     pub(crate) monitor: Option<Inbox<Notice>>,
+    /// What the verifier says by itself; none before the workload runs.
+    pub(crate) events: OnceCell<Subscription>,
 }
 
 /// What came. A helper that is gone is `None`.
@@ -29,6 +33,7 @@ pub(crate) enum Heard {
     Decryptor(Option<decryptor::Report>),
     Stage(Option<(stage::Report, Vec<OwnedFd>)>),
     Monitor(Notice),
+    Event(events::Notice),
     /// Nothing in the time given.
     Nothing,
 }
@@ -44,7 +49,7 @@ impl Watch {
     }
 
     pub(crate) const fn new(signals: OwnedFd, decryptor: Channel, stage: Channel, monitor: Inbox<Notice>) -> Self {
-        Self { signals, decryptor, stage, monitor: Some(monitor) }
+        Self { signals, decryptor, stage, monitor: Some(monitor), events: OnceCell::new() }
     }
 
     /// Waits for the next thing. What the decryptor says comes first: it explains what the stage says. That it is gone comes after
@@ -53,12 +58,14 @@ impl Watch {
         let patience = patience.map(Timespec::try_from).transpose().map_err(other)?;
         // A monitor that is not heard any more: the signals stand in for it, and nothing is read there.
         let monitor = self.monitor.as_ref().map_or(self.signals.as_fd(), Inbox::as_fd);
-        let [signals, decryptor, stage, monitor] = loop {
+        let events = self.events.get().map_or(self.signals.as_fd(), Subscription::as_fd);
+        let [signals, decryptor, stage, monitor, events] = loop {
             let mut fds = [
                 PollFd::new(&self.signals, PollFlags::IN),
                 PollFd::from_borrowed_fd(self.decryptor.as_fd(), PollFlags::IN),
                 PollFd::from_borrowed_fd(self.stage.as_fd(), PollFlags::IN),
                 PollFd::from_borrowed_fd(monitor, PollFlags::IN),
+                PollFd::from_borrowed_fd(events, PollFlags::IN),
             ];
             match poll(&mut fds, patience.as_ref()) {
                 Err(rustix::io::Errno::INTR) => {}
@@ -84,6 +91,10 @@ impl Watch {
         let mut number = [0];
         if signals && rustix::io::read(&self.signals, &mut number).is_ok_and(|n| n > 0) {
             return Ok(Heard::Signal(number.first().copied().unwrap_or_default()));
+        }
+        let said = self.events.get().filter(|_| events).and_then(Subscription::next);
+        if let Some(said) = said {
+            return Ok(Heard::Event(said));
         }
         let notice = self.monitor.as_ref().filter(|_| monitor).and_then(Inbox::take);
         Ok(notice.map_or(Heard::Nothing, Heard::Monitor))

@@ -68,7 +68,7 @@ pub enum Event {
 }
 
 /// The types that this version knows: an entry of one of them must have its shape.
-const KNOWN: [&str; 4] = ["receipt", "start", "end", "resume"];
+const KNOWN: [&str; 6] = ["receipt", "start", "finding", "reaction", "end", "resume"];
 
 impl Event {
     /// The entry for a receipt.
@@ -81,13 +81,31 @@ impl Event {
     #[must_use]
     pub fn run(&self) -> Option<RunId> {
         match self {
-            Self::Start { run, .. } | Self::End { run, .. } => Some(*run),
+            Self::Start { run, .. }
+            | Self::Finding { run, .. }
+            | Self::Reaction { run, .. }
+            | Self::End { run, .. } => Some(*run),
             Self::Receipt { .. } | Self::Resume {} => None,
             Self::Other { text, .. } => {
                 let text: serde_json::Value = serde_json::from_str(text).ok()?;
                 text.get("run")?.as_str()?.parse().ok()
             }
         }
+    }
+
+    /// Its type, and the whole of it as JSON.
+    #[must_use]
+    pub fn described(&self) -> (&str, String) {
+        let kind = match self {
+            Self::Receipt { .. } => "receipt",
+            Self::Start { .. } => "start",
+            Self::Finding { .. } => "finding",
+            Self::Reaction { .. } => "reaction",
+            Self::End { .. } => "end",
+            Self::Resume {} => "resume",
+            Self::Other { kind, text } => return (kind, text.clone()),
+        };
+        (kind, serde_json::to_string(self).unwrap_or_default())
     }
 
     /// The receipt of a receipt entry.

@@ -181,7 +181,7 @@ pub struct Obligations {
     /// What to do on a violation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_violation: Option<OnViolation>,
-    /// Seconds that a frozen container is kept before it is stopped, 1 to a year. Nothing enforces it yet: a policy that sets it denies.
+    /// Seconds that a frozen container is kept before it is ended, 1 to a year (default 600).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub freeze_hold_s: Option<u32>,
     /// How often it is released. Nothing enforces it yet: a policy that sets it denies.
@@ -200,7 +200,6 @@ impl Obligations {
     #[must_use]
     pub fn not_enforced(&self) -> Vec<&'static str> {
         let set = [
-            ("freeze_hold_s", self.freeze_hold_s.is_some()),
             ("cap", self.cap.is_some()),
             ("runtime_flags", !self.runtime_flags.is_empty()),
             ("retain_evidence_s", self.retain_evidence_s.is_some()),

@@ -161,12 +161,9 @@ fn only_a_literal_true_of_the_documented_shape_grants() {
 
 #[test]
 fn an_obligation_that_nothing_enforces_denies_and_says_so() {
-    for (name, value) in [
-        ("cap", "\"once-per-boot\""),
-        ("freeze_hold_s", "600"),
-        ("runtime_flags", "[\"net-none\"]"),
-        ("retain_evidence_s", "86400"),
-    ] {
+    for (name, value) in
+        [("cap", "\"once-per-boot\""), ("runtime_flags", "[\"net-none\"]"), ("retain_evidence_s", "86400")]
+    {
         let text = format!("verdict := {{\"allow\": true, \"obligations\": {{\"lease_s\": 60, \"{name}\": {value}}}}}");
         let decision = made(&text).unwrap().decide(&input(), &reference());
         assert!(!decision.allow, "{name}");

@@ -15,7 +15,7 @@ use crate::channel::Channel;
 use crate::exit::{Failure, Stage};
 use crate::owner::signer;
 use crate::run::{Plan, config};
-use crate::runtime::Settings;
+use crate::runtime;
 use crate::watch::ENDING;
 
 /// The daemon's socket, when it is the daemon that is to be asked: the one given; else as `[client] daemon` says.
@@ -97,7 +97,7 @@ pub(crate) fn run(socket: &Path, plan: &Plan) -> Result<u8, Failure> {
         let hint = "--runtime builtin, and a variable COUNTERSIGN_RUNTIME that says nothing else";
         return Err(Failure::new(Stage::Usage, "the daemon has the built-in runtime only", hint));
     }
-    let settings = without_binds(Settings::of(&plan.flags)?)?;
+    let settings = without_binds(runtime::Settings::of(&plan.flags)?)?;
     let signers = plan.signers.iter().map(|path| signer(path).map(|(_, pem)| pem)).collect::<Result<_, _>>()?;
     // Opened here: what this user may not read is not to be run.
     let image = open(&plan.image, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY, Mode::empty());

@@ -37,6 +37,14 @@ impl Judge {
         Self { bundle: bundle.to_vec(), workload, run, policy: OnceLock::new() }
     }
 
+    pub(crate) const fn run(&self) -> RunId {
+        self.run
+    }
+
+    pub(crate) const fn workload(&self) -> WorkloadId {
+        self.workload
+    }
+
     /// Compiles the policy, so that the first finding does not wait for that.
     pub(crate) fn prepare(&self) -> &Result<Ready, String> {
         self.policy.get_or_init(|| {

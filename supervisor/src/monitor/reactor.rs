@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use countersign_attest::events;
 use countersign_attest::lease::boot_time;
 use countersign_policy::verdict::OnViolation;
+use countersign_wire::event::HostEvent;
 use countersign_wire::finding::{Finding, Kind, Reaction};
 use countersign_wire::terms::Terms;
 use serde_json::json;
@@ -92,7 +94,6 @@ impl Reactor {
                 self.lease = Some(until);
                 self.terms = terms;
             }
-            Notice::Thaw => self.thaw(status),
             Notice::Warning(text) => {
                 out::warn(&text);
                 status.say("warning", json!({"text": text}));
@@ -101,6 +102,61 @@ impl Reactor {
             Notice::Unrecorded(e) => return self.end(&format!("a finding cannot be recorded: {e}"), Act::Kill, status),
         }
         Act::GoOn
+    }
+
+    /// Takes in what the verifier says.
+    pub(crate) fn told(&mut self, notice: events::Notice, status: &mut Status) -> Act {
+        let event = match notice {
+            events::Notice::Connected => {
+                status.say("events", json!({"connected": true}));
+                return Act::GoOn;
+            }
+            events::Notice::Lost { reason, .. } => {
+                status.say("events", json!({"connected": false, "reason": reason}));
+                return Act::GoOn;
+            }
+            events::Notice::Event(event) => event,
+        };
+        if event.run().is_some_and(|run| run != self.judge.run()) {
+            return Act::GoOn;
+        }
+        let revoked = |what: &str, place: &str| Finding::new(Kind::Revoked, what, place, now_ms());
+        match event {
+            HostEvent::Revoked { reason } => self.saw(revoked("the verifier revoked this host", &reason), status),
+            HostEvent::Suspended { reason } => self.saw(revoked("the verifier suspended this host", &reason), status),
+            HostEvent::WorkloadWithdrawn { workload } if workload == self.judge.workload() => {
+                self.saw(revoked("the verifier withdrew the workload", &workload.to_string()), status)
+            }
+            HostEvent::WorkloadWithdrawn { .. } => Act::GoOn,
+            HostEvent::Admitted { .. } | HostEvent::Attest { .. } => {
+                self.recorder.send(Record::Report);
+                Act::GoOn
+            }
+            // An operator's word is no finding: nobody is asked.
+            HostEvent::Freeze { reason, .. } => match self.freeze(self.terms.freeze_hold_s.unwrap_or(HOLD_S)) {
+                Ok(()) => {
+                    self.done(Reaction::Freeze, &format!("the verifier's operator: {reason}"), status);
+                    Act::GoOn
+                }
+                Err(e) => self.end(&format!("it cannot be frozen: {e}"), Act::Kill, status),
+            },
+            HostEvent::Thaw { reason, .. } => {
+                self.thaw(&reason, status);
+                Act::GoOn
+            }
+            HostEvent::Stop { reason, .. } => {
+                let act = if self.is_frozen() { Act::Kill } else { Act::Stop };
+                self.end(&format!("the verifier's operator: {reason}"), act, status)
+            }
+        }
+    }
+
+    /// A reaction that no finding brought about.
+    fn done(&self, reaction: Reaction, why: &str, status: &mut Status) {
+        out::warn(&format!("{reaction}: {why}"));
+        status.say("reaction", json!({"reaction": reaction, "reasons": [why]}));
+        self.recorder.send(Record::Reaction(reaction));
+        self.recorder.send(Record::Report);
     }
 
     /// Judges a finding and acts on it.
@@ -152,16 +208,14 @@ impl Reactor {
         Ok(())
     }
 
-    fn thaw(&mut self, status: &mut Status) {
+    fn thaw(&mut self, reason: &str, status: &mut Status) {
         if self.frozen.take().is_none() {
             return;
         }
         if let Err(e) = self.group.thaw() {
             out::warn(&format!("the run cannot be thawed: {e}"));
         }
-        status.say("reaction", json!({"reaction": Reaction::Thaw}));
-        self.recorder.send(Record::Reaction(Reaction::Thaw));
-        self.recorder.send(Record::Report);
+        self.done(Reaction::Thaw, &format!("the verifier's operator: {reason}"), status);
     }
 
     fn tell(&self, finding: &Finding, done: Reaction, accepted: bool, reasons: &[String], status: &mut Status) {
@@ -173,8 +227,9 @@ impl Reactor {
         }
         self.recorder.send(Record::Finding(finding.clone()));
         self.recorder.send(Record::Reaction(done));
-        // What the verifier itself said, or cannot hear, needs no report.
-        if !matches!(finding.kind, Kind::AttestationDenied | Kind::LeaseExpired) {
+        // What the verifier itself said, or cannot hear, needs no report; the end of a run brings its own.
+        let known = matches!(finding.kind, Kind::AttestationDenied | Kind::LeaseExpired | Kind::Revoked);
+        if !known && matches!(done, Reaction::Alert | Reaction::Freeze) {
             self.recorder.send(Record::Report);
         }
         if let Some(webhook) = &self.webhook {
@@ -184,9 +239,12 @@ impl Reactor {
 
     /// Ends the run for a reason that is no finding.
     fn end(&mut self, why: &str, act: Act, status: &mut Status) -> Act {
-        let _ = self.group.kill();
-        status.say("reaction", json!({"reaction": Reaction::Kill, "reasons": [why]}));
-        self.recorder.send(Record::Reaction(Reaction::Kill));
+        let reaction = if act == Act::Kill { Reaction::Kill } else { Reaction::Stop };
+        if act == Act::Kill {
+            let _ = self.group.kill();
+        }
+        status.say("reaction", json!({"reaction": reaction, "reasons": [why]}));
+        self.recorder.send(Record::Reaction(reaction));
         let hint = "supervisor doctor; the run log has what led to it";
         self.violation.get_or_insert_with(|| Failure::new(Stage::Violation, format!("the run was ended: {why}"), hint));
         act

@@ -96,8 +96,8 @@ pub(super) async fn replay(
                     .execute(&mut *connection)
                     .await?;
             }
-            Event::Other { kind, text } => {
-                let run = entry.event.run();
+            event @ (Event::Finding { .. } | Event::Reaction { .. } | Event::Other { .. }) => {
+                let (run, (kind, text)) = (event.run(), event.described());
                 sqlx::query("INSERT OR IGNORE INTO run_entries VALUES (?, ?, ?, ?, ?, ?, ?)")
                     .bind(id)
                     .bind(to_db(life))
@@ -105,10 +105,10 @@ pub(super) async fn replay(
                     .bind(run.map(|run| run.0.to_vec()))
                     .bind(now)
                     .bind(short(kind))
-                    .bind(short(text))
+                    .bind(short(&text))
                     .execute(&mut *connection)
                     .await?;
-                if let Some(run) = run {
+                if let Some(run) = run.filter(|_| matches!(event, Event::Finding { .. })) {
                     sqlx::query("UPDATE runs SET findings = findings + 1 WHERE host = ? AND run = ?")
                         .bind(id)
                         .bind(run.0.as_slice())
