@@ -13,6 +13,7 @@ mod server;
 mod session;
 mod settings;
 mod socket;
+mod terminal;
 mod turns;
 mod uids;
 

@@ -347,6 +347,51 @@ fn streams_exit_codes_and_signals_are_the_workloads() {
 }
 
 #[test]
+fn a_shell_has_a_terminal_of_its_own() {
+    use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+    use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
+    let Some(host) = Host::of_alice() else { return };
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let pty = openpt(flags).unwrap();
+    unlockpt(&pty).unwrap();
+    let terminal = ioctl_tiocgptpeer(&pty, flags).unwrap();
+    let size = |rows| tcsetwinsize(&pty, Winsize { ws_row: rows, ws_col: 91, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
+    size(37);
+    let before = format!("{:?}", tcgetattr(&terminal).unwrap());
+    let again = || terminal.try_clone().unwrap();
+    let mut command = Command::new("setsid");
+    command.args(["--ctty", "setpriv", "--reuid", "54331", "--regid", "54331", "--clear-groups", "--"]);
+    command.arg(host.path("supervisor")).arg("shell").arg(format!("--daemon={}", host.socket().display()));
+    let mut child = command.arg(host.path("alice.sif")).stdin(again()).stdout(again()).stderr(again()).spawn().unwrap();
+    drop(command);
+    let mut keyboard = File::from(pty.try_clone().unwrap());
+    // What is typed is echoed: hence the quotes.
+    let mut lines = BufReader::new(File::from(pty.try_clone().unwrap())).lines().map_while(Result::ok);
+    let mut shows = |words: &str| assert!(lines.any(|line| line.contains(words)), "{words}");
+    // It is the foreground of its terminal, whose name leads to it, and as large as the user's.
+    keyboard.write_all(b"trap 'echo chan''ged' WINCH; echo rea''dy > /proc/self/fd/1; stty size\n").unwrap();
+    shows("ready");
+    shows("37 91");
+    size(38);
+    shows("changed");
+    // A key is a signal for what runs in the foreground, and for nothing else.
+    keyboard.write_all(b"sh -c 'echo as''leep; exec sleep 1000'\n").unwrap();
+    shows("asleep");
+    let shell = host.family();
+    let shell = shell
+        .0
+        .iter()
+        .find(|process| process.command.starts_with("sleep") || process.command.starts_with("sh -c"))
+        .unwrap();
+    assert_ne!(field(shell, "Uid:").split(' ').next(), Some("54331"));
+    keyboard.write_all(b"\x03").unwrap();
+    keyboard.write_all(b"echo ali''ve; exit 5\n").unwrap();
+    shows("alive");
+    assert_eq!(child.wait().unwrap().code(), Some(5));
+    assert_eq!(format!("{:?}", tcgetattr(&terminal).unwrap()), before, "the user's terminal is as it was");
+}
+
+#[test]
 fn who_and_what_is_refused_and_why() {
     let Some(mut host) = Host::new("") else { return };
     let file = host.path("supervisor.toml").display().to_string();
@@ -460,7 +505,7 @@ fn clients_that_send_nonsense_are_told_so_and_hold_nobody_up() {
     let null = || open(Path::new("/dev/null"), OFlags::RDWR);
     let (pipe, _writer) = std::io::pipe().unwrap();
     std::os::unix::fs::symlink(host.path("alice.sif"), host.path("link")).unwrap();
-    let request = json!({"Run": {"task": {"Exec": []}, "settings": settings(), "signers": [], "environment": []}});
+    let request = json!({"Run": {"task": {"Exec": []}, "settings": settings(), "terminal": false, "signers": [], "environment": []}});
     let with = |key: &str, value: Value| {
         let mut request = request.clone();
         request["Run"][key] = value;

@@ -9,7 +9,8 @@ use std::sync::OnceLock;
 use countersign_sif::dsse::SignerKey;
 use countersign_sif::{Image, SifError};
 use countersign_wire::id::RunId;
-use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
+use rustix::fs::{FileType, Mode, OFlags, fchmod, fchown, fcntl_getfl, fstat, fstatfs};
+use rustix::process::Uid;
 
 use super::message::{Ask, ENVIRONMENT, GIVEN, Reply, Start, Uids, VALUE};
 use super::peer::Peer;
@@ -37,6 +38,8 @@ pub(crate) struct Caller {
     daemon: Channel,
     /// Given by the daemon with its admission.
     uids: OnceLock<Uids>,
+    /// The streams are a terminal that was made for this run.
+    has_terminal: bool,
 }
 
 /// A turn at the TPM; over when dropped.
@@ -86,6 +89,32 @@ fn stream(name: &str, fd: OwnedFd) -> Result<OwnedFd, Failure> {
             Err(bad(format!("{kind:?} is refused")))
         }
     }
+}
+
+/// Where the kernel's own files are: proc, sysfs, cgroup, cgroup2, securityfs, debugfs, tracefs, bpf, configfs, selinuxfs, efivarfs
+/// (linux/magic.h).
+const KERNEL: [u64; 11] = [
+    0x9fa0,
+    0x6265_6572,
+    0x0027_e0eb,
+    0x6367_7270,
+    0x7363_6673,
+    0x6462_6720,
+    0x7472_6163,
+    0xcafe_4a11,
+    0x6265_6570,
+    0xf97c_ff8c,
+    0xde5e_81e4,
+];
+
+/// Something that the session itself, which is root, may write to: no file whose meaning depends on who writes.
+fn plain(name: &str, fd: OwnedFd) -> Result<OwnedFd, Failure> {
+    let found = fstatfs(&fd).map_err(|e| usage(format!("the descriptor for {name}: {e}")))?;
+    let kind = u64::try_from(found.f_type).unwrap_or(u64::MAX);
+    if KERNEL.contains(&kind) {
+        return Err(usage(format!("the descriptor for {name}: a file of the kernel is refused")));
+    }
+    Ok(fd)
 }
 
 /// Flags of a run whose container sees nothing of the host.
@@ -141,14 +170,29 @@ impl Caller {
             stdin: stream("standard input", stdin)?,
             stdout: stream("standard output", stdout)?,
             stderr: stream("standard error", stderr)?,
-            status: status.map(|fd| stream("the status", fd)).transpose()?,
+            status: status.map(|fd| plain("the status", stream("the status", fd)?)).transpose()?,
             environment: start.environment,
             ids: Ids { user: peer.uid, group: peer.gid },
             settings: without_binds(start.settings)?,
             signers: grant.trusted(start.signers)?,
             daemon,
             uids: OnceLock::new(),
+            has_terminal: false,
         })
+    }
+
+    /// A terminal of its own in place of the client's streams; the other end of it.
+    ///
+    /// # Errors
+    /// The system has none left.
+    pub(super) fn take_terminal(&mut self) -> Result<OwnedFd, Failure> {
+        let other = |e: std::io::Error| Failure::new(Stage::Other, format!("a terminal for the shell: {e}"), "");
+        let (ours, theirs) = super::terminal::make().map_err(other)?;
+        self.stdout = theirs.try_clone().map_err(other)?;
+        self.stderr = theirs.try_clone().map_err(other)?;
+        self.stdin = theirs;
+        self.has_terminal = true;
+        Ok(ours)
     }
 
     /// Where the stage mounts its things, in namespaces of its own: a folder that every user reaches, unlike the host's state.
@@ -189,6 +233,13 @@ impl Caller {
         self.daemon.send(&Ask::Admit(image.binding().workload), &[]).map_err(|_| daemon_gone())?;
         match self.daemon.receive::<Reply>() {
             Ok(Some((Reply::Admitted(uids), _))) => {
+                if self.has_terminal {
+                    // So that what runs in it can open it by its name, and nobody else can.
+                    let owner = Some(Uid::from_raw(uids.container));
+                    let given =
+                        fchown(&self.stdin, owner, None).and_then(|()| fchmod(&self.stdin, Mode::RUSR | Mode::WUSR));
+                    given.map_err(|e| Failure::new(Stage::Other, format!("the shell's terminal: {e}"), ""))?;
+                }
                 let _ = self.uids.set(uids);
                 Ok(image)
             }
@@ -247,7 +298,7 @@ impl Caller {
 mod tests {
     use std::os::unix::net::UnixStream;
 
-    use rustix::fs::{Mode, open};
+    use rustix::fs::open;
 
     use super::*;
 
@@ -284,6 +335,10 @@ mod tests {
         for fd in [opened("/dev/null".as_ref(), OFlags::RDWR), std::io::pipe().unwrap().1.into()] {
             assert!(stream("x", fd).is_ok());
         }
+        let plain = |fd| plain("x", fd).map(drop).map_err(|failure| failure.error);
+        assert!(plain(opened("/dev/null".as_ref(), OFlags::RDWR)).is_ok());
+        assert!(plain(std::io::pipe().unwrap().1.into()).is_ok());
+        assert!(plain(opened("/proc/self/comm".as_ref(), OFlags::WRONLY)).unwrap_err().contains("of the kernel"));
         assert!(stream("x", opened(folder.path(), OFlags::RDONLY)).unwrap_err().error.contains("Directory"));
         assert!(stream("x", opened("/dev/null".as_ref(), OFlags::PATH)).unwrap_err().error.contains("only a path"));
     }

@@ -11,12 +11,16 @@ use serde_json::{Value, json};
 use super::caller::{daemon_gone, without_binds};
 use super::message::{Answer, ENVIRONMENT, Listed, Request, Start, VALUE, Word};
 use super::settings::{Settings, When};
+use super::terminal::{self, Relay};
 use crate::channel::Channel;
 use crate::exit::{Failure, Stage};
 use crate::owner::signer;
-use crate::run::{Plan, config};
+use crate::run::{Plan, Task, config};
 use crate::runtime;
 use crate::watch::ENDING;
+
+/// SIGWINCH.
+const RESIZED: i32 = 28;
 
 /// The daemon's socket, when it is the daemon that is to be asked: the one given; else as `[client] daemon` says.
 ///
@@ -65,18 +69,17 @@ fn connect(socket: &Path) -> Result<Channel, Failure> {
         let hint = "systemctl start countersign-supervisor.socket (as root), or --daemon=SOCKET";
         Failure::new(Stage::Unreachable, format!("the daemon at {}: {e}", socket.display()), hint)
     })?;
-    match hear(&channel)? {
+    match hear(&channel)?.map(|(answer, _)| answer) {
         Some(Answer::Ready) => Ok(channel),
         Some(Answer::Failed(failure)) => Err(failure),
-        Some(Answer::Ended(_) | Answer::Runs(_)) | None => Err(daemon_gone()),
+        Some(Answer::Terminal | Answer::Ended(_) | Answer::Runs(_)) | None => Err(daemon_gone()),
     }
 }
 
-fn hear(channel: &Channel) -> Result<Option<Answer>, Failure> {
+fn hear(channel: &Channel) -> Result<Option<(Answer, Vec<OwnedFd>)>, Failure> {
     let hint = "use the supervisor of the daemon's version";
     let heard = channel.receive::<Answer>();
-    let heard = heard.map_err(|e| Failure::new(Stage::Unreachable, format!("the daemon's answer: {e}"), hint))?;
-    Ok(heard.map(|(answer, _)| answer))
+    heard.map_err(|e| Failure::new(Stage::Unreachable, format!("the daemon's answer: {e}"), hint))
 }
 
 fn other(e: impl std::fmt::Display) -> Failure {
@@ -109,14 +112,16 @@ pub(crate) fn run(socket: &Path, plan: &Plan) -> Result<u8, Failure> {
         let hint = "give an open descriptor, for example --status-fd 3 3>FILE";
         Failure::new(Stage::Usage, format!("--status-fd: {e}"), hint)
     })?;
-    let signals = countersign_sys::signals(&ENDING).map_err(other)?;
+    let numbers: Vec<i32> = ENDING.into_iter().chain([RESIZED]).collect();
+    let signals = countersign_sys::signals(&numbers).map_err(other)?;
+    let terminal = matches!(plan.task, Task::Shell(_)) && terminal::is_there();
     let value = |name: &str| std::env::var(name).ok().filter(|value| value.len() <= VALUE);
     let environment = ENVIRONMENT.iter().filter_map(|name| Some(((*name).to_owned(), value(name)?))).collect();
     let channel = connect(socket)?;
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
     let mut fds = vec![image.as_fd(), stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
     fds.extend(status.as_ref().map(OwnedFd::as_fd));
-    let start = Start { task: plan.task.clone(), settings, signers, environment };
+    let start = Start { task: plan.task.clone(), settings, terminal, signers, environment };
     channel.send(&Request::Run(start), &fds).map_err(|e| {
         let hint = "a shorter command line, or fewer signers";
         Failure::new(Stage::Usage, format!("the request was not sent: {e}"), hint)
@@ -125,33 +130,69 @@ pub(crate) fn run(socket: &Path, plan: &Plan) -> Result<u8, Failure> {
     wait(&channel, &signals)
 }
 
-/// Passes signals on until the run has ended.
+/// Passes signals on, and relays a terminal, until the run has ended.
 fn wait(channel: &Channel, signals: &OwnedFd) -> Result<u8, Failure> {
     let mut sent = None;
+    let mut relay: Option<Relay> = None;
     loop {
-        let mut fds = [PollFd::from_borrowed_fd(channel.as_fd(), PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
-        match poll(&mut fds, None) {
-            Err(rustix::io::Errno::INTR) => continue,
-            polled => polled.map_err(other)?,
-        };
-        let [answer, signal] = fds.map(|fd| !fd.revents().is_empty());
+        let (answer, signal, keys, ready) = ready(channel, signals, relay.as_ref())?;
+        if let Some(relay) = &mut relay {
+            relay.relay(keys, ready);
+        }
         let mut number = [0];
         if signal && rustix::io::read(signals, &mut number).is_ok_and(|n| n > 0) {
             let [number] = number;
-            sent = Some(number);
-            // A daemon that is gone is heard below.
-            let _ = channel.send(&Word::Signal(number), &[]);
+            if i32::from(number) == RESIZED {
+                relay.iter().for_each(Relay::resize);
+            } else {
+                sent = Some(number);
+                // A daemon that is gone is heard below.
+                let _ = channel.send(&Word::Signal(number), &[]);
+            }
         }
-        if answer {
-            return match (hear(channel)?, sent) {
-                (Some(Answer::Ended(code)), _) => Ok(code),
-                (Some(Answer::Failed(failure)), _) => Err(failure),
-                // It came before anything was there that could have ended in order.
-                (None, Some(number)) => Ok(number.saturating_add(128)),
-                (Some(Answer::Ready | Answer::Runs(_)) | None, _) => Err(daemon_gone()),
-            };
+        if !answer {
+            continue;
+        }
+        let heard = hear(channel)?;
+        if let Some((Answer::Terminal, mut fds)) = heard {
+            relay = fds.pop().map(Relay::begin).transpose().map_err(other)?;
+            continue;
+        }
+        if let Some(relay) = relay {
+            relay.finish();
+        }
+        return match (heard.map(|(answer, _)| answer), sent) {
+            (Some(Answer::Ended(code)), _) => Ok(code),
+            (Some(Answer::Failed(failure)), _) => Err(failure),
+            // It came before anything was there that could have ended in order.
+            (None, Some(number)) => Ok(number.saturating_add(128)),
+            (Some(Answer::Ready | Answer::Terminal | Answer::Runs(_)) | None, _) => Err(daemon_gone()),
+        };
+    }
+}
+
+/// Waits; then whether there is an answer, a signal, something typed, and what the shell's terminal is ready for.
+fn ready(
+    channel: &Channel,
+    signals: &OwnedFd,
+    relay: Option<&Relay>,
+) -> Result<(bool, bool, bool, PollFlags), Failure> {
+    let stdin = std::io::stdin();
+    let mut fds = vec![PollFd::from_borrowed_fd(channel.as_fd(), PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
+    if let Some((terminal, keys)) = relay.map(Relay::interest) {
+        fds.push(terminal);
+        if keys {
+            fds.push(PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN));
         }
     }
+    match poll(&mut fds, None) {
+        Err(rustix::io::Errno::INTR) => return Ok((false, false, false, PollFlags::empty())),
+        polled => polled.map_err(other)?,
+    };
+    let mut ready = fds.iter().map(PollFd::revents);
+    let mut next = || ready.next().unwrap_or(PollFlags::empty());
+    let (answer, signal, terminal, keys) = (next(), next(), next(), next());
+    Ok((!answer.is_empty(), !signal.is_empty(), !keys.is_empty(), terminal))
 }
 
 /// What runs under the daemon, as JSON: the caller's own, everybody's for root.
@@ -162,10 +203,10 @@ pub(crate) fn list(socket: Option<&Path>) -> Result<Value, Failure> {
     let socket = place(socket.unwrap_or_else(|| Path::new("")))?;
     let channel = connect(&socket)?;
     channel.send(&Request::List, &[]).map_err(other)?;
-    match hear(&channel)? {
+    match hear(&channel)?.map(|(answer, _)| answer) {
         Some(Answer::Runs(runs)) => Ok(json!({ "runs": runs })),
         Some(Answer::Failed(failure)) => Err(failure),
-        Some(Answer::Ready | Answer::Ended(_)) | None => Err(daemon_gone()),
+        Some(Answer::Ready | Answer::Terminal | Answer::Ended(_)) | None => Err(daemon_gone()),
     }
 }
 

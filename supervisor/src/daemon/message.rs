@@ -38,6 +38,8 @@ pub(super) struct Start {
     pub(super) task: Task,
     /// What the flags of the built-in runtime ask for, as the client has read them.
     pub(super) settings: Settings,
+    /// The client sits at a terminal: a shell gets one of its own in its place.
+    pub(super) terminal: bool,
     /// Trusted signers, PEM texts. Whether they count is for the rules to say.
     pub(super) signers: Vec<String>,
     /// Name and value; names that are not in [`ENVIRONMENT`] are refused.
@@ -56,6 +58,8 @@ pub(super) enum Word {
 pub(super) enum Answer {
     /// The daemon listens. A client says nothing before it has heard this: what nobody reads would void the refusal.
     Ready,
+    /// A shell's terminal comes along, for the client to relay.
+    Terminal,
     /// The run has ended with this exit code.
     Ended(u8),
     /// It failed, or was refused.

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -238,7 +237,7 @@ impl Server {
         let (channel, theirs) = Channel::pair().map_err(other)?;
         let mut command = Command::new("/proc/self/exe");
         countersign_sys::end_with_parent(&mut command);
-        command.arg("session-process").process_group(0).current_dir("/");
+        command.arg("session-process").current_dir("/");
         command.stdin(Stdio::from(theirs.into_fd())).stdout(Stdio::null());
         for name in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
             command.env_remove(name);

@@ -16,7 +16,7 @@ use super::message::{Answer, Ask, Brief, Reply, Request, Word};
 use crate::channel::Channel;
 use crate::exit::{Failure, Stage};
 use crate::play::GRACE;
-use crate::run::{Plan, run};
+use crate::run::{Plan, Task, run};
 use crate::watch::ENDING;
 
 /// How long a client may take to say what it wants.
@@ -26,6 +26,8 @@ const LEAVE: Duration = Duration::from_secs(2);
 
 /// Runs the session on its standard input.
 pub(crate) fn main() -> u8 {
+    // Neither the daemon's terminal, where it has one, nor its keys' signals.
+    let _ = rustix::process::setsid();
     let Ok(daemon) = Channel::from_stdin() else { return Stage::Other.code() };
     let Ok(Some((brief, mut fds))) = daemon.receive::<Brief>() else { return Stage::Other.code() };
     let process = if fds.len() > 1 { fds.pop() } else { None };
@@ -84,7 +86,11 @@ fn serve(
         }
     };
     let task = start.task.clone();
-    let caller = Caller::new(&brief.peer, &brief.grant, start, fds, daemon)?;
+    let at_terminal = start.terminal && matches!(task, Task::Shell(_));
+    let mut caller = Caller::new(&brief.peer, &brief.grant, start, fds, daemon)?;
+    if at_terminal {
+        client.send(&Answer::Terminal, &[caller.take_terminal()?.as_fd()]).map_err(usage)?;
+    }
     *ear = Some(Ear::open(client.try_clone().map_err(usage)?, process));
     let plan = Plan {
         image: "image".into(),

@@ -5,7 +5,7 @@ mod signals;
 mod user;
 
 use std::io;
-use std::os::fd::{FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
@@ -100,6 +100,16 @@ pub fn join_cgroup(command: &mut Command, procs: OwnedFd) -> &mut Command {
     unsafe { command.pre_exec(child) }
 }
 
+/// Makes a descriptor this process's standard input, in place of what that was.
+///
+/// # Errors
+/// The system call fails.
+pub fn set_standard_input(fd: impl AsFd) -> io::Result<()> {
+    // SAFETY: dup2 onto 0 changes what standard input is and nothing else: no owned descriptor has that number.
+    let result = unsafe { libc::dup2(fd.as_fd().as_raw_fd(), 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Marks all descriptors from 3 on close-on-exec: programs that this process starts get the standard ones and what they are given.
 ///
 /// # Errors
@@ -151,7 +161,6 @@ fn heap(maps: &str) -> Option<(usize, usize)> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use std::io::{Read as _, Write as _};
-    use std::os::fd::AsRawFd as _;
     use std::process::{Command, Stdio};
 
     use super::*;
