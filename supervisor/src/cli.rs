@@ -139,6 +139,7 @@ enum Command {
     NamespaceProcess,
     #[command(hide = true)]
     SessionProcess,
+    #[command(hide = true)]
     RuntimeProcess {
         #[arg(long)]
         terminal: bool,

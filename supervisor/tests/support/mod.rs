@@ -157,8 +157,8 @@ impl Owner {
         std::fs::copy(busybox, root.join("bin/busybox")).unwrap();
         std::fs::set_permissions(root.join("bin/busybox"), std::fs::Permissions::from_mode(0o755)).unwrap();
         for name in [
-            "sh", "cat", "ls", "stty", "sleep", "echo", "id", "touch", "grep", "mount", "ps", "readlink", "setsid",
-            "env", "pwd", "kill", "hostname", "stty", "cp",
+            "sh", "cat", "ls", "sleep", "echo", "id", "touch", "grep", "mount", "ps", "readlink", "setsid", "env",
+            "pwd", "kill", "hostname", "stty", "cp",
         ] {
             std::os::unix::fs::symlink("busybox", root.join("bin").join(name)).unwrap();
         }
