@@ -6,7 +6,11 @@ export PATH := $(PATH):/usr/sbin:/sbin
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help setup build demo test fmt lint unit deny demo-as-user bench fuzz clean
+<<<<<<< HEAD
+.PHONY: help setup build demo test fmt lint opa unit deny demo-as-user bench fuzz clean
+=======
+.PHONY: help setup build demo test fmt lint unit deny demo-as-user bench fuzz install clean
+>>>>>>> wt-h
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,7 +24,7 @@ build: setup ## the four programs, optimised
 demo: build ## the main job on embedded defaults, step by step, with times
 	@$(TARGET)/release/demo --bin-dir $(TARGET)/release --dir $(TARGET)/demo
 
-test: setup fmt lint deny unit demo-as-user ## everything that guards main
+test: setup fmt lint deny opa unit demo-as-user ## everything that guards main
 	@echo "make test: everything passed"
 
 fmt:
@@ -28,6 +32,9 @@ fmt:
 
 lint:
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+opa: ## a real Open Policy Agent for the tests: built once and cached, or the reason why not
+	@scripts/opa-for-tests.sh
 
 unit:
 	$(CARGO) test --workspace --locked
@@ -44,6 +51,9 @@ bench: build ## measure against floors and peers of the same run; writes target/
 
 fuzz: ## fuzz every parser, FUZZ_SECONDS (600) each; FUZZ_TARGETS="a b" for some
 	@scripts/fuzz.sh
+
+install: ## install into DESTDIR and PREFIX (/usr/local): programs, units, man pages, completions, example configurations
+	@scripts/install.sh $(or $(BIN_FROM),$(TARGET)/release)
 
 clean: ## remove what was built
 	$(CARGO) clean

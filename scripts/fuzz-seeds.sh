@@ -73,6 +73,8 @@ printf '{"payload":"e30=","payloadType":"application/vnd.countersign.reference+j
 # A run log of one entry is made by the program; here is its shape.
 printf '{"recnum":0,"pcr":13,"digests":[{"hashAlg":"sha256","digest":"%s"}],"content_type":"countersign","content":{}}\n' "$digest" >"$corpus/run_log/shape"
 
+printf ': here\n\nid: 7\ndata: {"kind":"attest","reason":"x"}\n\n' >"$corpus/event_stream/stream"
+
 cat >"$corpus/sif_binding/shape" <<END
 {"version":1,"workload":"$digest","payload_root":"$digest","policy":"$digest","payload":{"salt":"$digest","data_block_size":4096,"hash_block_size":4096,
 "data_block_count":2,"partition_length":8192,"cipher":"aes-xts-plain64","sector_size":512,"payload_offset":4096,"tree_root":"$digest"}}

@@ -6,6 +6,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use clap::{CommandFactory as _, Parser, Subcommand};
+use countersign_tpm::ak::Kind;
 use countersign_wire::artefact;
 use countersign_wire::runlog::RunLog;
 use countersign_wire::trust::JoinToken;
@@ -76,6 +77,9 @@ enum Command {
         /// A name for people (default: the host's name)
         #[arg(long)]
         name: Option<String>,
+        /// Kind of attestation key (default: the one that is there, else p256). Another kind is a new key: a known host needs a token for itself
+        #[arg(long, value_name = "KIND", value_parser = ["p256", "p384", "rsa2048"])]
+        ak: Option<String>,
     },
     /// Attest once
     Now,
@@ -90,6 +94,12 @@ enum Command {
     /// This host's card: id, EK, certificates, AK
     Show {
         /// Write the card to a file instead of describing it
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// This TPM's endorsement key (TPMT_PUBLIC), for the allow-list of a verifier where it has no certificate
+    Ek {
+        /// Write it to a file instead of describing it
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
     },
@@ -139,7 +149,10 @@ struct Shown {
 /// Runs the command line; returns the exit code.
 #[must_use]
 pub fn main() -> u8 {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return out::usage(&e),
+    };
     let json = cli.json;
     out::finish(run(cli), json)
 }
@@ -151,11 +164,14 @@ fn host(cli: &Cli) -> Result<Host, Failure> {
 
 fn run(cli: Cli) -> Result<(), Failure> {
     match &cli.command {
-        Command::Enroll { token, trust, url, name } => {
+        Command::Enroll { token, trust, url, name, ak } => {
             let token = token.as_deref().map(read_token).transpose()?;
             let name =
                 name.clone().unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
             let mut host = host(&cli)?;
+            if let Some(kind) = ak.as_deref().and_then(Kind::from_name) {
+                host.want_ak(kind);
+            }
             let enrolled = match (&token, url, trust) {
                 (Some(token), ..) => host.enroll(token, &name)?,
                 (None, Some(url), Some(trust)) => host.enroll_without_token(url, trust, &name)?,
@@ -221,6 +237,15 @@ fn run(cli: Cli) -> Result<(), Failure> {
                 )
             })
         }
+        Command::Ek { output } => {
+            let ek = host(&cli)?.endorsement_key()?.to_bytes();
+            if let Some(path) = output {
+                return write(path, &ek);
+            }
+            let shown = serde_json::json!({"template": inspect::template_of(&ek), "name": inspect::name_of(&ek)});
+            let words = || format!("{}, Name {}", inspect::template_of(&ek), inspect::name_of(&ek));
+            out::print(cli.json, &shown, words)
+        }
         Command::Inspect { file, cel } => {
             let bytes = read_artefact(file)?;
             if *cel {
@@ -240,7 +265,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
                 (true, false) => return Err(unknown(now, "the other file is a reference set, and this is none")),
                 (false, true) => return Err(unknown(was, "the other file is a reference set, and this is none")),
             }
-            let changes = inspect::compare(&first, &second).map_err(|reason| unknown(now, &reason))?;
+            let changes = inspect::compare(&first, &second)
+                .map_err(|(which, reason)| unknown(if which == inspect::Which::First { was } else { now }, &reason))?;
             out::print(cli.json, &changes, || {
                 let facts = changes.facts.iter().map(|change| change.words());
                 let lines: Vec<String> = facts.chain(changes.events.iter().map(|event| event.words())).collect();

@@ -1,7 +1,7 @@
 //! HTTPS to the verifier: TLS 1.3, only the pinned CA, one deadline for all that the verifier does in an operation.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use countersign_wire::cbor::{self, Message};
 use countersign_wire::problem::Problem;
@@ -158,6 +158,20 @@ impl Client {
     pub fn post_json(&self, path: &str, token: &str, body: Vec<u8>) -> Result<Vec<u8>, HostError> {
         let request = self.http.post(format!("{}{path}", self.url)).header("content-type", "application/json");
         self.send(request.bearer_auth(token).body(body))
+    }
+
+    /// Whether the verifier is ready; its clock, where it tells it (RFC 9110, 6.6.1).
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub fn ready(&self) -> Result<Option<SystemTime>, HostError> {
+        let response = self.http.get(format!("{}/readyz", self.url)).send().map_err(|e| self.unreachable(words(&e)))?;
+        let status = response.status();
+        if !status.is_success() {
+            return Err(refused(status, &self.body(response)?));
+        }
+        let date = response.headers().get("date").and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
+        Ok(date)
     }
 
     /// GET of a stream of events, behind the last one that came; each read of it may take as long as the client's patience.

@@ -208,15 +208,23 @@ pub struct Ak {
 }
 
 impl AkBlob {
-    /// A new AK under the EK.
+    /// A new AK of the default kind under the EK.
     ///
     /// # Errors
     /// [`TpmError`].
     pub fn create(tpm: &mut Tpm, ek: &Ek) -> Result<Self, TpmError> {
+        Self::create_as(tpm, ek, ak::Kind::default())
+    }
+
+    /// A new AK of this kind under the EK.
+    ///
+    /// # Errors
+    /// [`TpmError`].
+    pub fn create_as(tpm: &mut Tpm, ek: &Ek, kind: ak::Kind) -> Result<Self, TpmError> {
         let mut session = ek.session(tpm)?;
         ek.authorise(tpm, &session)?;
         let mut auth = Auth::policy(&mut session, false, Encryption::default());
-        let (private, public) = tpm.create(&ek.key.object, &ak::template(), &mut auth)?;
+        let (private, public) = tpm.create(&ek.key.object, &kind.template(), &mut auth)?;
         Ok(Self { public, private })
     }
 }

@@ -7,8 +7,9 @@ mod runs;
 mod step;
 mod verdict;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use countersign_tpm::ak;
 use countersign_tpm::ek::Template;
 use countersign_tpm::public::Public;
 use countersign_wire::artefact;
@@ -16,6 +17,7 @@ use countersign_wire::cbor;
 use countersign_wire::enrol::{Enrolled, HostCard};
 use countersign_wire::id::{RunId, VerdictId, WorkloadId};
 use countersign_wire::limits;
+use countersign_wire::obligations::Obligations;
 use countersign_wire::runlog::Event;
 use countersign_wire::trust::{JoinToken, TrustBundle};
 use zeroize::Zeroizing;
@@ -40,6 +42,8 @@ pub struct Host {
     config: Config,
     state: StateDir,
     observer: Option<Observer>,
+    ak: Option<ak::Kind>,
+    only: Option<Template>,
 }
 
 impl std::fmt::Debug for Host {
@@ -55,6 +59,8 @@ pub struct Attested {
     pub verdict_id: VerdictId,
     /// The verdict document (JSON).
     pub verdict: Vec<u8>,
+    /// What policy asks of this host, each value in its range.
+    pub obligations: Obligations,
 }
 
 /// A released key and what came with it.
@@ -67,6 +73,8 @@ pub struct Released {
     pub verdict: Vec<u8>,
     /// Seconds that the run may go on without a new verdict.
     pub lease_s: u32,
+    /// What the policies of host and workload ask of this host, each value in its range.
+    pub obligations: Obligations,
     /// TPM commands from the sealed object's import or load to its unsealing.
     pub commands: u64,
     /// Time of those commands' round trips.
@@ -105,7 +113,26 @@ impl Host {
     /// [`HostError::State`].
     pub fn open(config: Config) -> Result<Self, HostError> {
         let state = StateDir::open(&config.state_dir)?;
-        Ok(Self { config, state, observer: None })
+        Ok(Self { config, state, observer: None, ak: None, only: None })
+    }
+
+    /// Enrolment makes an AK of this kind, also in place of one of another kind. Without it a kept AK stays, and a new one is of the default kind.
+    pub const fn want_ak(&mut self, kind: ak::Kind) {
+        self.ak = Some(kind);
+    }
+
+    /// Enrolment shows this EK alone. For tests.
+    #[doc(hidden)]
+    pub const fn show_only(&mut self, template: Template) {
+        self.only = Some(template);
+    }
+
+    /// This TPM's EK as it would be enrolled: for the allow-list of a verifier, where the TPM has no certificate.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    pub fn endorsement_key(&mut self) -> Result<Public, HostError> {
+        self.operation()?.endorsement_key()
     }
 
     /// Watches the steps of operations. For tests.
@@ -166,7 +193,7 @@ impl Host {
 
     /// The same host, for another thread.
     pub(crate) fn again(&self) -> Self {
-        Self { config: self.config.clone(), state: self.state.clone(), observer: None }
+        Self { config: self.config.clone(), state: self.state.clone(), observer: None, ak: None, only: None }
     }
 
     /// How this host attests.
@@ -229,12 +256,14 @@ impl Host {
         let mut outcome = self.operation()?.enroll(&url, token, &trust, name, 0);
         // The lowest one that the verifier accepts: others than the first may lead to a root that it trusts.
         for at in 1..Template::ALL.len() {
-            match outcome {
-                Err(ref refused) if enrol::another_may_do(refused) => {
-                    outcome = self.operation()?.enroll(&url, token, &trust, name, at);
-                }
-                done => return done,
+            let Err(refused) = outcome else { return outcome };
+            if !enrol::another_may_do(&refused) {
+                return Err(refused);
             }
+            outcome = match self.operation()?.enroll(&url, token, &trust, name, at) {
+                Err(HostError::NoCertificate) => return Err(refused),
+                next => next,
+            };
         }
         outcome
     }
@@ -307,6 +336,14 @@ impl Host {
     pub fn log(&mut self, event: Event) -> Result<(), HostError> {
         self.trust()?;
         self.operation()?.log(|_, _| vec![event])
+    }
+
+    /// Asks the pinned verifier whether it is ready; its clock, where it tells it.
+    ///
+    /// # Errors
+    /// [`HostError::Unreachable`] among others.
+    pub fn reach(&self) -> Result<Option<SystemTime>, HostError> {
+        self.client(false)?.ready()
     }
 
     /// The evidence bundle of one of this host's verdicts, as a file; authenticated by the host's TLS certificate.

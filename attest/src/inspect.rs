@@ -2,7 +2,7 @@
 
 mod logs;
 
-pub use logs::{canonical_of, compare};
+pub use logs::{Which, canonical_of, compare};
 
 use countersign_tpm::ak;
 use countersign_tpm::alg::HashAlg;

@@ -3,8 +3,10 @@
 use std::io::Write as _;
 
 use anstyle::{AnsiColor, Style};
+pub use countersign_wire::explanation::printable;
 use serde::Serialize;
 
+use crate::exit::Exit;
 use crate::verdict::Denial;
 
 const ERROR: Style = Style::new().fg_color(Some(anstyle::Color::Ansi(AnsiColor::Red))).bold();
@@ -25,12 +27,6 @@ pub struct Failure {
     /// The denial, for JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub denial: Option<Box<Denial>>,
-}
-
-/// Text from elsewhere, without what could steer a terminal.
-#[must_use]
-pub fn printable(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 /// Prints a result as JSON or in words.
@@ -54,6 +50,29 @@ pub fn raw(bytes: &[u8]) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
+}
+
+/// Says what is wrong with a command line, or prints the help that was asked for; the exit code. With `--json` a document as of any failure
+/// comes along.
+#[must_use]
+pub fn usage(error: &clap::Error) -> u8 {
+    let _ = error.print();
+    if !error.use_stderr() {
+        return 0;
+    }
+    if std::env::args_os().any(|given| given == "--json") {
+        let text = error.render().to_string();
+        let line = text.lines().next().unwrap_or_default();
+        let failure = Failure {
+            code: Exit::Usage.code(),
+            error: line.strip_prefix("error: ").unwrap_or("no command was given").to_owned(),
+            words: String::new(),
+            hint: "attest --help".to_owned(),
+            denial: None,
+        };
+        let _ = print(true, &failure, String::new);
+    }
+    Exit::Usage.code()
 }
 
 /// Prints a failure and returns the exit code.

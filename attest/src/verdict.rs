@@ -1,8 +1,8 @@
 //! A verdict as the host shows it to people. The document is the verifier's (`docs/formats.md`); unknown fields are kept.
 
+use countersign_wire::answer::Answer;
+use countersign_wire::explanation::{Explanation, printable};
 use serde::{Deserialize, Serialize};
-
-use crate::out::printable;
 
 /// Reasons of one kind that are shown; the verdict at the verifier has them all.
 const SHOWN: usize = 3;
@@ -16,6 +16,9 @@ pub struct Denial {
     pub purpose: String,
     /// Why not.
     pub reasons: Vec<Reason>,
+    /// The verifier's explanation, where it sent one: the text of `verifier explain`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub explanation: Option<Box<Explanation>>,
 }
 
 /// One reason against.
@@ -42,6 +45,15 @@ pub struct Reason {
 }
 
 impl Denial {
+    /// What an answer that denies is printed as: its verdict's reasons and its explanation, if that is of this verdict.
+    #[must_use]
+    pub fn of(answer: &Answer) -> Self {
+        let mut denial = Self::read(&answer.verdict);
+        let explanation = answer.explanation.as_deref().and_then(Explanation::from_json);
+        denial.explanation = explanation.filter(|explanation| explanation.verdict == denial.id).map(Box::new);
+        denial
+    }
+
     /// Reads what is printed out of a verdict document; one that cannot be read is shown as such.
     #[must_use]
     pub fn read(document: &[u8]) -> Self {
@@ -57,6 +69,7 @@ impl Denial {
                 want: None,
                 hint: None,
             }],
+            explanation: None,
         })
     }
 
@@ -76,9 +89,16 @@ impl Denial {
         kinds
     }
 
-    /// The reasons in words, a block for each kind.
+    /// The explanation; without one the reasons in words, a block for each kind.
     #[must_use]
     pub fn words(&self) -> String {
+        match &self.explanation {
+            Some(explanation) => format!("{}\n", explanation.words()),
+            None => self.reasons_in_words(),
+        }
+    }
+
+    fn reasons_in_words(&self) -> String {
         let mut out = format!("verdict {}\n", printable(&self.id));
         for kind in self.kinds() {
             let mut message = None;
@@ -102,10 +122,11 @@ impl Denial {
         out
     }
 
-    /// What to do: the hint of the first reason that has one, in the order in which they are shown.
+    /// What to do: the hint of the first reason that has one, in the order in which they are shown; else the explanation's first command.
     #[must_use]
     pub fn hint(&self) -> String {
         let first = self.kinds().into_iter().flatten().find_map(|reason| reason.hint.clone());
+        let first = first.or_else(|| self.explanation.as_ref()?.commands.first().cloned());
         first.unwrap_or_else(|| format!("verifier explain {}", self.id))
     }
 }
@@ -130,7 +151,7 @@ mod tests {
     fn what_says_most_comes_first_and_the_rest_is_counted() {
         let mut reasons: Vec<Reason> = (0..9).map(|n| reason("boot-chain", n)).collect();
         reasons.push(reason("secure-boot", 9));
-        let denial = Denial { id: "7f".into(), purpose: "release".into(), reasons };
+        let denial = Denial { id: "7f".into(), purpose: "release".into(), reasons, explanation: None };
         let words = denial.words();
         assert!(words.find("secure-boot (host-policy)").unwrap() < words.find("boot-chain (host-policy)").unwrap());
         assert_eq!(words.matches("boot-chain failed").count(), 1, "{words}");

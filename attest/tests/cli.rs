@@ -89,6 +89,10 @@ fn a_host_joins_attests_and_is_denied() {
     let denial: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!(denial["code"], 30);
     assert!(denial["denial"]["reasons"][0]["id"].is_string());
+    let told = &denial["denial"]["explanation"];
+    assert_eq!(told["verdict"], denial["denial"]["id"]);
+    assert_eq!((&told["allow"], &told["findings"][0]["source"]), (&false.into(), &"appraisal".into()));
+    assert!(stderr.contains("since the last good boot"), "{stderr}");
 }
 
 #[test]

@@ -277,6 +277,14 @@ fn serve_attests_follows_events_and_ends_in_order() {
     let socket = stage.path("notify");
     let systemd = UnixDatagram::bind(&socket).unwrap();
     systemd.set_read_timeout(Some(PATIENCE)).unwrap();
+    let told = std::thread::spawn(move || {
+        let (mut told, mut buffer): (Vec<String>, _) = (Vec::new(), [0; 1024]);
+        while told.last().is_none_or(|said| said != "STOPPING=1") {
+            let length = systemd.recv(&mut buffer).unwrap();
+            told.push(String::from_utf8(buffer[..length].to_vec()).unwrap());
+        }
+        told
+    });
     let mut command = Command::new(env!("CARGO_BIN_EXE_attest"));
     command.arg("--config").arg(&config).arg("--state-dir").arg(stage.path("host")).args(["--json", "serve"]);
     command.env("COUNTERSIGN_TPM", stage.sim.tpm_arg()).env("NOTIFY_SOCKET", &socket).env("WATCHDOG_USEC", "60000000");
@@ -309,11 +317,6 @@ fn serve_attests_follows_events_and_ends_in_order() {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     until("stopped");
     assert!(child.wait().unwrap().success());
-    let mut told = Vec::new();
-    let mut buffer = [0; 1024];
-    while !told.iter().any(|said: &String| said == "STOPPING=1") {
-        let length = systemd.recv(&mut buffer).unwrap();
-        told.push(String::from_utf8(buffer[..length].to_vec()).unwrap());
-    }
+    let told = told.join().unwrap();
     assert!(told.iter().any(|said| said == "READY=1") && told.iter().any(|said| said == "WATCHDOG=1"), "{told:?}");
 }

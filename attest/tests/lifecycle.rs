@@ -176,6 +176,10 @@ fn a_host_that_booted_something_else_is_denied_in_words() {
     let error = stage.host().attest().unwrap_err();
     let HostError::Denied(denial) = &error else { panic!("{error}") };
     assert!(denial.words().contains("got") && denial.words().contains("want"), "{}", denial.words());
+    // The whole explanation comes along.
+    let told = denial.explanation.as_ref().unwrap();
+    assert_eq!((&told.verdict, told.allow, told.failed.len()), (&denial.id, false, 1));
+    assert!(denial.words().contains("since the last good boot") && denial.words().contains("what to do"));
     assert_eq!(error.exit().code(), 30);
     assert!(!denied(stage.host().release(workload, RUN).unwrap_err()).is_empty());
     assert_eq!(stage.verifier.state(), "active");

@@ -18,6 +18,8 @@ const CONNECT: Duration = Duration::from_secs(5);
 const HEAP: u64 = 4 << 20;
 /// A clock before this (2025, seconds since 1970) is wrong.
 const EPOCH: u64 = 1_735_689_600;
+/// How far this clock and the verifier's may be apart.
+const APART: Duration = Duration::from_secs(60);
 
 /// How a check ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -61,12 +63,13 @@ impl Finding {
 /// Looks at everything that a run needs, in the order in which a run needs it.
 #[must_use]
 pub fn examine(config: &Config) -> Vec<Finding> {
-    let mut findings = vec![tpm(&config.tpm), boot_log(config)];
+    let mut findings = vec![tpm(&config.tpm), boot_log(config), ima_log(config)];
     let host = Host::open(config.clone());
     findings.push(state(config, &host));
     findings.push(enrolment(&host));
-    findings.push(verifier(config));
-    findings.push(clock());
+    let (reached, its_time) = verifier(config, host.as_ref().ok());
+    findings.push(reached);
+    findings.push(clock(SystemTime::now(), its_time));
     findings.extend([Program::Squashfuse, Program::Bubblewrap].map(program));
     findings.extend([fuse(), user_namespaces(), memlock(), cgroups(), swap()]);
     findings
@@ -124,6 +127,24 @@ fn boot_log(config: &Config) -> Finding {
     }
 }
 
+fn ima_log(config: &Config) -> Finding {
+    const CHECK: &str = "IMA list";
+    let Some(path) = &config.ima_log else {
+        return Finding::good(CHECK, "none is configured; a policy that asks for one denies");
+    };
+    match OpenOptions::new().read(true).open(path) {
+        Ok(_) => Finding::good(CHECK, path.display().to_string()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            let fix = "boot with ima_policy=tcb if the policy asks for IMA, or set ima_log = \"\"";
+            Finding::warning(CHECK, format!("{}: {e}", path.display()), fix)
+        }
+        Err(e) => {
+            let fix = "let the group that runs images read it, or run as root";
+            Finding::problem(CHECK, format!("{}: {e}", path.display()), fix)
+        }
+    }
+}
+
 fn state(config: &Config, host: &Result<Host, countersign_attest::HostError>) -> Finding {
     const CHECK: &str = "state folder";
     let path = config.state_dir.display();
@@ -146,7 +167,18 @@ fn enrolment(host: &Result<Host, countersign_attest::HostError>) -> Finding {
     }
 }
 
-fn verifier(config: &Config) -> Finding {
+/// The verifier that this host has pinned answers, and says what time it is; before enrolment, something accepts connections.
+fn verifier(config: &Config, host: Option<&Host>) -> (Finding, Option<SystemTime>) {
+    const CHECK: &str = "verifier";
+    let asked = host.filter(|host| host.trust().is_ok());
+    match asked.map(Host::reach) {
+        Some(Ok(time)) => (Finding::good(CHECK, "it answers, and is the one that this host pinned"), time),
+        Some(Err(e)) => (Finding::problem(CHECK, e.to_string(), e.hint()), None),
+        None => (listens(config), None),
+    }
+}
+
+fn listens(config: &Config) -> Finding {
     const CHECK: &str = "verifier";
     let noted = || std::fs::read_to_string(config.state_dir.join("verifier.url")).ok();
     let Some(url) = config.verifier.clone().or_else(noted) else {
@@ -177,14 +209,19 @@ fn verifier(config: &Config) -> Finding {
     }
 }
 
-fn clock() -> Finding {
+fn clock(now: SystemTime, its_time: Option<SystemTime>) -> Finding {
     const CHECK: &str = "clock";
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    if now < EPOCH {
-        let fix = "set it (timedatectl set-ntp true); verdicts do not need it, the run log's times do";
-        return Finding::warning(CHECK, format!("{now} s since 1970 lies in the past"), fix);
+    let fix = "set it (timedatectl set-ntp true); verdicts and leases do not need it, the run log's times do";
+    let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    if since < EPOCH {
+        return Finding::warning(CHECK, format!("{since} s since 1970 lies in the past"), fix);
     }
-    Finding::good(CHECK, "set")
+    let Some(its_time) = its_time else { return Finding::good(CHECK, "set") };
+    let apart = now.duration_since(its_time).unwrap_or_else(|e| e.duration());
+    if apart > APART {
+        return Finding::warning(CHECK, format!("{} s from the verifier's", apart.as_secs()), fix);
+    }
+    Finding::good(CHECK, "as the verifier's")
 }
 
 fn program(program: Program) -> Finding {
@@ -270,5 +307,21 @@ fn cgroups() -> Finding {
             let fix = "start runs below a delegated cgroup (systemd-run --user --scope -p Delegate=yes supervisor ...) or as root; until then a run is frozen and ended process by process";
             Finding::warning(CHECK, format!("none can be made: {why}"), fix)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks() {
+        let at = |seconds: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let outcome = |now: u64, its: Option<u64>| clock(at(now), its.map(at)).outcome;
+        assert_eq!(outcome(EPOCH, None), Outcome::Good);
+        assert_eq!(outcome(EPOCH - 1, Some(EPOCH)), Outcome::Warning);
+        assert_eq!(outcome(EPOCH + 60, Some(EPOCH)), Outcome::Good);
+        assert_eq!(outcome(EPOCH + 61, Some(EPOCH)), Outcome::Warning);
+        assert_eq!(outcome(EPOCH, Some(EPOCH + 3600)), Outcome::Warning);
     }
 }

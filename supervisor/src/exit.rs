@@ -2,6 +2,7 @@
 
 use countersign_attest::HostError;
 use countersign_sif::SifError;
+use countersign_wire::explanation::Explanation;
 
 /// The table in `--help`.
 pub const TABLE: &str = "\
@@ -102,17 +103,29 @@ pub struct Failure {
     pub stage: Stage,
     /// One line.
     pub error: String,
-    /// A denial's reasons, in words.
+    /// A denial's reasons, in words; empty where there is an explanation.
     pub words: String,
     /// What to do.
     pub hint: String,
+    /// A denial's explanation by the verifier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub explanation: Option<Box<Explanation>>,
 }
 
 impl Failure {
     /// A failure without further words.
     #[must_use]
     pub fn new(stage: Stage, error: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { stage, error: error.into(), words: String::new(), hint: hint.into() }
+        Self { stage, error: error.into(), words: String::new(), hint: hint.into(), explanation: None }
+    }
+
+    /// What is printed below the error: the explanation, or the words.
+    #[must_use]
+    pub fn details(&self) -> String {
+        match &self.explanation {
+            Some(explanation) => format!("{}\n", explanation.words()),
+            None => self.words.clone(),
+        }
     }
 }
 
@@ -130,8 +143,13 @@ impl From<HostError> for Failure {
             HostError::Denied(_) => Stage::Denied,
             HostError::Interrupted(_) => Stage::Other,
         };
-        let words = if let HostError::Denied(denial) = &error { denial.words() } else { String::new() };
-        Self { stage, error: error.to_string(), words, hint: error.hint() }
+        let (error_words, hint) = (error.to_string(), error.hint());
+        let (words, explanation) = match error {
+            HostError::Denied(denial) if denial.explanation.is_none() => (denial.words(), None),
+            HostError::Denied(denial) => (String::new(), denial.explanation),
+            _ => (String::new(), None),
+        };
+        Self { stage, error: error_words, words, hint, explanation }
     }
 }
 

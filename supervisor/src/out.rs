@@ -79,7 +79,7 @@ pub fn finish(result: Result<u8, Failure>, json: bool) -> u8 {
     }
     let mut err = anstream::stderr().lock();
     let _ = writeln!(err, "{ERROR}error:{ERROR:#} {}", failure.error);
-    let _ = write!(err, "{}", failure.words);
+    let _ = write!(err, "{}", failure.details());
     if !failure.hint.is_empty() {
         let _ = writeln!(err, "{HINT}hint:{HINT:#} {}", failure.hint);
     }

@@ -37,6 +37,8 @@ pub(crate) struct Play<'a> {
     pub(crate) scanner: Option<Scanner>,
     pub(crate) executions: Option<Executions>,
     pub(crate) group: Arc<Group>,
+    /// The runtime makes the container in namespaces of its own.
+    pub(crate) nested: bool,
     pub(crate) judge: Arc<Judge>,
     pub(crate) config: Config,
     pub(crate) outbox: Outbox<Notice>,
@@ -169,14 +171,21 @@ impl Play<'_> {
         let seen =
             if self.executions.is_some() { "every execution, and the rest at intervals" } else { "at intervals" };
         self.status.say("mounted", json!({}));
-        self.status.say("started", json!({"run": self.run, "group": self.group.words(), "watched": seen}));
+        self.status
+            .say("started", json!({"run": self.run, "group": self.group.words(), "watched": seen, "init": init}));
         let subscription = Subscription::start(&Host::open(self.config.clone())?)?;
         let _ = self.watch.events.set(subscription);
         // A container that has ended already has nothing to be watched; the stage says how it ended.
         if self.group.begins_with(init).is_ok() {
             let (group, judge) = (Arc::clone(&self.group), Arc::clone(&self.judge));
-            let scanner =
-                Scanner::start(group, judge, self.executions.take(), self.config.monitor_interval, self.outbox.clone());
+            let scanner = Scanner::start(
+                group,
+                self.nested,
+                judge,
+                self.executions.take(),
+                self.config.monitor_interval,
+                self.outbox.clone(),
+            );
             self.scanner = Some(scanner.map_err(other)?);
         }
         Ok(())

@@ -178,13 +178,14 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     let (outbox, inbox) = monitor::channel().map_err(other)?;
     let mut watch = Watch::new(signals, to_decryptor, to_stage, inbox);
     let group = Arc::new(Group::make(&run.to_string()));
+    let runtime = match caller {
+        Some(caller) => caller.runtime(),
+        None => runtime.with(&plan.flags)?,
+    };
     let order = stage::Order {
         task: plan.task.clone(),
         ids: caller.map(Caller::ids),
-        runtime: match caller {
-            Some(caller) => caller.runtime(),
-            None => runtime.with(&plan.flags)?,
-        },
+        runtime: runtime.clone(),
         folder: if caller.is_some() { Caller::FOLDER.into() } else { folder },
         name: plan.image.file_name().unwrap_or_default().to_owned(),
         terminal: runtime::has_terminal(),
@@ -235,6 +236,7 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
         scanner: None,
         executions: Executions::open(),
         group: Arc::clone(&group),
+        nested: runtime.is_nested(),
         judge,
         config,
         outbox,

@@ -192,6 +192,11 @@ pub(crate) struct Place<'a> {
 }
 
 impl Chosen {
+    /// Whether it makes the container in further namespaces than those that it is given.
+    pub(crate) const fn is_nested(&self) -> bool {
+        matches!(self, Self::Program(_))
+    }
+
     /// Runs the workload; its exit code, or `None` when the supervisor is gone.
     ///
     /// # Errors

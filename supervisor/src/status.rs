@@ -5,7 +5,11 @@
 //! | `verified` | `workload`, `signer` |
 //! | `released` | `verdict`, `lease_s`, `tpm_commands`, `ms`, `locked` (which memory is kept out of swap) |
 //! | `mounted` | - |
-//! | `started` | `run` |
+//! | `started` | `run`, `init` (the container's first process) |
+//! | `events` | `connected`: the verifier's own word is heard, or not (`reason`) |
+//! | `finding` | `finding`, `severity`, `accepted` (by the image's policy), `reaction`, `reasons`, `ms` from the look to the reaction |
+//! | `reaction` | `reaction` that no finding brought about, `reasons` |
+//! | `warning` | `text` |
 //! | `signal` | `signal`: passed on to the workload |
 //! | `ended` | `code`: the workload's own, or 128 + the signal that ended the run |
 //! | `failed` | `code` (200 to 219), `stage`, `error`, `words`, `hint` |

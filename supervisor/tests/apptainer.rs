@@ -39,8 +39,9 @@ impl Pair {
         assert!(scene.owner.protect(&rootfs, "script.sif", &[]).status.success());
         scene.owner.register(&scene.verifier, "script.sif");
         let plain = scene.path("script.sqfs");
-        let made = Command::new("mksquashfs").arg(rootfs).arg(&plain).args(["-all-root", "-quiet", "-no-progress"]);
-        assert!(made.stdout(Stdio::null()).status().unwrap().success());
+        let mut made = Command::new("mksquashfs");
+        made.arg(rootfs).arg(&plain).args(["-all-root", "-quiet", "-no-progress"]).stdout(Stdio::null());
+        assert!(made.status().unwrap().success());
         Some(Self { scene, apptainer, plain })
     }
 

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::Instant;
 
-use countersign_verifier::admin::Request;
+use countersign_verifier::admin::{Request, RunOrder};
 use countersign_wire::runlog::{Event, RunLog};
 use serde_json::Value;
 use support::processes::{Family, signal};
@@ -32,7 +32,11 @@ reaction := {{"lease_s": {lease_s}, "reattest_s": {reattest_s}, "on_violation": 
 
 accepted := {accepted:?}
 
-default verdict := {{"allow": false, "reasons": [{{"id": "not-accepted", "message": "this is no business of the workload"}}], "obligations": {{}}}}
+default verdict := {{
+	"allow": false,
+	"reasons": [{{"id": "not-accepted", "message": "this is no business of the workload"}}],
+	"obligations": {{"on_violation": "{reaction}", "freeze_hold_s": 3}},
+}}
 
 verdict := {{"allow": true, "reasons": [], "obligations": reaction}} if input.purpose == "release"
 
@@ -66,7 +70,9 @@ impl Watched {
         run.started = run.stage("started");
         let mut line = String::new();
         run.stdout.read_line(&mut line).unwrap();
-        assert_eq!(line, "ready\n", "{}", run.words);
+        if line != "ready\n" {
+            panic!("the workload did not start: {line}{:?}", run.end());
+        }
         run
     }
 
@@ -267,12 +273,43 @@ fn what_is_alerted_or_accepted_goes_on_and_is_told() {
 }
 
 #[test]
+fn an_operator_freezes_thaws_and_stops() {
+    let Some(scene) = Scene::new() else { return };
+    let script = "echo ready; while read x; do echo $x; done; sleep 1000";
+    let mut run = Watched::new(&scene, "operator", &policy(600, 1, "kill", &[]), script);
+    let id = run.started["run"].as_str().unwrap().to_owned();
+    // The verifier knows the run once an attestation has told it.
+    while !scene.verifier.ask(Request::RunList { host: None, limit: 10 }).to_string().contains(&id) {
+        std::thread::yield_now();
+    }
+    let order = |order| scene.verifier.ask(Request::RunOrder { run: id.clone(), order, reason: "a drill".into() });
+    order(RunOrder::Freeze);
+    assert_eq!(run.stage("reaction")["reaction"], "freeze");
+    assert!(run.is_frozen());
+    run.child.stdin.as_mut().unwrap().write_all(b"again\n").unwrap();
+    order(RunOrder::Thaw);
+    let why = run.stage("reaction");
+    assert_eq!(why["reaction"], "thaw");
+    assert!(why["reasons"][0].as_str().unwrap().contains("a drill"), "{why}");
+    let mut line = String::new();
+    run.stdout.read_line(&mut line).unwrap();
+    assert_eq!(line, "again\n");
+    order(RunOrder::Stop);
+    assert_eq!(run.stage("reaction")["reaction"], "stop");
+    let (code, words) = run.end();
+    assert_eq!(code, Some(220), "{words}");
+    assert!(words.contains("a drill"), "{words}");
+    assert_eq!(logged(&scene), ["freeze", "thaw", "stop", "violation"]);
+}
+
+#[test]
 fn tracers_are_seen() {
     let Some(scene) = Scene::new() else { return };
-    let script = "echo ready; sleep 1000";
+    let script = "echo ready; exec sleep 1000";
     let mut run = Watched::new(&scene, "traced", &policy(600, 300, "kill", &[]), script);
     let family = run.family();
-    let victim = family.find("1000").pid;
+    // Under its supervisor, which has the same words in its own command line.
+    let victim = family.0.iter().rev().find(|process| process.command.contains("sleep 1000")).unwrap().pid;
     let tracer = Command::new("strace").args(["-p", &victim.to_string()]).stderr(Stdio::null()).spawn();
     let Ok(mut tracer) = tracer else { return println!("skipped: strace is not installed") };
     let found = run.finding("ptrace");
@@ -313,7 +350,7 @@ fn a_verifier_that_says_no_or_nothing() {
     let script = "echo ready; sleep 1000";
     // Its operator suspends the host: the next attestation is denied.
     let mut run = Watched::new(&scene, "denied", &policy(600, 1, "kill", &[]), script);
-    let host = scene.verifier.ask(Request::HostList {})["hosts"][0]["id"].as_str().unwrap().to_owned();
+    let host = scene.verifier.ask(Request::HostList {})["hosts"][0]["host"].as_str().unwrap().to_owned();
     let state = |state| {
         scene.verifier.ask(Request::HostState { host: host.clone(), state, reason: "test".into() });
     };

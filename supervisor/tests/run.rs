@@ -180,7 +180,7 @@ fn each_stage_has_its_exit_code() {
     // Another boot than the one that is accepted.
     scene.reset();
     let denied = scene.exec(&["cat", "/secret.txt"]);
-    failed(&denied, 209, &["denied", "got", "want", "hint: "]);
+    failed(&denied, 209, &["denied", "got", "want", "since the last good boot", "what to do", "hint: "]);
     assert!(denied.stdout.is_empty());
 }
 

@@ -9,7 +9,9 @@ mod idle;
 mod ima;
 mod log;
 mod measure;
+mod monitor;
 mod plain;
+mod policy;
 mod quote;
 mod report;
 mod start;
@@ -25,6 +27,7 @@ use anyhow::{Context as _, bail};
 
 use crate::process::{Service, Tools};
 use crate::site::Site;
+pub use policy::load_policies;
 use report::Row;
 
 /// What the benches are told.
@@ -55,7 +58,9 @@ const TOPICS: &[Topic] = &[
     xts::TOPIC,
     unseal::TOPIC,
     start::TOPIC,
+    monitor::TOPIC,
     verifier::TOPIC,
+    policy::TOPIC,
 ];
 
 /// What topics share; each part is made when a topic first asks for it.

@@ -243,14 +243,30 @@ impl Site {
     /// # Errors
     /// The command failed.
     pub fn register(&self) -> anyhow::Result<()> {
-        let (image, signer, escrow) =
-            (self.arg("app.sif"), self.arg("owner/owner.pub.pem"), self.arg("owner/escrow.pem"));
+        self.register_image(&self.arg("app.sif"))
+    }
+
+    fn register_image(&self, image: &str) -> anyhow::Result<()> {
+        let (signer, escrow) = (self.arg("owner/owner.pub.pem"), self.arg("owner/escrow.pem"));
         let (token, ca) = (self.arg("verifier/operator.token"), self.arg("verifier/ca.pem"));
         let url = fs::read_to_string(self.path("verifier/url")).context("the verifier's address")?;
         let url = url.trim();
-        let args = ["register", &image, "--signer", &signer, "--escrow-key", &escrow, "--url", url];
+        let args = ["register", image, "--signer", &signer, "--escrow-key", &escrow, "--url", url];
         self.ok("supervisor", &[&args[..], &["--token-file", &token, "--ca", &ca]].concat())?;
         Ok(())
+    }
+
+    /// Makes and registers another image of the same files, with the workload policy of a folder.
+    ///
+    /// # Errors
+    /// A command failed.
+    pub fn protect_as(&self, image: &str, policy: &str) -> anyhow::Result<()> {
+        let (rootfs, sign, escrow) =
+            (self.arg("rootfs"), self.arg("owner/owner.pem"), self.arg("owner/escrow.pub.pem"));
+        let args =
+            ["protect", &rootfs, "--sign", &sign, "--escrow", &escrow, "--policy", policy, "-o", image, "--force"];
+        self.ok("supervisor", &args)?;
+        self.register_image(image)
     }
 
     /// Arguments of `supervisor` that run an image of the site, `cat /secret.txt` in it.

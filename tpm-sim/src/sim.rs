@@ -133,7 +133,7 @@ impl Sim {
     /// The EK certificates that the manufacturer wrote, DER, as in the TPM's NV.
     #[must_use]
     pub fn ek_certificates(&self) -> Vec<PathBuf> {
-        let names = ["ek-rsa2048.crt", "ek-secp384r1.crt"];
+        let names = ["ek-rsa2048.crt", "ek-secp256r1.crt", "ek-secp384r1.crt"];
         names.iter().map(|name| self.home.join("certs").join(name)).filter(|path| path.is_file()).collect()
     }
 

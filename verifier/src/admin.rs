@@ -1,6 +1,7 @@
 //! What operators ask: one request type, whether it comes over HTTPS with a token or from the command line on the state folder itself.
 
 mod reference;
+mod releases;
 
 use countersign_policy::input::ReferenceValue;
 use countersign_policy::{Compiled, PolicyBundle, Role};
@@ -9,7 +10,7 @@ use countersign_wire::enrol::HostState;
 use countersign_wire::event::HostEvent;
 use countersign_wire::eventlog::{EventLog, PcrSet, Refusal, Registers};
 use countersign_wire::facts::Content;
-use countersign_wire::id::{HostId, PayloadRoot, PolicyDigest, VerdictId, WorkloadId};
+use countersign_wire::id::{HostId, PayloadRoot, PolicyDigest, RunId, VerdictId, WorkloadId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -68,6 +69,22 @@ pub enum Request {
         /// Beginning of the fingerprint.
         fingerprint: String,
     },
+    /// Lists the EK of a TPM without a certificate.
+    EkAllow {
+        /// TPMT_PUBLIC (base64).
+        ek: String,
+        /// Label.
+        name: String,
+        /// The host with it is simulated.
+        development: bool,
+    },
+    /// Listed EKs.
+    EkList {},
+    /// Takes an EK off the list.
+    EkRemove {
+        /// Beginning of its id.
+        ek: String,
+    },
     /// Adds reference values from a boot log.
     ReferenceAdd {
         /// Name of the set.
@@ -114,6 +131,18 @@ pub enum Request {
     VerdictBundle {
         /// Its id.
         id: VerdictId,
+    },
+    /// Newest releases.
+    ReleaseList {
+        /// To this host only.
+        host: Option<String>,
+        /// How many.
+        limit: u32,
+    },
+    /// Gives a release whose answer was lost back: it counts against the cap no longer.
+    ReleaseRefund {
+        /// Its run.
+        run: RunId,
     },
     /// Takes a protected image's key and policy.
     WorkloadRegister {
@@ -241,7 +270,18 @@ pub async fn perform(service: &Service, request: Request, actor: &str) -> Result
             let hosts = service.store.hosts().await?;
             Ok(json!({"hosts": hosts.iter().map(host_json).collect::<Vec<_>>()}))
         }
-        Request::HostShow { host } => Ok(host_json(&find_host(service, &host).await?)),
+        Request::HostShow { host } => {
+            let host = find_host(service, &host).await?;
+            let eks: Vec<Vec<u8>> = sqlx::query_scalar("SELECT ek FROM host_eks WHERE host = ? ORDER BY ek")
+                .bind(host.snapshot.host.0.as_slice())
+                .fetch_all(service.store.pool())
+                .await?;
+            let mut shown = host_json(&host);
+            if let Some(fields) = shown.as_object_mut() {
+                fields.insert("eks".into(), eks.into_iter().map(hex::encode).collect());
+            }
+            Ok(shown)
+        }
         Request::HostState { host, state, reason } => {
             let host = find_host(service, &host).await?.snapshot.host;
             if state == HostState::Pending {
@@ -286,6 +326,11 @@ pub async fn perform(service: &Service, request: Request, actor: &str) -> Result
             transaction.commit().await?;
             Ok(json!({"removed": removed}))
         }
+        Request::EkAllow { ek, name, development } => {
+            service.allow_ek(&bytes("ek", &ek)?, &name, development, actor).await
+        }
+        Request::EkList {} => service.allowed_eks().await,
+        Request::EkRemove { ek } => service.disallow_ek(&hex_prefix(&ek)?, actor).await,
         Request::ReferenceAdd { name, eventlog, pcrs } => {
             reference_add(service, &name, &bytes("eventlog", &eventlog)?, &pcrs, actor).await
         }
@@ -358,6 +403,8 @@ pub async fn perform(service: &Service, request: Request, actor: &str) -> Result
             let file = service.bundle(&id, None).await?;
             Ok(json!({"bundle": base64::engine::general_purpose::STANDARD.encode(file)}))
         }
+        Request::ReleaseList { host, limit } => releases::list(service, host.as_deref(), limit).await,
+        Request::ReleaseRefund { run } => releases::refund(service, &run, actor).await,
         Request::WorkloadRegister { name, workload, payload_root, sif_uuid, policy, volume_key, least_selection } => {
             let policy = bytes("policy", &policy)?;
             let key = zeroize::Zeroizing::new(bytes("volume_key", &volume_key.0)?);

@@ -11,8 +11,10 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use countersign_wire::artefact;
 use countersign_wire::enrol::HostState;
-use countersign_wire::id::{VerdictId, WorkloadId};
+use countersign_wire::id::{RunId, VerdictId, WorkloadId};
+use countersign_wire::record::Bundle;
 use serde_json::{Value, json};
 
 use crate::admin::{self, Request, RunOrder};
@@ -80,6 +82,9 @@ enum Command {
     /// TPM vendors' CAs
     #[command(subcommand)]
     EkRoot(EkRoot),
+    /// EKs of TPMs without a certificate
+    #[command(subcommand)]
+    Ek(Ek),
     /// Hosts
     #[command(subcommand)]
     Host(Host),
@@ -98,6 +103,9 @@ enum Command {
     /// Write, test, attack, sign and load policies
     #[command(subcommand)]
     Policy(policy::Policy),
+    /// Releases of keys, which the obligation cap counts
+    #[command(subcommand)]
+    Release(Release),
     /// Registered workloads (supervisor register adds them)
     #[command(subcommand)]
     Workload(Workload),
@@ -155,6 +163,28 @@ enum EkRoot {
     Remove {
         /// Beginning of its fingerprint
         fingerprint: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Ek {
+    /// Trust one EK: only when you know that it is that host's, for it can be any key
+    Allow {
+        /// What `attest ek -o` or `attest show -o` wrote on the host
+        file: PathBuf,
+        /// A name for people (default: the file's)
+        #[arg(long)]
+        name: Option<String>,
+        /// The host with it is simulated
+        #[arg(long)]
+        development: bool,
+    },
+    /// EKs that are trusted so
+    List,
+    /// No longer trust an EK; a host that is enrolled with it stays enrolled
+    Remove {
+        /// Beginning of its id
+        ek: String,
     },
 }
 
@@ -235,6 +265,24 @@ enum Verdict {
         /// The file
         #[arg(short, long)]
         output: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Release {
+    /// Newest releases, with their runs
+    List {
+        /// To one host
+        #[arg(long)]
+        host: Option<String>,
+        /// How many
+        #[arg(long, default_value_t = 20)]
+        limit: u32,
+    },
+    /// Give a release whose answer was lost back: it counts against the cap no longer (audited)
+    Refund {
+        /// Run id
+        run: RunId,
     },
 }
 
@@ -335,7 +383,10 @@ enum Check {
 /// Runs the command line; returns the exit code.
 #[must_use]
 pub fn main() -> u8 {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return out::usage(&e),
+    };
     let json = cli.json;
     out::finish(run(&cli), json)
 }
@@ -405,9 +456,11 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         }
         command @ (Command::Token(_)
         | Command::EkRoot(_)
+        | Command::Ek(_)
         | Command::Host(_)
         | Command::Reference(_)
         | Command::Verdict(_)
+        | Command::Release(_)
         | Command::Workload(_)
         | Command::Run(_)
         | Command::Restored) => {
@@ -433,6 +486,16 @@ fn request(command: &Command) -> Result<Option<Request>, Failure> {
         }
         Command::EkRoot(EkRoot::List) => Request::EkRootList {},
         Command::EkRoot(EkRoot::Remove { fingerprint }) => Request::EkRootRemove { fingerprint: fingerprint.clone() },
+        Command::Ek(Ek::Allow { file, name, development }) => {
+            let bytes = read(file)?;
+            let card = countersign_wire::artefact::from_file::<countersign_wire::enrol::HostCard>(&bytes);
+            let ek = card.map_or(bytes, |card| card.ek_public);
+            let stem = || file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let name = name.clone().unwrap_or_else(stem);
+            Request::EkAllow { ek: STANDARD.encode(ek), name, development: *development }
+        }
+        Command::Ek(Ek::List) => Request::EkList {},
+        Command::Ek(Ek::Remove { ek }) => Request::EkRemove { ek: ek.clone() },
         Command::Host(Host::List) => Request::HostList {},
         Command::Host(Host::Show { host }) => Request::HostShow { host: host.clone() },
         Command::Host(Host::Admit(host)) => change(host, HostState::Active),
@@ -464,6 +527,8 @@ fn request(command: &Command) -> Result<Option<Request>, Failure> {
         }
         Command::Verdict(Verdict::Show { id }) => Request::VerdictShow { id: *id },
         Command::Verdict(Verdict::Bundle { id, .. }) => Request::VerdictBundle { id: *id },
+        Command::Release(Release::List { host, limit }) => Request::ReleaseList { host: host.clone(), limit: *limit },
+        Command::Release(Release::Refund { run }) => Request::ReleaseRefund { run: *run },
         Command::Workload(Workload::List) => Request::WorkloadList {},
         Command::Workload(Workload::Withdraw { workload }) => Request::WorkloadWithdraw { workload: *workload },
         Command::Restored => Request::Restored {},
@@ -586,7 +651,7 @@ fn run_check(cli: &Cli, check: &Check) -> Result<(), Failure> {
         }
         Check::Bundle { file, trust, .. } => {
             let trust = trust.as_deref().map(check::trust_digest).transpose()?;
-            let checked = check_bundle(&read(file)?, trust)?;
+            let checked = check_bundle(&read_at_most(file, artefact::longest::<Bundle>())?, trust)?;
             out::print(cli.json, &json!(checked), || words::bundle(&checked))
         }
     }

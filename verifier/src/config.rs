@@ -20,6 +20,8 @@ pub struct Config {
     pub challenge_ttl_s: u32,
     /// How many hosts without a join token may wait for an operator at a time; 0 admits by tokens only.
     pub pending_hosts: u32,
+    /// Days that evidence is stored; none keeps it for ever.
+    pub evidence_days: Option<u32>,
     /// Whether software TPMs may get keys.
     pub dangerous_allow_simulated_hosts: bool,
     /// The host policy's bundle.
@@ -36,6 +38,8 @@ struct File {
     challenge_ttl_s: Option<u32>,
     #[serde(default)]
     pending_hosts: Option<u32>,
+    #[serde(default)]
+    evidence_days: Option<u32>,
     #[serde(default)]
     dangerous_allow_simulated_hosts: bool,
     #[serde(default)]
@@ -65,11 +69,15 @@ impl Config {
         if !url.starts_with("https://") {
             return Err(bad(format!("url {url:?} does not start with https://")));
         }
+        if file.evidence_days == Some(0) {
+            return Err(bad("evidence_days is 0; at least 1, or none to keep evidence for ever".into()));
+        }
         Ok(Self {
             url,
             listen: env("COUNTERSIGN_LISTEN").or(file.listen),
             challenge_ttl_s: file.challenge_ttl_s.unwrap_or(60).clamp(5, 600),
             pending_hosts: file.pending_hosts.unwrap_or(64),
+            evidence_days: file.evidence_days,
             dangerous_allow_simulated_hosts: file.dangerous_allow_simulated_hosts,
             host_policy,
         })

@@ -9,159 +9,20 @@ mod bundle;
 mod files;
 mod fixes;
 mod nearest;
-mod words;
 
 pub use bundle::explain_bundle;
+pub use countersign_wire::explanation::{EventWords, Explanation, FileWords, Finding, Nearest, Since};
 pub(crate) use nearest::explain_wants;
 
 use countersign_policy::input::Reference;
-use countersign_wire::facts::{Change, Content, EventChange};
 use countersign_wire::record::Record;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::appraise::Context;
 use crate::store::from_cbor;
 
 /// Things of one kind that are explained one by one.
 const SHOWN: usize = 32;
-
-/// An explanation. Text and JSON are made from it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Explanation {
-    /// Verdict id.
-    pub verdict: String,
-    /// Host id.
-    pub host: String,
-    /// The host's label. Not an identity.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub host_name: Option<String>,
-    /// `attest` or `release`.
-    pub purpose: String,
-    /// When it was decided, milliseconds since 1970.
-    pub time_ms: i64,
-    /// What was decided.
-    pub allow: bool,
-    /// Checks that failed, by id, in their order.
-    pub failed: Vec<String>,
-    /// Each reason against, with what is behind it.
-    pub findings: Vec<Finding>,
-    /// Events and files that nothing accepts and that no reason names: they would be the next ones.
-    pub also: Vec<Finding>,
-    /// How many more there are than `findings` and `also` show.
-    pub more: usize,
-    /// What changed since the host's last good boot.
-    pub since: Since,
-    /// Commands that would accept this or mend it; each once.
-    pub commands: Vec<String>,
-    /// What the reader should know.
-    pub notes: Vec<String>,
-}
-
-/// One thing that stands against.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Finding {
-    /// Who said no: `appraisal`, `host-policy`, `workload-policy` or `verifier`; empty in `also`.
-    #[serde(skip_serializing_if = "String::is_empty", default)]
-    pub source: String,
-    /// The check's or reason's id.
-    pub id: String,
-    /// One sentence.
-    pub message: String,
-    /// Event, file or field, as the verdict names it.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub subject: Option<String>,
-    /// What was found.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub got: Option<String>,
-    /// What was expected.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub want: Option<String>,
-    /// The event behind it.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub event: Option<EventWords>,
-    /// The file behind it.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub file: Option<FileWords>,
-    /// How many values are accepted in its place: of the event's PCR and type, or of the file's path.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub accepted: Option<usize>,
-    /// The nearest of them.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub nearest: Option<Nearest>,
-    /// Packages and certificates that it belongs to, as far as they are known.
-    #[serde(skip_serializing_if = "Vec::is_empty", default)]
-    pub belongs_to: Vec<String>,
-    /// Commands, or what to do where no command does it.
-    #[serde(skip_serializing_if = "Vec::is_empty", default)]
-    pub fix: Vec<String>,
-}
-
-/// An event of the boot log.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EventWords {
-    /// Index in the log.
-    pub index: u32,
-    /// PCR.
-    pub pcr: u8,
-    /// Type name. Not measured.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// SHA-256 digest, hex.
-    pub digest: String,
-    /// What it says.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub content: Option<Content>,
-}
-
-/// A file of the IMA list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileWords {
-    /// Index in the list.
-    pub entry: u64,
-    /// Path as the kernel logged it.
-    pub path: String,
-    /// `alg:hex`.
-    pub digest: String,
-}
-
-/// An accepted value.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Nearest {
-    /// The reference set.
-    pub set: String,
-    /// Digest: hex of an event, `alg:hex` of a file.
-    pub digest: String,
-    /// What it is; absent in sets that were stored without.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub content: Option<Content>,
-    /// From it to what was found: `dbx 371 -> 420 entries`.
-    pub difference: String,
-}
-
-/// What changed since the host's last good boot.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "state", rename_all = "kebab-case")]
-pub enum Since {
-    /// A bundle holds one boot.
-    NotInThisBundle,
-    /// This verifier never accepted this host before.
-    NoEarlierBoot,
-    /// This evidence holds no boot log that the PCRs vouch for.
-    NotAuthentic,
-    /// The two logs, compared.
-    Compared {
-        /// The verdict that accepted the earlier one.
-        verdict: String,
-        /// When, milliseconds since 1970.
-        time_ms: i64,
-        /// Facts that changed.
-        facts: Vec<Change>,
-        /// The first events that only one of them has.
-        events: Vec<EventChange>,
-        /// How many more events there are.
-        more_events: usize,
-    },
-}
 
 /// Where the last good boot comes from.
 #[derive(Debug)]
@@ -170,8 +31,22 @@ pub(crate) enum Before {
     Bundle,
     /// There is none.
     Nothing,
-    /// The newest earlier verdict that allowed: its id, its time, and its record.
-    Verdict { id: String, time_ms: i64, record: Box<Record> },
+    /// The newest earlier verdict that allowed: its id, its time, and what it was made from.
+    Verdict { id: String, time_ms: i64, basis: Box<Basis> },
+}
+
+/// What a verdict was made from.
+#[derive(Debug)]
+pub(crate) struct Basis {
+    pub(crate) evidence: Vec<u8>,
+    pub(crate) context: Context,
+}
+
+impl Basis {
+    /// That of a record.
+    pub(crate) fn of(record: Record) -> Result<Self, crate::error::Error> {
+        Ok(Self { context: from_cbor(&record.context)?, evidence: record.evidence })
+    }
 }
 
 /// All that an explanation is made from.
@@ -179,9 +54,9 @@ pub(crate) enum Before {
 pub(crate) struct Material {
     /// The verdict document.
     pub(crate) document: Vec<u8>,
-    /// The record; none where nobody's TPM signed the evidence.
-    pub(crate) record: Option<Record>,
-    /// The IMA reference sets that the record's context names: documents in their order.
+    /// What it was made from; none where nobody's TPM signed the evidence.
+    pub(crate) basis: Option<Basis>,
+    /// The IMA reference sets that the context names: documents in their order.
     pub(crate) sets: Vec<Vec<u8>>,
     /// The last good boot.
     pub(crate) before: Before,
@@ -228,29 +103,18 @@ impl Document {
     }
 }
 
-impl Explanation {
-    /// For people.
-    #[must_use]
-    pub fn words(&self) -> String {
-        words::words(self)
-    }
-}
-
 /// Explains a verdict.
 ///
 /// # Errors
-/// The document or the record's context cannot be read, in words.
+/// The document cannot be read, in words.
 pub(crate) fn explain(material: &Material) -> Result<Explanation, String> {
     let document: Document =
         serde_json::from_slice(&material.document).map_err(|e| format!("the verdict document: {e}"))?;
-    let context: Option<Context> = match &material.record {
-        Some(record) => Some(from_cbor(&record.context).map_err(|e| e.to_string())?),
-        None => None,
-    };
-    let boot = material.record.as_ref().zip(context.as_ref()).and_then(|(r, c)| boots::Boot::of(r, c));
+    let context = material.basis.as_ref().map(|basis| &basis.context);
+    let boot = material.basis.as_ref().and_then(boots::Boot::of);
     // The PCRs vouch for the log exactly when the appraisal found that it leads to them.
     let vouched = document.passed("boot-log") && document.passed("pcr-values");
-    let reference = context.as_ref().and_then(|context| serde_json::from_slice::<Reference>(&context.reference).ok());
+    let reference = context.and_then(|context| serde_json::from_slice::<Reference>(&context.reference).ok());
     let reference = reference.unwrap_or_default();
     let mut notes = Vec::new();
     let mut findings: Vec<Finding> = document.reasons.iter().map(Finding::from).collect();
@@ -285,11 +149,11 @@ pub(crate) fn explain(material: &Material) -> Result<Explanation, String> {
             notes.push("the reference values were stored without words: add the sets again to see them".to_owned());
         }
     }
-    if let (Some(record), Some(context)) = (&material.record, &context)
+    if let Some(Basis { evidence, context }) = &material.basis
         && !document.allow
     {
         let sets = context.ima.as_ref().map(|ima| ima.sets.as_slice()).unwrap_or_default();
-        if let Some(state) = crate::appraise::ima_state(&record.evidence, context) {
+        if let Some(state) = crate::appraise::ima_state(evidence, context) {
             files::explain(&state, sets, &material.sets, &mut findings, |finding| {
                 put(&mut also, &mut more, finding, |_| ());
             });
@@ -302,7 +166,7 @@ pub(crate) fn explain(material: &Material) -> Result<Explanation, String> {
     let grouped = shorten(findings);
     more = more.saturating_add(total.saturating_sub(grouped.len()));
     let mut findings = grouped;
-    let names = context.as_ref().map(|context| context.host.name.clone());
+    let names = context.map(|context| context.host.name.clone());
     let place = fixes::Place { host: &document.host, name: names.as_deref(), verdict: &document.id };
     let hint = |finding: &Finding| {
         let same = |reason: &&DocumentReason| reason.id == finding.id && reason.message == finding.message;
@@ -317,7 +181,7 @@ pub(crate) fn explain(material: &Material) -> Result<Explanation, String> {
     {
         notes.push(format!("the host is suspended now because: {reason}"));
     }
-    if material.record.is_none() {
+    if material.basis.is_none() {
         notes
             .push("the host's TPM did not sign this evidence, so it was not kept: anybody may have sent it".to_owned());
     }

@@ -7,6 +7,7 @@
 mod cache;
 mod judge;
 mod keyring;
+mod modsig;
 mod reference;
 mod state;
 mod table;

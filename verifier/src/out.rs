@@ -3,6 +3,7 @@
 use std::io::Write as _;
 
 use anstyle::{AnsiColor, Style};
+pub use countersign_wire::explanation::printable;
 use serde_json::Value;
 
 use crate::check::{CheckError, code};
@@ -59,12 +60,6 @@ const fn hint(of: u8) -> &'static str {
     }
 }
 
-/// Text with control characters escaped: what comes from a host must not steer the reader's terminal.
-#[must_use]
-pub fn printable(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
-}
-
 /// Prints a result as JSON or in words.
 ///
 /// # Errors
@@ -86,6 +81,25 @@ pub fn raw(bytes: &[u8]) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
+}
+
+/// Says what is wrong with a command line, or prints the help that was asked for; the exit code. With `--json` a document as of any failure
+/// comes along.
+#[must_use]
+pub fn usage(error: &clap::Error) -> u8 {
+    const CODE: u8 = 2;
+    let _ = error.print();
+    if !error.use_stderr() {
+        return 0;
+    }
+    if std::env::args_os().any(|given| given == "--json") {
+        let text = error.render().to_string();
+        let line = text.lines().next().unwrap_or_default();
+        let message = line.strip_prefix("error: ").unwrap_or("no command was given");
+        let failure = serde_json::json!({"error": {"code": CODE, "message": message, "hint": "verifier --help"}});
+        let _ = print(true, &failure, String::new);
+    }
+    CODE
 }
 
 /// Prints a failure and returns the exit code.

@@ -2,6 +2,7 @@
 //! (`verifier policy`).
 
 mod attacks;
+mod claims;
 pub mod decision_log;
 mod log;
 mod machine;

@@ -268,6 +268,7 @@ pub async fn serve(service: Service, announce: impl FnOnce(&str)) -> Result<(), 
     let (stop, stopped) = watch::channel(false);
     let hub = Hub::default();
     tokio::spawn(hub.clone().run(service.clone(), stopped.clone()));
+    let housekeeping = tokio::spawn(crate::service::retention::keep_house(service.clone()));
     let rates = Arc::default();
     let budget = Budget::default();
     let router = router(Shared { service, rates, operator, appraisals, budget, hub, stopped: stopped.clone() });
@@ -296,6 +297,7 @@ pub async fn serve(service: Service, announce: impl FnOnce(&str)) -> Result<(), 
         });
     }
     drop(listener);
+    housekeeping.abort();
     let _ = stop.send(true);
     let all = connections.acquire_many(u32::try_from(CONNECTIONS.saturating_add(events::STREAMS)).unwrap_or(u32::MAX));
     let _ = tokio::time::timeout(GRACE, all).await;

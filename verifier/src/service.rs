@@ -5,10 +5,15 @@
 //! before anything leaves.
 
 mod commit;
+mod eks;
 mod enrolment;
 pub(crate) mod events;
 mod explain;
+mod releases;
+pub(crate) mod retention;
 mod runs;
+
+pub use releases::Release;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -213,17 +218,20 @@ impl Service {
             return Err(challenge_closed());
         }
         let context = self.context(challenge, from_cbor(&snapshot)?, &evidence).await?;
-        let appraised = bytes.clone();
         let appraising = tokio::task::spawn_blocking(move || {
-            let judged = appraise(&appraised, &context);
+            let judged = appraise(&bytes, &context);
             // That it replays is a part of what accepts it.
             let logged = judged.update.as_ref().and(evidence.run_log.as_deref());
-            (judged, logged.and_then(|bytes| RunLog::parse(bytes).ok()), context)
+            (judged, logged.and_then(|bytes| RunLog::parse(bytes).ok()), bytes, context)
         });
-        let (judged, log, context) = appraising.await.map_err(|e| Error::Internal(e.to_string()))?;
+        let (judged, log, mut bytes, mut context) = appraising.await.map_err(|e| Error::Internal(e.to_string()))?;
         tracing::debug!(verdict = %context.verdict_id, allow = judged.verdict.allow, "decided");
         let verdict = context.verdict_id;
-        let answer = self.commit(bytes, hash, context, judged, log).await?;
+        let mut explanation = None;
+        if !judged.verdict.allow && judged.signed {
+            (explanation, bytes, context) = self.explain_to_host(bytes, context, &judged.verdict).await?;
+        }
+        let answer = self.commit(bytes, hash, context, judged, log, explanation).await?;
         tracing::debug!(%verdict, "recorded");
         Ok(answer)
     }
@@ -244,6 +252,10 @@ impl Service {
             Some((record, policy, _)) => (Some(record), Some(policy)),
             None => (None, None),
         };
+        let released = match &workload {
+            Some(workload) => Some(self.released(&host_id, &workload.id).await?),
+            None => None,
+        };
         Ok(Context {
             version: 1,
             verdict_id: VerdictId(random()),
@@ -258,6 +270,8 @@ impl Service {
             allow_simulated: self.config.dangerous_allow_simulated_hosts,
             epoch: self.store.setting("epoch").await?,
             ima: self.ima(&host_id).await?,
+            released,
+            evidence_days: self.config.evidence_days,
         })
     }
 
@@ -296,16 +310,21 @@ impl Service {
     /// # Errors
     /// [`Error::Request`] for an unknown verdict, or one of another host than `only`.
     pub async fn bundle(&self, verdict: &VerdictId, only: Option<&HostId>) -> Result<Vec<u8>, Error> {
-        let row: Option<(Vec<u8>, Vec<u8>)> = sqlx::query_as("SELECT host, record FROM verdicts WHERE id = ?")
-            .bind(verdict.0.as_slice())
-            .fetch_optional(self.store.pool())
-            .await?;
-        let record =
-            row.filter(|(host, _)| only.is_none_or(|only| only.0.as_slice() == host)).map(|(_, record)| record);
-        let record =
-            record.ok_or_else(|| Error::request("not-found", format!("there is no verdict {verdict}"), None))?;
+        let row: Option<(Vec<u8>, Vec<u8>, Option<i64>)> =
+            sqlx::query_as("SELECT host, record, evidence_deleted_ms FROM verdicts WHERE id = ?")
+                .bind(verdict.0.as_slice())
+                .fetch_optional(self.store.pool())
+                .await?;
+        let found = row.filter(|(host, ..)| only.is_none_or(|only| only.0.as_slice() == host));
+        let (_, record, deleted) =
+            found.ok_or_else(|| Error::request("not-found", format!("there is no verdict {verdict}"), None))?;
         if record.is_empty() {
-            let title = format!("verdict {verdict} has no bundle: its evidence was not signed by the host's TPM");
+            let why = if deleted.is_some() {
+                "its evidence was deleted (evidence_days in verifier.toml)"
+            } else {
+                "its evidence was not signed by the host's TPM"
+            };
+            let title = format!("verdict {verdict} has no bundle: {why}");
             return Err(Error::request("not-found", title, None));
         }
         let signature = self.keys.sign_record(&signed_message(&record))?;
@@ -409,9 +428,12 @@ fn unknown_workload(workload: &WorkloadId) -> Error {
     Error::request(
         "workload-unknown",
         format!("workload {workload} is not registered here, or was withdrawn"),
-        Some("supervisor register APP.sif --url URL --token-file FILE"),
+        Some(REGISTER),
     )
 }
+
+/// The command that registers a workload, with all that it needs.
+pub(crate) const REGISTER: &str = "supervisor register APP.sif --signer OWNER.pub.pem --escrow-key ESCROW.pem --url URL --token-file FILE --ca CA.pem";
 
 impl Service {
     /// The address that tokens name: the one that `serve` wrote last, or the configured one.

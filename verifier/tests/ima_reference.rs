@@ -266,6 +266,70 @@ fn signatures_of_every_kind_of_key() {
     }
 }
 
+/// Appended signatures as `openssl cms` makes them (`fixtures/modsig`).
+#[test]
+fn appended_signatures() {
+    const CONTENT: &[u8] = b"a kernel module";
+    let read = |name: &str| std::fs::read(format!("../fixtures/modsig/{name}")).unwrap();
+    let certificates = |names: &[&str]| names.iter().map(|name| STANDARD.encode(read(name))).collect();
+    let set = |names: &[&str]| compile(&ReferenceSet { certificates: certificates(names), ..ReferenceSet::default() });
+    let reference = set(&["rsa.crt", "p384.crt"]);
+    let entry = |hash: HashAlg, content: &[u8], appended: &[u8]| {
+        let mut list = Synthetic::default();
+        let d_modsig = d_ng(hash.name(), hash.digest(&[content]).as_bytes());
+        let whole = d_ng("sha256", &sha256(&[content, appended].concat()));
+        list.push("ima-modsig", &[&whole, &n_ng("/lib/modules/a.ko"), b"", &d_modsig, appended]);
+        list
+    };
+    let signed = [
+        ("rsa-sha512.p7s", HashAlg::Sha512),
+        ("rsa-keyid.p7s", HashAlg::Sha256),
+        ("rsa-attributes.p7s", HashAlg::Sha256),
+        ("p384-noattr.p7s", HashAlg::Sha384),
+        ("p384-attributes.p7s", HashAlg::Sha384),
+    ];
+    for (name, hash) in signed {
+        let appended = read(name);
+        let state = judged(&entry(hash, CONTENT, &appended), Some(&reference));
+        assert_eq!((state.tally.signed, state.tally.unknown), (1, 0), "{name}: {:?}", state.findings);
+        // Another file, another key, another hash than the list's, no digest, a damaged or a longer signature.
+        let other_key = set(&[if name.starts_with("rsa") { "p384.crt" } else { "rsa.crt" }]);
+        let wrong = if hash == HashAlg::Sha256 { HashAlg::Sha512 } else { HashAlg::Sha256 };
+        let mut flipped = appended.clone();
+        *flipped.last_mut().unwrap() ^= 1;
+        let mut no_digest = Synthetic::default();
+        no_digest.push("ima-modsig", &[&d_ng("sha256", &[1; 32]), &n_ng("/a"), b"", b"", &appended]);
+        let bad = [
+            (entry(hash, b"another module", &appended), &reference, ["does not verify", "over another file"]),
+            (entry(hash, CONTENT, &appended), &other_key, ["is in no keyring"; 2]),
+            (entry(wrong, CONTENT, &appended), &reference, ["digest, the list has"; 2]),
+            (no_digest, &reference, ["no digest of the file"; 2]),
+            (entry(hash, CONTENT, &flipped), &reference, ["does not verify"; 2]),
+            (entry(hash, CONTENT, &[&appended[..], &[0]].concat()), &reference, ["bytes behind it"; 2]),
+        ];
+        for (list, reference, [one, two]) in bad {
+            let state = judged(&list, Some(reference));
+            let found = reasons(&state, FindingKind::Unknown);
+            assert_eq!((state.tally.signed, found.len()), (0, 1), "{name}: {one}");
+            assert!(found[0].2.contains(one) || found[0].2.contains(two), "{name}: {}, wanted {one}", found[0].2);
+        }
+        for end in 0..appended.len() {
+            assert_eq!(
+                judged(&entry(hash, CONTENT, &appended[..end]), Some(&reference)).tally.signed,
+                0,
+                "{name} {end}"
+            );
+        }
+    }
+    for (name, hash, want) in [
+        ("rsa-sha1.p7s", HashAlg::Sha1, "is not accepted"),
+        ("two-signers.p7s", HashAlg::Sha256, "more than one signer"),
+    ] {
+        let state = judged(&entry(hash, CONTENT, &read(name)), Some(&reference));
+        assert!(reasons(&state, FindingKind::Unknown)[0].2.contains(want), "{name}: {:?}", state.findings);
+    }
+}
+
 #[test]
 fn keys_are_learned_only_where_a_set_allows_it() {
     let signer = ecdsa(&ECDSA_P256_SHA256_ASN1_SIGNING, KernelHash::SHA256);

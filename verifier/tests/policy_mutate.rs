@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use countersign_policy::settings::Settings;
 use countersign_policy::shipped_host_policy;
 use countersign_verifier::policy::mutate::{Subject, mutate, shipped_input, shipped_settings, with_settings};
 
@@ -52,6 +53,8 @@ fn each_attack_is_stopped_by_the_check_that_is_meant() {
     has("another-vendor", "ek-root");
     has("another-host", "host-known");
     has("another-payload", "workload-known");
+    has("another-workload-policy", "workload-policy-digest");
+    has("initrd-unmeasured", "pcr-complete");
     has("no-reference-values", "reference-missing");
     // These never reach a policy: the appraisal stops them.
     has("sha1-only", "pcr-selection");
@@ -71,55 +74,87 @@ fn each_attack_is_stopped_by_the_check_that_is_meant() {
     has("late-answer", "challenge");
 }
 
-/// What the policy that `verifier init` installs leaves open without settings: said openly, and held still by this test.
+/// What the policy that `verifier init` installs leaves open without settings: it says so itself, each with the reason, and nothing else is accepted.
 #[test]
-fn without_settings_only_the_boot_is_looked_at() {
+fn without_settings_nothing_is_accepted_that_the_policy_claims_to_stop() {
     let done = mutate(&Subject { without_settings: true, ..Subject::default() }).unwrap();
-    let accepted: Vec<&str> =
-        done.mutations.iter().filter(|mutation| mutation.verdict == "allow").map(|mutation| mutation.name).collect();
-    let want = [
-        "firmware-unmeasured",
-        "dbx-unmeasured",
-        "ima-list-missing",
+    let with = |verdict: &str| -> Vec<&str> {
+        done.mutations.iter().filter(|mutation| mutation.verdict == verdict).map(|mutation| mutation.name).collect()
+    };
+    assert_eq!((with("allow"), done.accepted), (Vec::new(), 0));
+    let open = [
         "ima-violation",
+        "kexec",
         "unknown-program",
         "program-in-tmp",
         "unsigned-module",
         "weak-hash",
         "attest-replaced",
         "supervisor-replaced",
-        "kexec",
         "denied-program",
         "many-unknown-programs",
         "script-in-home",
+        "ima-list-missing",
+        "ima-of-another-boot",
         "no-ima-reference",
         "ima-reference-of-others",
-        "ima-of-another-boot",
         "unseen-resets",
         "old-tpm-firmware",
         "another-vendor",
         "another-host",
         "another-payload",
-        "another-workload-policy",
     ];
-    let open: Vec<&&str> = accepted.iter().filter(|name| !want.contains(*name)).collect();
-    assert!(open.is_empty(), "{open:?}");
-    assert!(accepted.contains(&"unsigned-module"));
+    assert_eq!(with("not-claimed"), open);
+    assert_eq!(done.not_claimed, open.len());
+    let excuses = done.mutations.iter().filter(|mutation| mutation.verdict == "not-claimed");
+    for excuse in excuses.map(|mutation| mutation.not_claimed.as_ref().unwrap()) {
+        assert!(!excuse.why.is_empty() && !excuse.add.is_empty());
+    }
 }
 
-/// A policy that checks less is shown to accept more: the tool tells them apart.
+fn changed(old: &str, new: &str, settings: &Settings) -> Vec<u8> {
+    let mut files = countersign_policy::bundle_files(&with_settings(shipped_host_policy(), settings).unwrap()).unwrap();
+    let host = files.get_mut("countersign/host/host.rego").unwrap();
+    let text = String::from_utf8(std::mem::take(host)).unwrap();
+    assert!(text.contains(old), "{old}");
+    *host = text.replace(old, new).into_bytes();
+    files.remove(".manifest");
+    countersign_policy::PolicyBundle::build(files).unwrap()
+}
+
+fn accepted(policy: Vec<u8>) -> (Vec<&'static str>, usize) {
+    let done = mutate(&Subject { host_policy: Some(policy), ..Subject::default() }).unwrap();
+    let accepted: Vec<&str> =
+        done.mutations.iter().filter(|mutation| mutation.verdict == "allow").map(|mutation| mutation.name).collect();
+    assert_eq!(done.accepted, accepted.len());
+    (accepted, done.not_claimed)
+}
+
+/// A policy that checks less is shown to accept more, and cannot hide it: what it claims or never said that it does not counts as accepted.
 #[test]
 fn a_weaker_policy_is_found_out() {
     let mut settings = shipped_settings().unwrap();
     settings
         .required
         .retain(|name| !["runtime-modules", "runtime-paths", "ima-files", "own-binaries"].contains(&name.as_str()));
-    let weaker = with_settings(shipped_host_policy(), &settings).unwrap();
-    let done = mutate(&Subject { host_policy: Some(weaker), ..Subject::default() }).unwrap();
-    let accepted: Vec<&str> =
-        done.mutations.iter().filter(|mutation| mutation.verdict == "allow").map(|mutation| mutation.name).collect();
-    assert!(accepted.contains(&"unsigned-module"), "{accepted:?}");
-    assert_eq!(done.accepted, accepted.len());
+    let silent = changed("not_claimed[check]", "kept_quiet[check]", &settings);
+    let (names, not_claimed) = accepted(silent);
+    assert!(names.contains(&"unsigned-module") && names.contains(&"attest-replaced"), "{names:?}");
+    assert_eq!(not_claimed, 0);
+    // It requires the check by name, and another rule proves it for nothing.
+    let required = shipped_settings().unwrap();
+    let hollow = changed(
+        "passed := union({",
+        "passed := union({\n\t{\"ima-files\", \"runtime-modules\", \"runtime-paths\"},",
+        &required,
+    );
+    let (names, not_claimed) = accepted(hollow);
+    assert!(names.contains(&"unsigned-module"), "{names:?}");
+    assert_eq!(not_claimed, 0, "what is required is claimed");
+    // No claim is excused that no optional check stands for.
+    let lax = changed("\"boot-chain\", \"boot-log\", \"exit", "\"boot-log\", \"exit", &Settings::default());
+    let (names, _) = accepted(lax);
+    assert!(names.contains(&"unknown-kernel"), "{names:?}");
 }
 
 #[test]

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use countersign_policy::verdict::Decision;
 use countersign_policy::{
-    Compiled, PolicyBundle, PolicyEngine, ReferenceData, Role, reason, reference_document, shipped_host_policy,
-    shipped_workload_policy,
+    Compiled, PolicyBundle, PolicyEngine, ReferenceData, Role, bundle_files, reason, reference_document,
+    shipped_host_policy, shipped_workload_policy,
 };
 use countersign_verifier::policy::mutate::{shipped_input, shipped_reference, shipped_settings, with_settings};
 use countersign_verifier::policy::opa::{self, Opa, Options};
@@ -126,50 +126,83 @@ fn cases(good: &Value) -> Vec<Value> {
     cases
 }
 
+/// Asks both engines about every case; false when there is no OPA.
+fn agree(what: &str, role: Role, bundle: &[u8], reference: &Value, good: &Value) -> bool {
+    let cases = cases(good);
+    assert!(cases.len() >= 200, "{what}: {}", cases.len());
+    let dir = tempfile::tempdir().unwrap();
+    let Some((_server, address)) = serve(dir.path(), bundle) else { return false };
+    let opa = Opa::new(options(address), role).unwrap();
+    opa.put_reference(reference).unwrap();
+    let own = Compiled::new(&PolicyBundle::parse(bundle).unwrap(), role).unwrap();
+    let own = own.ready(&ReferenceData::new(reference));
+    let (mut allowed, mut differences) = (0, Vec::new());
+    for case in &cases {
+        let (here, there) = (PolicyEngine::decide(&own, case), opa.decide(case));
+        allowed += usize::from(here.allow);
+        if here.allow != there.allow || ids(&here) != ids(&there) || here.obligations != there.obligations {
+            differences
+                .push(format!("{:?} {:?} for {case}", ids(&here), ids(&there)).chars().take(600).collect::<String>());
+        }
+    }
+    println!("{what}: {} cases, {allowed} allowed, {} differences, {}", cases.len(), differences.len(), opa.engine());
+    assert!(PolicyEngine::decide(&own, good).allow, "{what}: the good case is allowed");
+    assert_eq!(differences.len(), 0, "{what}: {:#?}", differences.first());
+    // The same server is refused when its version matters.
+    let strict = Options {
+        dangerous_allow_old_opa: false,
+        ..options(format!("unix:{}", dir.path().join("opa.sock").display()))
+    };
+    assert_eq!(ids(&Opa::new(strict, role).unwrap().decide(good)), [opa::VERSION]);
+    true
+}
+
 #[test]
 fn both_engines_agree_on_every_case() {
     let settings = shipped_settings().unwrap();
     let strict = with_settings(shipped_host_policy(), &settings).unwrap();
     let reference = reference_document(&shipped_reference().unwrap());
     let good = serde_json::to_value(shipped_input().unwrap()).unwrap();
-    let cases = cases(&good);
-    assert!(cases.len() >= 200, "{}", cases.len());
-    for (role, bundle) in [
-        (Role::Host, strict),
-        (Role::Host, shipped_host_policy().to_vec()),
-        (Role::Workload, shipped_workload_policy().to_vec()),
+    let mut run = good.clone();
+    run["purpose"] = json!("run");
+    run["run"] = json!({"total": 2, "findings": [
+        {"kind": "listening-socket", "what": "127.0.0.1:80", "where": "/", "pid": 7, "executable": "/usr/bin/x"},
+        {"kind": "time-jump", "what": "-5 s", "where": "clock"}
+    ]});
+    for (what, role, bundle, good) in [
+        ("every check required", Role::Host, strict, &good),
+        ("the default", Role::Host, shipped_host_policy().to_vec(), &good),
+        ("a workload", Role::Workload, shipped_workload_policy().to_vec(), &good),
+        ("a workload that runs", Role::Workload, shipped_workload_policy().to_vec(), &run),
     ] {
-        let dir = tempfile::tempdir().unwrap();
-        let Some((_server, address)) = serve(dir.path(), &bundle) else { return };
-        let opa = Opa::new(options(address), role).unwrap();
-        opa.put_reference(&reference).unwrap();
-        let own = Compiled::new(&PolicyBundle::parse(&bundle).unwrap(), role).unwrap();
-        let own = own.ready(&ReferenceData::new(&reference));
-        let (mut allowed, mut differences) = (0, Vec::new());
-        for case in &cases {
-            let (here, there) = (PolicyEngine::decide(&own, case), opa.decide(case));
-            allowed += usize::from(here.allow);
-            if here.allow != there.allow || ids(&here) != ids(&there) {
-                differences.push(
-                    format!("{:?} {:?} for {case}", ids(&here), ids(&there)).chars().take(600).collect::<String>(),
-                );
-            }
+        if !agree(what, role, &bundle, &reference, good) {
+            return;
         }
-        println!(
-            "{role:?}: {} cases, {allowed} allowed, {} differences, {}",
-            cases.len(),
-            differences.len(),
-            opa.engine()
-        );
-        assert!(PolicyEngine::decide(&own, &good).allow, "the good case is allowed");
-        assert_eq!(differences.len(), 0, "{:#?}", differences.first());
-        // The same server is refused when its version matters.
-        let strict = Options {
-            dangerous_allow_old_opa: false,
-            ..options(format!("unix:{}", dir.path().join("opa.sock").display()))
-        };
-        assert_eq!(ids(&Opa::new(strict, role).unwrap().decide(&good)), [opa::VERSION]);
     }
+}
+
+#[test]
+fn both_engines_agree_on_every_example() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../policies/examples");
+    let mut done = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let dir = entry.unwrap().path();
+        let read = |inner: &str| serde_json::from_slice::<Value>(&std::fs::read(dir.join(inner)).unwrap()).unwrap();
+        let settings = serde_json::from_value(read("countersign/settings/data.json")).unwrap();
+        let mut files = bundle_files(&with_settings(shipped_host_policy(), &settings).unwrap()).unwrap();
+        if let Ok(host) = std::fs::read(dir.join("countersign/host/host.rego")) {
+            files.insert("countersign/host/host.rego".into(), host);
+        }
+        files.remove(".manifest");
+        let bundle = PolicyBundle::build(files).unwrap();
+        let reference = reference_document(&serde_json::from_value(read("case/reference.json")).unwrap());
+        let what = dir.file_name().unwrap().to_string_lossy().into_owned();
+        if !agree(&what, Role::Host, &bundle, &reference, &read("case/input.json")) {
+            return;
+        }
+        done += 1;
+    }
+    assert_eq!(done, 5);
 }
 
 /// Answers each connection with fixed bytes, or with nothing until it is dropped.

@@ -40,7 +40,7 @@ async fn verifier(dir: &std::path::Path) -> Service {
     };
     let path = format!("sqlite://{}", dir.join("verifier.db").display());
     let mut database = <sqlx::SqliteConnection as sqlx::Connection>::connect(&path).await.unwrap();
-    sqlx::query("INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?)")
+    sqlx::query("INSERT INTO verdicts (id, host, time_ms, purpose, allow, workload, document, record) VALUES (?, ?, ?, ?, ?, ?, ?, ?)")
         .bind(context.verdict_id.0.as_slice())
         .bind(context.host.host.0.as_slice())
         .bind(context.now_ms)

@@ -1,11 +1,13 @@
 //! Enrolment: pin the verifier, prove that this AK lives in the TPM of this EK (DESIGN.md section 4).
 
+use countersign_tpm::ak;
 use countersign_tpm::alg::HashAlg;
 use countersign_tpm::ek::Template;
 use countersign_tpm::ekcert::certified_key;
 use countersign_tpm::kdf::hmac;
+use countersign_tpm::public::Public;
 use countersign_wire::enrol::{
-    EkCertificate, EnrolChallenge, EnrolProof, EnrolRequest, Enrolled, HostCard, transcript,
+    EkCertificate, EnrolChallenge, EnrolProof, EnrolRequest, Enrolled, HostCard, OtherEk, transcript,
 };
 use countersign_wire::id::HostId;
 use countersign_wire::trust::{JoinToken, TrustBundle};
@@ -25,12 +27,12 @@ use crate::tpm::TpmError;
 /// TPM_RC_INTEGRITY: this TPM never made the blob, or was cleared since.
 const INTEGRITY: u32 = 0x09F;
 
-/// Problem id: the verifier would take another of the EK certificates shown, and not the one of the EK shown.
-const EK_OTHER: &str = "ek-other";
+/// Problem ids: the verifier would take another of the EK certificates shown, and not the one of the EK shown; or it knows this TPM by another.
+const EK_OTHER: [&str; 2] = ["ek-other", "ek-linked"];
 
 /// Whether a refusal says that another of this host's EK certificates may do.
 pub(super) fn another_may_do(error: &HostError) -> bool {
-    matches!(error, HostError::Refused { problem, .. } if problem.id == EK_OTHER)
+    matches!(error, HostError::Refused { problem, .. } if EK_OTHER.contains(&problem.id.as_str()))
 }
 
 impl Operation<'_> {
@@ -46,20 +48,29 @@ impl Operation<'_> {
         let trust: TrustBundle = cbor::decode(trust_bytes)?;
         let client = Client::new(url, &trust.ca, None, self.host.config.deadline)?;
         let state = self.host.state.clone();
-        let (certificates, chain) = find_certificates(&mut self.tpm)?;
+        let (mut certificates, chain) = find_certificates(&mut self.tpm)?;
+        certificates.retain(|found| self.host.only.is_none_or(|only| found.template == only));
         let kept = self.host.keys().ok();
+        if at > 0 && (kept.is_some() || certificates.get(at).is_none()) {
+            return Err(HostError::NoCertificate);
+        }
         let mut ek = self.enrolment_ek(kept.as_ref(), certificates.get(at))?;
         ek.make_persistent(&mut self.tpm);
         let ek_public = ek.key.public.clone();
         let host = HostId::of_ek_spki(&ek_public.spki().ok_or(HostError::NoCertificate)?);
         let run_pcr = self.run_pcr(kept.as_ref())?;
         let (blob, mut ak, new_ak) = self.enrolment_ak(kept.as_ref(), &ek)?;
+        let others = self.other_eks(&certificates, &ek)?;
+        let shown = |found: &&FoundCertificate| {
+            found.template == ek.template || others.iter().any(|(template, _)| *template == found.template)
+        };
         let card = HostCard {
             version: 1,
             host,
             ek_public: ek_public.to_bytes(),
             ek_certificates: certificates
                 .iter()
+                .filter(shown)
                 .map(|found| EkCertificate { nv_index: found.index, der: found.der.clone() })
                 .collect(),
             chain: chain.into_iter().map(Into::into).collect(),
@@ -77,9 +88,14 @@ impl Operation<'_> {
             name: name.to_owned(),
         };
         let challenge: EnrolChallenge = client.post("/v1/enrol", &request)?;
-        let opened = ak.activate(&mut self.tpm, &ek, &challenge.credential, &challenge.secret)?;
+        let mut opened = ak.activate(&mut self.tpm, &ek, &challenge.credential, &challenge.secret)?;
+        let mut eks = vec![card.ek_public.as_slice()];
+        for other in challenge.others.iter().flatten() {
+            opened = self.activate_other(&ak, other, &others, opened)?;
+            eks.push(&other.ek_public);
+        }
         let digest = TrustBundle::digest(trust_bytes);
-        let transcript = transcript(&card.ek_public, &card.ak_public, &tls_public, token_id, &digest);
+        let transcript = transcript(&eks, &card.ak_public, &tls_public, token_id, &digest);
         let proof = hmac(HashAlg::Sha256, &opened, &[&transcript])
             .ok_or_else(|| HostError::Corrupt("HMAC-SHA256 is missing".into()))?;
         // What the verifier is about to admit must be on disk before it does: a lost answer is then no loss.
@@ -107,6 +123,56 @@ impl Operation<'_> {
         Ok(enrolled)
     }
 
+    /// The TPM's other EKs, as their certificates say; one that its template does not make here belongs to another TPM, and is not shown.
+    fn other_eks(&mut self, certificates: &[FoundCertificate], own: &Ek) -> Result<Vec<(Template, Public)>, HostError> {
+        let auth = self.host.config.endorsement_auth()?;
+        let mut others = Vec::new();
+        for found in certificates.iter().filter(|found| found.template != own.template) {
+            let certified = certified_key(&found.der).ok().and_then(|key| Template::rebuild(&key));
+            let Some((template, public)) = certified else { continue };
+            match Ek::open(&mut self.tpm, template, Some(&public), &auth) {
+                Ok(ek) => ek.close(&mut self.tpm)?,
+                Err(TpmError::OtherTpm { .. }) => continue,
+                Err(e) => return Err(e.into()),
+            }
+            others.push((template, public));
+        }
+        Ok(others)
+    }
+
+    /// Opens the credential for another EK of this TPM, and puts its secret behind those that are open.
+    fn activate_other(
+        &mut self,
+        ak: &Ak,
+        other: &OtherEk,
+        shown: &[(Template, Public)],
+        mut opened: Zeroizing<Vec<u8>>,
+    ) -> Result<Zeroizing<Vec<u8>>, HostError> {
+        let found = shown.iter().find(|(_, public)| public.to_bytes() == other.ek_public);
+        let (template, public) = found.ok_or_else(|| {
+            HostError::unexpected(format!("a credential for an EK ({:#010x}) that was not shown", other.nv_index))
+        })?;
+        let auth = self.host.config.endorsement_auth()?;
+        let ek = Ek::open(&mut self.tpm, *template, Some(public), &auth)?;
+        let secret = ak.activate(&mut self.tpm, &ek, &other.credential, &other.secret)?;
+        ek.close(&mut self.tpm)?;
+        // In a place of its own at once: a vector that grows leaves copies behind.
+        let mut both = Zeroizing::new(Vec::with_capacity(opened.len().saturating_add(secret.len())));
+        both.append(&mut opened);
+        both.extend_from_slice(&secret);
+        Ok(both)
+    }
+
+    /// The EK that enrolment would show.
+    pub(super) fn endorsement_key(&mut self) -> Result<Public, HostError> {
+        let (certificates, _) = find_certificates(&mut self.tpm)?;
+        let kept = self.host.keys().ok();
+        let ek = self.enrolment_ek(kept.as_ref(), certificates.first())?;
+        let public = ek.key.public.clone();
+        ek.close(&mut self.tpm)?;
+        Ok(public)
+    }
+
     /// The EK that was enrolled before; else the one of this certificate. A TPM without certificates shows its RSA EK, for
     /// an allow-list.
     fn enrolment_ek(&mut self, kept: Option<&Keys>, certificate: Option<&FoundCertificate>) -> Result<Ek, HostError> {
@@ -123,16 +189,18 @@ impl Operation<'_> {
         Ok(Ek::open(&mut self.tpm, template, expected.as_ref(), &auth)?)
     }
 
-    /// The enrolled AK stays, unless this TPM no longer loads it (TPM2_Clear); true when it is a new one.
+    /// The enrolled AK stays, unless this TPM no longer loads it (TPM2_Clear) or one of another kind is wanted; true when it is a new one.
     fn enrolment_ak(&mut self, kept: Option<&Keys>, ek: &Ek) -> Result<(AkBlob, Ak, bool), HostError> {
-        if let Some(keys) = kept {
+        let wanted = self.host.ak;
+        let fits = |keys: &&Keys| wanted.is_none_or(|kind| ak::Kind::of(&keys.ak.public) == Some(kind));
+        if let Some(keys) = kept.filter(fits) {
             match Ak::open(&mut self.tpm, ek, &keys.ak) {
                 Ok(ak) => return Ok((keys.ak.clone(), ak, false)),
                 Err(TpmError::Refused { code, .. }) if code.base() == INTEGRITY => (),
                 Err(e) => return Err(e.into()),
             }
         }
-        let blob = AkBlob::create(&mut self.tpm, ek)?;
+        let blob = AkBlob::create_as(&mut self.tpm, ek, wanted.unwrap_or_default())?;
         let ak = Ak::load(&mut self.tpm, ek, &blob)?;
         Ok((blob, ak, true))
     }

@@ -8,9 +8,9 @@ use countersign_wire::answer::{Answer, Release};
 use countersign_wire::challenge::{Challenge, ChallengeRequest};
 use countersign_wire::id::{RunId, WorkloadId};
 use countersign_wire::limits;
+use countersign_wire::obligations::Obligations;
 use countersign_wire::runlog::Event;
 use countersign_wire::statement::{Purpose, ReleaseRequest};
-use countersign_wire::terms::Terms;
 
 use super::{Attested, Keys, Operation, Released, Step};
 use crate::client::Client;
@@ -53,16 +53,17 @@ impl Operation<'_> {
         self.host.reached(Step::Answered)?;
         let mut leases = Leases::read(&self.host.state)?;
         if !answer.allow {
-            let denial = Box::new(Denial::read(&answer.verdict));
+            let denial = Box::new(Denial::of(&answer));
             leases.deny(Denied { at: asked, denial: denial.clone() });
             leases.write(&self.host.state)?;
             return Err(HostError::Denied(denial));
         }
         let accepted = accepted(&answer, asked)?;
+        let obligations = accepted.terms.clone();
         self.accept(&mut journal, &keys, &answer)?;
         leases.accept(accepted);
         leases.write(&self.host.state)?;
-        Ok(Attested { verdict_id: answer.verdict_id, verdict: answer.verdict })
+        Ok(Attested { verdict_id: answer.verdict_id, verdict: answer.verdict, obligations })
     }
 
     /// The outcome that another program had while this one waited for the lock; else an attestation.
@@ -116,25 +117,26 @@ impl Operation<'_> {
         self.host.reached(Step::Answered)?;
         if !answer.allow {
             waiting.close(&mut self.tpm);
-            return Err(HostError::Denied(Box::new(Denial::read(&answer.verdict))));
+            return Err(HostError::Denied(Box::new(Denial::of(&answer))));
         }
         let Some(release) = &answer.release else {
             return Err(HostError::unexpected("it allows the release and holds none"));
         };
         self.check_keys(release)?;
+        let accepted = accepted(&answer, asked)?;
+        let obligations = accepted.terms.clone();
         let key = waiting.unseal(&mut self.tpm, release)?;
         let commands = self.tpm.commands().saturating_sub(commands);
         let tpm_time = self.tpm.busy().saturating_sub(busy);
         self.host.reached(Step::Unsealed)?;
         let lease_s = release.lease_s;
-        let accepted = accepted(&answer, asked)?;
         self.accept(&mut journal, &keys, &answer)?;
         let mut leases = Leases::read(&self.host.state)?;
         leases.release(run, workload, accepted);
         leases.write(&self.host.state)?;
         let total = boot_time().saturating_sub(self.started);
         let (verdict_id, verdict) = (answer.verdict_id, answer.verdict);
-        Ok(Released { key, verdict_id, verdict, lease_s, commands, tpm_time, total })
+        Ok(Released { key, verdict_id, verdict, lease_s, obligations, commands, tpm_time, total })
     }
 
     /// Loads the challenge's sealed object, from what an earlier import of it left in the state folder where there is that.
@@ -184,7 +186,6 @@ impl Operation<'_> {
 
 /// What an accepted answer leaves for the leases. They begin when it was asked for: the verifier decided no earlier.
 fn accepted(answer: &Answer, at: Duration) -> Result<Accepted, HostError> {
-    let terms = Terms::of_verdict(&answer.verdict);
-    let terms = terms.map_err(|e| HostError::unexpected(format!("its verdict's obligations: {e}")))?;
+    let terms = Obligations::of_verdict(&answer.verdict).map_err(HostError::unexpected)?;
     Ok(Accepted { verdict: answer.verdict_id, at, terms })
 }

@@ -95,22 +95,31 @@ fn event_log(log: &EventLog<'_>, userspace: &[Record]) -> Described {
     described
 }
 
+/// One of two logs that are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// The earlier one.
+    First,
+    /// The later one.
+    Second,
+}
+
 /// What changed from one boot to a later one.
 ///
 /// # Errors
-/// Which of the logs cannot be read, or lies.
-pub fn compare(was: &[u8], now: &[u8]) -> Result<Changes, String> {
-    let read = |name: &str, bytes: &[u8]| -> Result<cel::Logs, String> {
+/// Which of the logs cannot be read, or lies, and why.
+pub fn compare(was: &[u8], now: &[u8]) -> Result<Changes, (Which, String)> {
+    let read = |which: Which, bytes: &[u8]| -> Result<cel::Logs, (Which, String)> {
         if cel::looks_like(bytes) {
-            return cel::parse(bytes).map_err(|e| format!("{name}: {e}"));
+            return cel::parse(bytes).map_err(|e| (which, e.to_string()));
         }
         Ok(cel::Logs { firmware: bytes.to_vec(), userspace: Vec::new() })
     };
-    let (was, now) = (read("the first log", was)?, read("the second log", now)?);
-    let parse = |name: &str, bytes| EventLog::parse(bytes).map_err(|e| format!("{name}: {e}"));
-    let (first, second) = (parse("the first log", &was.firmware)?, parse("the second log", &now.firmware)?);
-    let first = examine(&first).map_err(|e| format!("the first log: {e}"))?;
-    let second = examine(&second).map_err(|e| format!("the second log: {e}"))?;
+    let (was, now) = (read(Which::First, was)?, read(Which::Second, now)?);
+    let first = EventLog::parse(&was.firmware).map_err(|e| (Which::First, e.to_string()))?;
+    let second = EventLog::parse(&now.firmware).map_err(|e| (Which::Second, e.to_string()))?;
+    let first = examine(&first).map_err(|e| (Which::First, e.to_string()))?;
+    let second = examine(&second).map_err(|e| (Which::Second, e.to_string()))?;
     let (before, after) = (Facts::of(&first, &was.userspace), Facts::of(&second, &now.userspace));
     Ok(diff((&first, &before), (&second, &after)))
 }

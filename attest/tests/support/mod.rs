@@ -17,7 +17,11 @@ pub(crate) fn sim() -> Option<(TempDir, Sim)> {
 }
 
 pub(crate) fn sim_in(home: &Path) -> Option<Sim> {
-    match Sim::create(home, &Options::named("node-1")) {
+    sim_of(home, &Options::named("node-1"))
+}
+
+pub(crate) fn sim_of(home: &Path, options: &Options) -> Option<Sim> {
+    match Sim::create(home, options) {
         Ok(mut sim) => {
             sim.start().unwrap();
             Some(sim)

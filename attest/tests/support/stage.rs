@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use countersign_attest::host::Observer;
 use countersign_attest::{Config, Host, HostError, Overrides, Step, token};
-use countersign_tpm_sim::Sim;
+use countersign_tpm_sim::{Options, Sim};
 use countersign_verifier::admin::{self, Request};
 use countersign_verifier::service::Service;
 use countersign_verifier::store::Store;
@@ -98,24 +98,38 @@ impl Stage {
     /// As [`Stage::new`], with a host policy of its own (Rego).
     pub(crate) fn with_policy(policy: Option<&str>) -> Option<Self> {
         let dir = TempDir::new().unwrap();
-        let mut sim = super::sim_in(&dir.path().join("tpm"))?;
+        let sim = super::sim_in(&dir.path().join("tpm"))?;
+        Some(Self::of(dir, sim, policy))
+    }
+
+    /// As [`Stage::new`], with a TPM that has no EK certificates.
+    pub(crate) fn without_certificates() -> Option<Self> {
+        let dir = TempDir::new().unwrap();
+        let options = Options::named("bare").without_certificates();
+        let sim = super::sim_of(&dir.path().join("tpm"), &options)?;
+        Some(Self::of(dir, sim, None))
+    }
+
+    fn of(dir: TempDir, mut sim: Sim, policy: Option<&str>) -> Self {
         sim.replay(BOOT, IMA).unwrap();
         std::fs::write(dir.path().join("boot"), BOOT).unwrap();
         std::fs::write(dir.path().join("ima"), IMA).unwrap();
         let verifier = Verifier::with_policy(&dir.path().join("verifier"), policy);
-        let root = std::fs::read_to_string(sim.ca_pem().unwrap()).unwrap();
-        let certificates: Vec<String> = root
-            .split("-----BEGIN CERTIFICATE-----")
-            .skip(1)
-            .map(|pem| pem.split("-----END").next().unwrap().split_whitespace().collect())
-            .collect();
-        verifier.ask(Request::EkRootAdd { certificates, development: true });
+        if let Some(ca) = sim.ca_pem() {
+            let root = std::fs::read_to_string(ca).unwrap();
+            let certificates: Vec<String> = root
+                .split("-----BEGIN CERTIFICATE-----")
+                .skip(1)
+                .map(|pem| pem.split("-----END").next().unwrap().split_whitespace().collect())
+                .collect();
+            verifier.ask(Request::EkRootAdd { certificates, development: true });
+        }
         verifier.ask(Request::ReferenceAdd {
             name: "recorded".into(),
             eventlog: STANDARD.encode(BOOT),
             pcrs: Vec::new(),
         });
-        Some(Self { sim, verifier, dir })
+        Self { sim, verifier, dir }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

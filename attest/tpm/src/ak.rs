@@ -13,21 +13,84 @@ pub const ATTRIBUTES: u32 = attributes::FIXED_TPM
     | attributes::RESTRICTED
     | attributes::SIGN;
 
-/// The default AK: ECDSA P-256 with SHA-256, as TPM2_Create takes it.
-#[must_use]
-pub fn template() -> Public {
-    Public {
-        name_alg: HashAlg::Sha256,
-        attributes: ATTRIBUTES,
-        auth_policy: Vec::new(),
-        key: Key::Ecc {
+/// The kinds of AK that this project makes. Others are accepted too: [`check`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// ECDSA P-256 with SHA-256.
+    #[default]
+    P256,
+    /// ECDSA P-384 with SHA-384.
+    P384,
+    /// RSASSA with 2048 bits and SHA-256, for TPMs without elliptic curves.
+    Rsa2048,
+}
+
+impl Kind {
+    /// All of them, the default first.
+    pub const ALL: [Self; 3] = [Self::P256, Self::P384, Self::Rsa2048];
+
+    /// Its name: `p256`, `p384` or `rsa2048`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::P256 => "p256",
+            Self::P384 => "p384",
+            Self::Rsa2048 => "rsa2048",
+        }
+    }
+
+    /// The kind of this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// The key as TPM2_Create takes it.
+    #[must_use]
+    pub fn template(self) -> Public {
+        let ecc = |curve, hash| Key::Ecc {
             symmetric: None,
-            scheme: Scheme::Ecdsa(HashAlg::Sha256),
-            curve: Curve::P256,
+            scheme: Scheme::Ecdsa(hash),
+            curve,
             x: Vec::new(),
             y: Vec::new(),
-        },
+        };
+        let key = match self {
+            Self::P256 => ecc(Curve::P256, HashAlg::Sha256),
+            Self::P384 => ecc(Curve::P384, HashAlg::Sha384),
+            Self::Rsa2048 => Key::Rsa {
+                symmetric: None,
+                scheme: Scheme::Rsassa(HashAlg::Sha256),
+                bits: 2048,
+                exponent: 0,
+                modulus: Vec::new(),
+            },
+        };
+        Public { name_alg: HashAlg::Sha256, attributes: ATTRIBUTES, auth_policy: Vec::new(), key }
     }
+
+    /// The kind of a key, if it is one of these.
+    #[must_use]
+    pub fn of(public: &Public) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| {
+            let mut bare = public.clone();
+            match &mut bare.key {
+                Key::Rsa { modulus, .. } => modulus.clear(),
+                Key::Ecc { x, y, .. } => {
+                    x.clear();
+                    y.clear();
+                }
+                Key::Sealed { .. } => {}
+            }
+            bare == kind.template()
+        })
+    }
+}
+
+/// The default AK, as TPM2_Create takes it.
+#[must_use]
+pub fn template() -> Public {
+    Kind::default().template()
 }
 
 /// Why a key is not accepted as an AK.
@@ -139,6 +202,23 @@ mod tests {
         check(&rsa()).unwrap();
         assert_eq!(template().attributes, 0x0005_0472);
         check(&template()).unwrap();
+    }
+
+    #[test]
+    fn kinds() {
+        for kind in Kind::ALL {
+            assert_eq!(Kind::from_name(kind.name()), Some(kind));
+            let mut made = kind.template();
+            match &mut made.key {
+                Key::Rsa { modulus, .. } => *modulus = vec![0xc5; 256],
+                Key::Ecc { x, curve, .. } => *x = vec![1; curve.size()],
+                Key::Sealed { .. } => {}
+            }
+            check(&made).unwrap();
+            assert_eq!(Kind::of(&made), Some(kind));
+        }
+        assert_eq!(Kind::from_name("dsa"), None);
+        assert_eq!(Kind::of(&Public::parse_file(EK).unwrap()), None);
     }
 
     #[test]

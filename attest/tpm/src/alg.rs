@@ -67,6 +67,20 @@ impl HashAlg {
         Self::ALL.into_iter().find(|alg| alg.name() == name)
     }
 
+    /// Whether a digest is that of these bytes.
+    #[must_use]
+    pub fn is_digest(self, bytes: &[u8], digest: &[u8]) -> bool {
+        fn is<H: sha2::Digest>(bytes: &[u8], digest: &[u8]) -> bool {
+            H::digest(bytes).as_slice() == digest
+        }
+        match self {
+            Self::Sha1 => is::<sha1::Sha1>(bytes, digest),
+            Self::Sha256 => is::<sha2::Sha256>(bytes, digest),
+            Self::Sha384 => is::<sha2::Sha384>(bytes, digest),
+            Self::Sha512 => is::<sha2::Sha512>(bytes, digest),
+        }
+    }
+
     /// Digest of the parts, one after the other.
     #[must_use]
     pub fn digest(self, parts: &[&[u8]]) -> Digest {
@@ -104,8 +118,8 @@ impl Digest {
     #[must_use]
     pub fn filled(alg: HashAlg, fill: u8) -> Self {
         let mut bytes = [0; MAX_DIGEST];
-        for byte in bytes.iter_mut().take(alg.size()) {
-            *byte = fill;
+        if let Some(used) = bytes.get_mut(..alg.size()) {
+            used.fill(fill);
         }
         Self { alg, bytes }
     }
@@ -119,8 +133,8 @@ impl Digest {
     /// `value` has the algorithm's length.
     fn from_slice(alg: HashAlg, value: &[u8]) -> Self {
         let mut bytes = [0; MAX_DIGEST];
-        for (to, from) in bytes.iter_mut().zip(value) {
-            *to = *from;
+        if let Some(used) = bytes.get_mut(..value.len()) {
+            used.copy_from_slice(value);
         }
         Self { alg, bytes }
     }
@@ -207,6 +221,8 @@ mod tests {
             assert_eq!(digest.as_bytes().len(), alg.size());
             assert_eq!(Digest::new(alg, digest.as_bytes()), Some(digest));
             assert_eq!(Digest::new(alg, &digest.as_bytes()[1..]), None);
+            assert!(alg.is_digest(b"abc", digest.as_bytes()) && !alg.is_digest(b"abd", digest.as_bytes()));
+            assert!(!alg.is_digest(b"abc", &digest.as_bytes()[1..]) && !alg.is_digest(b"abc", b""));
             assert_eq!((HashAlg::from_id(alg.id()), HashAlg::from_name(alg.name())), (Some(alg), Some(alg)));
             let zero = Digest::filled(alg, 0);
             for event in [digest.as_bytes(), &[7; 32], b"", &[7; 200]] {

@@ -32,6 +32,10 @@ pub struct Answer {
     /// For an accepted release.
     #[n(6)]
     pub release: Option<Release>,
+    /// For denied evidence that the host's AK signed: why, as JSON of an [`Explanation`](crate::explanation::Explanation) of at most
+    /// [`limits::EXPLANATION`] bytes. Absent where there is none; not recorded, decides nothing.
+    #[cbor(n(7), with = "minicbor::bytes")]
+    pub explanation: Option<Vec<u8>>,
 }
 message!(Answer, "answer", 16 * limits::MESSAGE);
 

@@ -76,6 +76,12 @@ pub enum BadArtefact {
     Cbor(#[from] BadCbor),
 }
 
+/// Bytes of the longest file of a kind.
+#[must_use]
+pub const fn longest<T: Artefact>() -> usize {
+    T::MAX.saturating_add(T::KIND.magic().len())
+}
+
 /// The file for an encoded message.
 #[must_use]
 pub fn to_file<T: Artefact>(message: &T) -> Vec<u8> {

@@ -88,13 +88,40 @@ pub fn decode<T: Message>(bytes: &[u8]) -> Result<T, BadCbor> {
     if value.version() != T::VERSION {
         return Err(BadCbor::Version { what: T::WHAT, got: value.version(), known: T::VERSION });
     }
-    let canonical = encode(&value);
-    if canonical != bytes {
-        let offset = canonical.iter().zip(bytes).take_while(|(a, b)| a == b).count();
-        return Err(BadCbor::NotDeterministic { what: T::WHAT, offset });
+    // The canonical form is compared as it is written: evidence is long, and a copy of it would cost more than the comparison.
+    let mut rest = Expected { bytes, offset: 0 };
+    if minicbor::encode(&value, &mut rest).is_err() || rest.offset != bytes.len() {
+        return Err(BadCbor::NotDeterministic { what: T::WHAT, offset: rest.offset });
     }
     Ok(value)
 }
+
+/// A writer that takes exactly these bytes.
+struct Expected<'a> {
+    bytes: &'a [u8],
+    /// How many were written so far.
+    offset: usize,
+}
+
+impl minicbor::encode::Write for Expected<'_> {
+    type Error = Differs;
+
+    fn write_all(&mut self, written: &[u8]) -> Result<(), Differs> {
+        let rest = self.bytes.get(self.offset..).unwrap_or_default();
+        let same = if rest.starts_with(written) {
+            written.len()
+        } else {
+            rest.iter().zip(written).take_while(|(a, b)| a == b).count()
+        };
+        self.offset = self.offset.saturating_add(same);
+        if same == written.len() { Ok(()) } else { Err(Differs) }
+    }
+}
+
+/// The encoding is another one.
+#[derive(Debug, thiserror::Error)]
+#[error("not the deterministic encoding")]
+struct Differs;
 
 /// Implements [`Message`] for a struct with a field `version: u16`.
 macro_rules! message {

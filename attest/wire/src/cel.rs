@@ -10,9 +10,9 @@ use countersign_tpm::alg::HashAlg;
 use countersign_tpm::codec::Writer;
 use serde::{Deserialize, Serialize};
 
-use crate::eventlog::{EventLog, EventType};
+use crate::eventlog::{EventLog, EventType, PcrSet};
 use crate::limits;
-use crate::systemd_log::{self, Record};
+use crate::systemd_log::{self, Content, Record, Scalar};
 
 /// Why bytes are no canonical event log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -39,7 +39,7 @@ struct Raw {
     digests: Vec<Digest>,
     content_type: String,
     #[serde(default)]
-    content: serde_json::Value,
+    content: Content,
 }
 
 #[derive(Serialize)]
@@ -88,6 +88,8 @@ pub fn parse(bytes: &[u8]) -> Result<Logs, BadCel> {
     }
     let mut events = Vec::new();
     let mut userspace: Vec<Record> = Vec::new();
+    // PCRs that userspace records extend.
+    let mut continued = PcrSet::NONE;
     for (index, raw) in records(bytes)?.into_iter().enumerate() {
         let mut digests: Vec<(HashAlg, Vec<u8>)> = Vec::new();
         for digest in &raw.digests {
@@ -102,7 +104,7 @@ pub fn parse(bytes: &[u8]) -> Result<Logs, BadCel> {
             digests.push((alg, value));
         }
         if raw.content_type == PCCLIENT {
-            if userspace.iter().any(|record| u32::from(record.pcr) == raw.pcr) {
+            if u8::try_from(raw.pcr).is_ok_and(|pcr| continued.contains(pcr)) {
                 return Err(bad(index, format!("a firmware event behind a userspace record of PCR {}", raw.pcr)));
             }
             let (kind, data) = content(&raw.content).map_err(|reason| bad(index, reason.into()))?;
@@ -110,9 +112,10 @@ pub fn parse(bytes: &[u8]) -> Result<Logs, BadCel> {
         } else if !digests.is_empty() {
             let pcr = u8::try_from(raw.pcr).ok().filter(|pcr| *pcr < 24);
             let pcr = pcr.ok_or_else(|| bad(index, "PCR index is not below 24".into()))?;
-            let field = |name| raw.content.get(name).and_then(|text| text.as_str()).unwrap_or_default().to_owned();
             let index = u32::try_from(userspace.len()).unwrap_or(u32::MAX);
-            userspace.push(Record { index, pcr, digests, text: field("string"), event_type: field("eventType") });
+            continued = continued.union([pcr].into_iter().collect());
+            let Content { string: text, event_type, .. } = raw.content;
+            userspace.push(Record { index, pcr, digests, text, event_type });
         }
     }
     Ok(Logs { firmware: binary(&events), userspace })
@@ -135,16 +138,16 @@ fn records(bytes: &[u8]) -> Result<Vec<Raw>, BadCel> {
 }
 
 /// Type and data of a firmware event.
-fn content(content: &serde_json::Value) -> Result<(EventType, Vec<u8>), &'static str> {
-    let kind = match content.get("event_type") {
-        Some(serde_json::Value::Number(number)) => number.as_u64().and_then(|n| u32::try_from(n).ok()).map(EventType),
-        Some(serde_json::Value::String(name)) => {
+fn content(content: &Content) -> Result<(EventType, Vec<u8>), &'static str> {
+    let kind = match &content.kind {
+        Scalar::Number(number) => u32::try_from(*number).ok().map(EventType),
+        Scalar::Text(name) => {
             EventType::from_name(name).or_else(|| u32::from_str_radix(name.strip_prefix("0x")?, 16).ok().map(EventType))
         }
-        _ => None,
+        Scalar::Other => None,
     };
     let kind = kind.ok_or("no event_type that is a name or a number of 32 bits")?;
-    let data = content.get("event_data").and_then(|data| data.as_str()).unwrap_or_default();
+    let data = content.event_data.as_str();
     let data =
         hex::decode(data).or_else(|_| STANDARD.decode(data)).map_err(|_| "event_data is neither hex nor base64")?;
     Ok((kind, data))
@@ -278,6 +281,13 @@ mod tests {
         assert!(parse(&vec![b' '; limits::CEL + 1]).is_err());
         let log = EventLog::parse(LOG).unwrap();
         let text = write(&log, &[]);
+        // As many records as the limit admits, and more bytes in what nobody reads.
+        let large = format!("[{}0]", "0,".repeat(2_000_000));
+        let unread =
+            record(4, "systemd", &one).replace("\"event_data\":\"\"", &format!("\"x\":{large},\"string\":\"a\""));
+        assert_eq!(parse(unread.as_bytes()).unwrap().userspace[0].text, "a");
+        let many = record(4, "systemd", &one).repeat(30_000) + &record(5, PCCLIENT, &one).repeat(30_000);
+        assert_eq!(parse(many.as_bytes()).unwrap().userspace.len(), 30_000);
         for end in (0..text.len()).step_by(97) {
             assert!(parse(&text.as_bytes()[..end]).is_err() || end == 0, "cut at {end}");
         }

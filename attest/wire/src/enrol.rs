@@ -93,6 +93,28 @@ pub struct EnrolChallenge {
     /// TPM2B_ENCRYPTED_SECRET contents.
     #[cbor(n(3), with = "minicbor::bytes")]
     pub secret: Vec<u8>,
+    /// The same for each further EK that was shown and is accepted, by ascending NV index: opened by all of them and one AK, they are one
+    /// TPM's and one identity. None when there are none.
+    #[n(4)]
+    pub others: Option<Vec<OtherEk>>,
+}
+
+/// A credential for a further EK of the TPM.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct OtherEk {
+    /// NV index of its certificate.
+    #[n(0)]
+    pub nv_index: u32,
+    /// TPMT_PUBLIC, rebuilt from the certificate.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub ek_public: Vec<u8>,
+    /// TPM2B_ID_OBJECT contents.
+    #[cbor(n(2), with = "minicbor::bytes")]
+    pub credential: Vec<u8>,
+    /// TPM2B_ENCRYPTED_SECRET contents.
+    #[cbor(n(3), with = "minicbor::bytes")]
+    pub secret: Vec<u8>,
 }
 message!(EnrolChallenge, "enrolment challenge", limits::MESSAGE);
 
@@ -106,7 +128,7 @@ pub struct EnrolProof {
     /// From the challenge.
     #[n(1)]
     pub id: EnrolmentId,
-    /// HMAC-SHA256(activated secret, SHA-256(transcript)).
+    /// HMAC-SHA256(activated secrets one behind the other, SHA-256(transcript)).
     #[cbor(n(2), with = "minicbor::bytes")]
     pub proof: Vec<u8>,
 }
@@ -150,12 +172,13 @@ pub struct Enrolled {
 }
 message!(Enrolled, "enrolment answer", limits::MESSAGE);
 
-/// SHA-256 over the length-prefixed parts that both sides saw: what the enrolment proof authenticates.
+/// SHA-256 over the length-prefixed parts that both sides saw: what the enrolment proof authenticates. The EKs are those whose credentials are
+/// opened, the host's own first.
 #[must_use]
-pub fn transcript(ek_public: &[u8], ak_public: &[u8], tls_key: &[u8], token_id: &[u8], trust: &[u8; 32]) -> [u8; 32] {
+pub fn transcript(eks: &[&[u8]], ak_public: &[u8], tls_key: &[u8], token_id: &[u8], trust: &[u8; 32]) -> [u8; 32] {
     let mut hash = Sha256::new();
     hash.update(b"countersign/enrol/v1");
-    for part in [ek_public, ak_public, tls_key, token_id, trust.as_slice()] {
+    for part in eks.iter().copied().chain([ak_public, tls_key, token_id, trust.as_slice()]) {
         hash.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
         hash.update(part);
     }

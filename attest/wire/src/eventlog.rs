@@ -18,7 +18,7 @@ mod replay;
 mod rules;
 mod variable;
 
-pub use examine::{Examined, Mismatch, Refusal, Registers};
+pub use examine::{Examined, Mismatch, Refusal, Registers, Vouched};
 pub use kind::EventType;
 pub(crate) use measured::{grub_prefix, plain_text, utf16};
 pub use pcrs::PcrSet;

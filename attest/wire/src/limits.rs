@@ -2,6 +2,8 @@
 
 /// Bytes of any message that carries no logs.
 pub const MESSAGE: usize = 64 * 1024;
+/// Bytes of the explanation in an answer, as JSON (some sixty findings of a kilobyte).
+pub const EXPLANATION: usize = MESSAGE;
 /// Bytes of a firmware event log (TCG: LAML; the largest real one seen is below 100 kB).
 pub const EVENT_LOG: usize = 4 * 1024 * 1024;
 /// Banks in a log (TCG PFP 10.4.5.1; six hash algorithms are registered).

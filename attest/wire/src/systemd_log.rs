@@ -1,8 +1,13 @@
 //! systemd's userspace log (`/run/log/systemd/tpm2-measure.log`): JSON records, each after a record separator (RFC 7464), in the
 //! shape of TCG's canonical event log.
 
+mod content;
+
 use countersign_tpm::alg::HashAlg;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+pub(crate) use content::{Content, Scalar};
 
 use crate::eventlog::{PcrBank, ReplayError};
 use crate::limits;
@@ -42,10 +47,10 @@ struct Raw {
     pcr: Option<u32>,
     /// An NV index used as a PCR (systemd 259 and later); such a record extends no PCR.
     #[serde(default, rename = "nvIndexName")]
-    nv_index: Option<serde_json::Value>,
+    nv_index: Option<IgnoredAny>,
     digests: Vec<RawDigest>,
     #[serde(default)]
-    content: serde_json::Value,
+    content: Content,
 }
 
 #[derive(Deserialize)]
@@ -89,8 +94,8 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Record>, BadRecord> {
             }
             digests.push((alg, value));
         }
-        let field = |name| raw.content.get(name).and_then(|text| text.as_str()).unwrap_or_default().to_owned();
-        records.push(Record { index, pcr, digests, text: field("string"), event_type: field("eventType") });
+        let Content { string: text, event_type, .. } = raw.content;
+        records.push(Record { index, pcr, digests, text, event_type });
     }
     Ok(records)
 }
@@ -143,6 +148,14 @@ mod tests {
             whole += usize::from(parse(&LOG[..end]).is_ok());
         }
         assert_eq!(whole, 4, "only whole records parse");
+        // What nobody reads is passed over, whatever its size and shape.
+        let digest = "11".repeat(32);
+        let large = "[0,".repeat(100) + &"0,".repeat(1_000_000) + "0" + &"]".repeat(100);
+        let record = format!(
+            "{{\"pcr\":1,\"digests\":[{{\"hashAlg\":\"sha256\",\"digest\":\"{digest}\"}}],\"content\":{{\"x\":{large},\"string\":\"a\"}}}}\n"
+        );
+        assert_eq!(parse(record.as_bytes()).unwrap()[0].text, "a");
+        assert!(parse(&vec![b' '; limits::SYSTEMD_LOG + 1]).is_err());
         assert!(parse(b"{\"pcr\":24,\"digests\":[]}\n").is_err());
         assert!(parse(b"{\"pcr\":1,\"digests\":[{\"hashAlg\":\"sha256\",\"digest\":\"00\"}]}\n").is_err());
     }

@@ -515,6 +515,56 @@ fn what_real_machines_do_passes() {
     assert_eq!(verdict(&log), Ok(None));
 }
 
+/// SeaBIOS: no event of UEFI's, separators of ones without data, a longer specification id, and in old versions SHA-1 in every bank.
+#[test]
+fn a_conventional_bios() {
+    let mut log = grub();
+    log.events.clear();
+    log.events.push(log.event(1, T::EVENT_TAG, &[1, 0, 0, 0, 4, 0, 0, 0, 7, 7, 7, 7]));
+    log.events.push(log.event(2, T::ACTION, b"Start Option ROM Scan"));
+    for pcr in 0..8 {
+        log.events.push(log.hashing(pcr, T::SEPARATOR, &[0xff; 4], b""));
+    }
+    log.events.push(log.hashing(4, T::IPL, &[0x90; 440], b"MBR"));
+    assert_eq!(verdict(&log), Ok(None));
+    let mut padded = log.clone();
+    for event in &mut padded.events {
+        let sha1 = event.digests.iter().find(|(alg, _)| *alg == HashAlg::Sha1.id()).unwrap().1.clone();
+        for (_, digest) in &mut event.digests {
+            let length = digest.len();
+            *digest = [sha1.as_slice(), &[0; 64]].concat()[..length].to_vec();
+        }
+    }
+    assert_eq!(verdict(&padded), Ok(None));
+    // The specification id ends with vendorInfoSize.
+    let bytes = log.bytes();
+    let events = countersign_wire::eventlog::EventLog::parse(&bytes).unwrap().events[0].offset;
+    let size = u32::from_le_bytes(bytes[28..32].try_into().unwrap());
+    let longer = |zeros: &[u8]| {
+        let mut changed = bytes.clone();
+        changed.splice(events..events, zeros.iter().copied());
+        changed[28..32].copy_from_slice(&(size + u32::try_from(zeros.len()).unwrap()).to_le_bytes());
+        check(&changed, &log.pcrs(), b"", Registers::Tpm)
+    };
+    assert_eq!(longer(&[0; 3]), Ok(None));
+    for bad in [&[0; 2][..], &[0; 4], &[0, 0, 1]] {
+        assert_eq!(longer(bad), Err("format".into()), "{bad:?}");
+    }
+    // Firmware of UEFI has no such excuse, and an error stays one.
+    let mut uefi = log.clone();
+    uefi.events.push(log.event(5, T::EFI_ACTION, b"x"));
+    assert_eq!(verdict(&uefi), Err("separator".into()));
+    let mut failed = log.clone();
+    failed.events[4] = log.hashing(2, T::SEPARATOR, &[1, 0, 0, 0], b"");
+    assert_eq!(verdict(&failed), Err("separator".into()));
+    let mut twice = log.clone();
+    twice.events.push(log.events[5].clone());
+    assert_eq!(verdict(&twice), Err("separator".into()));
+    let mut other = log.clone();
+    other.events[4] = log.hashing(2, T::SEPARATOR, b"evil", b"");
+    assert_eq!(verdict(&other), Err("separator".into()));
+}
+
 #[test]
 fn only_listed_pcrs_count() {
     let only = |log: &Log, wanted: &[u8]| {

@@ -4,7 +4,9 @@
 use countersign_wire::answer::{Answer, Release};
 use countersign_wire::cbor::{BadCbor, Message, decode, encode};
 use countersign_wire::challenge::{Bank, Challenge, ChallengeRequest, ImportBlob};
-use countersign_wire::enrol::{EkCertificate, EnrolChallenge, EnrolProof, EnrolRequest, Enrolled, HostCard, HostState};
+use countersign_wire::enrol::{
+    EkCertificate, EnrolChallenge, EnrolProof, EnrolRequest, Enrolled, HostCard, HostState, OtherEk,
+};
 use countersign_wire::evidence::{BankValues, Evidence, ImaPart, PcrValue};
 use countersign_wire::finding::{Finding, Kind};
 use countersign_wire::id::{EnrolmentId, HostId, Nonce, PayloadRoot, PolicyDigest, RunId, VerdictId, WorkloadId};
@@ -143,7 +145,11 @@ fn enrolment() {
         tls_key: vec![0x30, 2],
         name: "node-1".into(),
     });
-    sweep(&EnrolChallenge { version: 1, id: EnrolmentId([1; 16]), credential: vec![2; 68], secret: vec![3; 10] });
+    let other = OtherEk { nv_index: 0x01c0_000a, ek_public: vec![4; 20], credential: vec![5; 20], secret: vec![6; 10] };
+    for others in [None, Some(vec![other])] {
+        let (credential, secret) = (vec![2; 68], vec![3; 10]);
+        sweep(&EnrolChallenge { version: 1, id: EnrolmentId([1; 16]), credential, secret, others });
+    }
     sweep(&EnrolProof { version: 1, id: EnrolmentId([1; 16]), proof: vec![2; 32] });
     sweep(&Enrolled { version: 1, host: HostId([1; 32]), state: HostState::Active, certificate: Some(vec![0x30]) });
 }
@@ -164,7 +170,7 @@ fn answer() {
         verdict: vec![9],
         lease_s: 3600,
     };
-    sweep(&Answer {
+    let accepted = Answer {
         version: 1,
         verdict_id: VerdictId([1; 16]),
         verdict: b"{}".to_vec(),
@@ -172,7 +178,23 @@ fn answer() {
         receipt: Some(Receipt { number: 1, random: [2; 16], mac: [3; 32] }),
         certificate: Some(vec![0x30]),
         release: Some(release),
-    });
+        explanation: None,
+    };
+    sweep(&accepted);
+    let denied = Answer {
+        allow: false,
+        receipt: None,
+        certificate: None,
+        release: None,
+        explanation: Some(b"{}".to_vec()),
+        ..accepted
+    };
+    sweep(&denied);
+    // A denial as it was before denials were explained.
+    let before = hex::decode("84015001010101010101010101010101010101427b7df4").unwrap();
+    let read: Answer = decode(&before).unwrap();
+    assert_eq!(read, Answer { explanation: None, ..denied });
+    assert_eq!(encode(&read), before);
 }
 
 #[test]

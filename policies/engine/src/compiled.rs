@@ -17,7 +17,7 @@ use crate::input::Input;
 use crate::inspect::{inspect, slim};
 use crate::settings::Settings;
 use crate::verdict::{Decision, Source};
-use crate::{limits, reason};
+use crate::{limits, programs, reason};
 
 /// What a policy decides about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,30 +152,23 @@ impl Compiled {
         if !bundle.modules().values().any(|text| package(text) == role.package()) {
             return Err(wrong(format!("no file has package {}", role.package())));
         }
-        for (path, text) in bundle.modules() {
-            let operators = text.bytes().filter(|byte| b"+-*/%&|=<>([{".contains(byte)).count();
-            if operators > limits::OPERATORS {
-                return Err(PolicyError::Compile(format!(
-                    "{path}: {operators} operators, at most {}",
-                    limits::OPERATORS
-                )));
+        let key = programs::key(bundle, role);
+        let program = match programs::in_use(&key) {
+            Some(program) => program,
+            None => {
+                let program = slim(&checked(bundle, role)?);
+                programs::remember(key, &program);
+                program
             }
-        }
-        // The parser and compiler recurse: they get a stack of their own.
-        let owned = bundle.clone();
-        let worker = std::thread::Builder::new()
-            .stack_size(limits::COMPILE_STACK)
-            .spawn(move || compile(&owned, role))
-            .map_err(|e| PolicyError::Engine(e.to_string()))?;
-        let program = worker.join().map_err(|_| PolicyError::Engine("it panicked while compiling".into()))??;
-        inspect(&program, bundle.modules())?;
+        };
         if let Some(settings) = bundle.data().get("countersign").and_then(|data| data.get("settings")) {
-            serde_json::from_value::<Settings>(settings.clone())
-                .map_err(|e| PolicyError::Compile(format!("data.countersign.settings: {e}")))?;
+            let wrong = |e: &dyn std::fmt::Display| PolicyError::Compile(format!("data.countersign.settings: {e}"));
+            let settings: Settings = serde_json::from_value(settings.clone()).map_err(|e| wrong(&e))?;
+            settings.check().map_err(|e| wrong(&e))?;
         }
         let data = Value::from(serde_json::Value::Object(bundle.data().clone()));
         let expires_ms = bundle.manifest().release().map_err(PolicyError::Compile)?.expires_ms;
-        let compiled = Self { role, program: slim(&program), data, expires_ms };
+        let compiled = Self { role, program, data, expires_ms };
         // Data that stands where a rule stands would fail in every decision.
         compiled.vm(&compiled.data).map_err(|e| PolicyError::Compile(e.to_string()))?;
         Ok(compiled)
@@ -278,6 +271,25 @@ impl Ready {
         vm.set_input(input);
         vm.execute()
     }
+}
+
+/// Compiled, and found to be nothing that could hang or crash the machine.
+fn checked(bundle: &PolicyBundle, role: Role) -> Result<Arc<Program>, PolicyError> {
+    for (path, text) in bundle.modules() {
+        let operators = text.bytes().filter(|byte| b"+-*/%&|=<>([{".contains(byte)).count();
+        if operators > limits::OPERATORS {
+            return Err(PolicyError::Compile(format!("{path}: {operators} operators, at most {}", limits::OPERATORS)));
+        }
+    }
+    // The parser and compiler recurse: they get a stack of their own.
+    let owned = bundle.clone();
+    let worker = std::thread::Builder::new()
+        .stack_size(limits::COMPILE_STACK)
+        .spawn(move || compile(&owned, role))
+        .map_err(|e| PolicyError::Engine(e.to_string()))?;
+    let program = worker.join().map_err(|_| PolicyError::Engine("it panicked while compiling".into()))??;
+    inspect(&program, bundle.modules())?;
+    Ok(program)
 }
 
 fn compile(bundle: &PolicyBundle, role: Role) -> Result<Arc<Program>, PolicyError> {

@@ -91,12 +91,10 @@ fn read(document: Value, source: Source) -> Result<Decision, (&'static str, Stri
 /// Known obligations with values of their type; anything else denies.
 fn obligations(given: Value) -> Result<Obligations, (&'static str, String)> {
     let unknown = |message: String| (reason::OBLIGATION, message);
-    let Value::Object(map) = &given else { return Err(unknown("obligations is no object".into())) };
-    for key in ["lease_s", "reattest_s", "freeze_hold_s", "retain_evidence_s"] {
-        let valid = |value: &Value| value.as_u64().is_some_and(|s| (1..=limits::SECONDS).contains(&s));
-        if map.get(key).is_some_and(|value| !valid(value)) {
-            return Err(unknown(format!("{key} is not a number of seconds from 1 to {}", limits::SECONDS)));
-        }
+    if !given.is_object() {
+        return Err(unknown("obligations is no object".into()));
     }
-    serde_json::from_value(given).map_err(|e| unknown(e.to_string()))
+    let given: Obligations = serde_json::from_value(given).map_err(|e| unknown(e.to_string()))?;
+    given.check().map_err(|e| unknown(e.to_string()))?;
+    Ok(given)
 }

@@ -13,7 +13,7 @@ use crate::verdict::Digests;
 pub struct Input {
     /// Document version, 1.
     pub version: u16,
-    /// `attest` or `release`.
+    /// `attest`, `release`, or `run`: a released workload goes on, and is judged again with what its supervisor found.
     pub purpose: String,
     /// Time of the decision, milliseconds since 1970.
     pub time_ms: i64,
@@ -31,9 +31,12 @@ pub struct Input {
     /// The IMA list; absent when the host sent none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub ima: Option<Ima>,
-    /// The workload, for a release.
+    /// The workload, for a release or a run.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub workload: Option<Workload>,
+    /// What was found while it runs, for a run.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub run: Option<Run>,
 }
 
 /// Enrolled facts of the host.
@@ -187,6 +190,65 @@ pub struct Workload {
     pub policy: String,
     /// Label given when it was registered.
     pub name: String,
+}
+
+/// A run that goes on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Run {
+    /// Findings of the run so far; more than are listed where the list is cut.
+    pub total: u64,
+    /// The findings, oldest first.
+    pub findings: Vec<Finding>,
+}
+
+/// One thing that the supervisor found, from the run log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Finding {
+    /// What kind of thing.
+    pub kind: FindingKind,
+    /// What it is: an address, a file system, a capability.
+    pub what: String,
+    /// Where: a path, a process.
+    #[serde(rename = "where")]
+    pub place: String,
+    /// Process id in the host's namespace, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub pid: Option<u32>,
+    /// The process' executable, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub executable: Option<String>,
+}
+
+/// Kinds of findings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FindingKind {
+    /// The verifier accepted the host no longer.
+    AttestationDenied,
+    /// A process has capabilities that it was not started with.
+    CapabilityGained,
+    /// A block of the image was not what its tree says.
+    Integrity,
+    /// The kernel loaded a module.
+    KernelModuleLoaded,
+    /// The lease ended without a new verdict.
+    LeaseExpired,
+    /// A process listens on a socket.
+    ListeningSocket,
+    /// A file system was mounted.
+    NewMount,
+    /// A process entered or made a namespace.
+    NewNamespace,
+    /// A process runs a file that is not in the image.
+    ProcessNotInImage,
+    /// A process is traced.
+    Ptrace,
+    /// The host, the workload or the run was revoked.
+    Revoked,
+    /// The clock went back, or far forward.
+    TimeJump,
 }
 
 /// One accepted measurement: `data.countersign.reference.values[_]`.

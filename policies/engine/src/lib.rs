@@ -23,6 +23,7 @@ pub mod input;
 mod inspect;
 pub mod limits;
 pub mod lint;
+mod programs;
 mod reference;
 pub mod schema;
 pub mod settings;

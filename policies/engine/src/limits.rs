@@ -30,8 +30,6 @@ pub const COMPILE_STACK: usize = 256 << 20;
 pub const REASONS: usize = 200;
 /// Characters kept of one text in a reason.
 pub const TEXT: usize = 2_000;
-/// Longest lease and interval, seconds: a year.
-pub const SECONDS: u64 = 31_536_000;
 
 /// Builtins that a policy may call: those that both engines have, that depend on nothing but their arguments, and whose cost is in proportion to
 /// them. Operators are instructions of the virtual machine and need no entry.

@@ -8,6 +8,8 @@ use serde_json::{Map, Value, json};
 
 pub use check::{Fault, check};
 
+const OBLIGATIONS: &str = include_str!("../../../attest/wire/src/obligations.rs");
+
 /// `policies/schema/input.json`: what policies see as `input`.
 ///
 /// # Errors
@@ -22,7 +24,7 @@ pub fn input() -> Result<Value, String> {
 /// # Errors
 /// As [`input`].
 pub fn verdict() -> Result<Value, String> {
-    source::schema(&[include_str!("verdict.rs")], "Verdict", "Verdict document")
+    source::schema(&[include_str!("verdict.rs"), OBLIGATIONS], "Verdict", "Verdict document")
 }
 
 /// `policies/schema/reference.json`: `data.countersign.reference` as stored: the verifier adds `accepted`, the same values made for lookup.
@@ -54,7 +56,7 @@ pub fn reference() -> Result<Value, String> {
 /// As [`input`].
 pub fn settings() -> Result<Value, String> {
     source::schema(
-        &[include_str!("settings.rs"), include_str!("verdict.rs")],
+        &[include_str!("settings.rs"), OBLIGATIONS],
         "Settings",
         "Settings of the policy library, data.countersign.settings",
     )

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use countersign_wire::facts::{Fact, KeyDatabase, Strength};
 use serde::{Deserialize, Serialize};
 
-use crate::input::{Ima, Input};
+use crate::input::{FindingKind, Ima, Input};
 use crate::verdict::Obligations;
 
 /// The whole document.
@@ -32,6 +32,9 @@ pub struct Settings {
     /// The platform's firmware.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub firmware: Option<Firmware>,
+    /// What is to be done about findings of a run, by kind. Check run-findings.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub findings: BTreeMap<String, Reaction>,
     /// Host ids that are meant. Check host-known.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub hosts: Vec<String>,
@@ -47,6 +50,38 @@ pub struct Settings {
     /// Workloads by id. Check workload-known.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     pub workloads: BTreeMap<String, KnownWorkload>,
+}
+
+/// What is to be done about a finding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reaction {
+    /// Nothing.
+    Ignore,
+    /// It is recorded and reported; the workload goes on.
+    Alert,
+    /// The container is frozen.
+    Freeze,
+    /// The container is ended with grace.
+    Stop,
+    /// The container is ended at once.
+    Kill,
+}
+
+impl Settings {
+    /// Whether each value lies in its range and each name is known.
+    ///
+    /// # Errors
+    /// The first that is not.
+    pub fn check(&self) -> Result<(), String> {
+        if let Some(given) = &self.obligations {
+            given.check().map_err(|e| e.to_string())?;
+        }
+        for kind in self.findings.keys() {
+            serde_json::from_value::<FindingKind>(kind.as_str().into()).map_err(|e| format!("findings: {e}"))?;
+        }
+        Ok(())
+    }
 }
 
 /// Times and resets.

@@ -19,6 +19,8 @@ const FILES: &[(&str, &str)] = &[
     ("countersign/lib/clock/clock_test.rego", include_str!("../../countersign/lib/clock/clock_test.rego")),
     ("countersign/lib/dbx/dbx.rego", include_str!("../../countersign/lib/dbx/dbx.rego")),
     ("countersign/lib/dbx/dbx_test.rego", include_str!("../../countersign/lib/dbx/dbx_test.rego")),
+    ("countersign/lib/findings/findings.rego", include_str!("../../countersign/lib/findings/findings.rego")),
+    ("countersign/lib/findings/findings_test.rego", include_str!("../../countersign/lib/findings/findings_test.rego")),
     ("countersign/lib/identity/identity.rego", include_str!("../../countersign/lib/identity/identity.rego")),
     ("countersign/lib/identity/identity_test.rego", include_str!("../../countersign/lib/identity/identity_test.rego")),
     ("countersign/lib/ima/ima.rego", include_str!("../../countersign/lib/ima/ima.rego")),
@@ -48,7 +50,7 @@ const FILES: &[(&str, &str)] = &[
 static HOST: LazyLock<Vec<u8>> = LazyLock::new(|| build(&["host/", "lib/"]));
 
 static WORKLOAD: LazyLock<Vec<u8>> =
-    LazyLock::new(|| build(&["workload/", "lib/identity/", "lib/secure_boot/", "lib/verdict/"]));
+    LazyLock::new(|| build(&["workload/", "lib/findings/", "lib/identity/", "lib/secure_boot/", "lib/verdict/"]));
 
 /// The host policy that `verifier init` installs, as bundle bytes: the boot chain against reference values, Secure Boot, ExitBootServices.
 #[must_use]

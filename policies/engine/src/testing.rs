@@ -143,7 +143,20 @@ pub fn rules(
     reference: &serde_json::Value,
     input: &serde_json::Value,
 ) -> Result<BTreeMap<String, serde_json::Value>, PolicyError> {
-    cover::rules(bundle, reference, input)
+    cover::rules(bundle, reference, input, |_| true)
+}
+
+/// What one rule comes to, by its path `data.PACKAGE.NAME`; none for a rule that is not there or undefined.
+///
+/// # Errors
+/// As [`rules`].
+pub fn rule(
+    bundle: &crate::bundle::PolicyBundle,
+    reference: &serde_json::Value,
+    input: &serde_json::Value,
+    path: &str,
+) -> Result<Option<serde_json::Value>, PolicyError> {
+    Ok(cover::rules(bundle, reference, input, |rule| rule == path)?.remove(path))
 }
 
 fn outcome(engine: &mut Engine, module: &Module, rule: &Rule, path: &str) -> TestOutcome {

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-pub use countersign_wire::terms::OnViolation;
+pub use countersign_wire::obligations::{Obligations, OnViolation, RuntimeFlag};
 use serde::{Deserialize, Serialize};
 
 /// One decision, complete.
@@ -144,86 +144,6 @@ pub struct Reason {
     /// What to do, as a command where there is one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub hint: Option<String>,
-}
-
-/// How often one workload is released on one host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Cap {
-    /// Once in each boot, counted by the verifier.
-    OncePerBoot,
-}
-
-/// A flag that the container's runtime must be given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum RuntimeFlag {
-    /// No network but loopback.
-    NetNone,
-    /// An own process namespace.
-    Pid,
-    /// Nothing of the host's file systems and environment.
-    Containall,
-    /// No privileges, whoever starts it.
-    NoPrivs,
-}
-
-/// Obligations that come with an allow. An unknown one denies.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Obligations {
-    /// Seconds that a run may go on without a new verdict, 1 to a year.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub lease_s: Option<u32>,
-    /// Seconds between attestations while it runs, 1 to a year.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reattest_s: Option<u32>,
-    /// What to do on a violation.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub on_violation: Option<OnViolation>,
-    /// Seconds that a frozen container is kept before it is ended, 1 to a year (default 600).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub freeze_hold_s: Option<u32>,
-    /// How often it is released. Nothing enforces it yet: a policy that sets it denies.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cap: Option<Cap>,
-    /// Flags that the runtime must be given. Nothing enforces it yet: a policy that sets it denies.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub runtime_flags: Vec<RuntimeFlag>,
-    /// Seconds that the evidence of this verdict is kept at least, 1 to a year. Nothing enforces it yet: a policy that sets it denies.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub retain_evidence_s: Option<u32>,
-}
-
-impl Obligations {
-    /// Names of those that are set and that nothing enforces in this version: a policy that sets one denies.
-    #[must_use]
-    pub fn not_enforced(&self) -> Vec<&'static str> {
-        let set = [
-            ("cap", self.cap.is_some()),
-            ("runtime_flags", !self.runtime_flags.is_empty()),
-            ("retain_evidence_s", self.retain_evidence_s.is_some()),
-        ];
-        set.into_iter().filter(|(_, set)| *set).map(|(name, _)| name).collect()
-    }
-
-    /// The stricter of two: the shortest times, the hardest reaction, every flag, the longest retention.
-    #[must_use]
-    pub fn stricter(&self, other: &Self) -> Self {
-        let min = |a: Option<u32>, b: Option<u32>| a.into_iter().chain(b).min();
-        let mut flags: Vec<RuntimeFlag> = self.runtime_flags.iter().chain(&other.runtime_flags).copied().collect();
-        flags.sort_unstable();
-        flags.dedup();
-        Self {
-            lease_s: min(self.lease_s, other.lease_s),
-            reattest_s: min(self.reattest_s, other.reattest_s),
-            on_violation: self.on_violation.max(other.on_violation),
-            freeze_hold_s: min(self.freeze_hold_s, other.freeze_hold_s),
-            cap: self.cap.max(other.cap),
-            runtime_flags: flags,
-            retain_evidence_s: self.retain_evidence_s.max(other.retain_evidence_s),
-        }
-    }
 }
 
 /// What one policy said.

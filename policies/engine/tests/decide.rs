@@ -47,6 +47,7 @@ fn input() -> Input {
             policy: "33".into(),
             name: "app".into(),
         }),
+        run: None,
     }
 }
 
@@ -149,6 +150,10 @@ fn only_a_literal_true_of_the_documented_shape_grants() {
         ("verdict := {\"allow\": true} if input.nothing", reason::UNDEFINED),
         ("verdict := {\"allow\": true, \"obligations\": {\"teleport\": 1}}", reason::OBLIGATION),
         ("verdict := {\"allow\": true, \"obligations\": {\"lease_s\": 0}}", reason::OBLIGATION),
+        ("verdict := {\"allow\": true, \"obligations\": {\"cap\": 1001}}", reason::OBLIGATION),
+        ("verdict := {\"allow\": true, \"obligations\": {\"reattest_s\": 1.5}}", reason::OBLIGATION),
+        ("verdict := {\"allow\": true, \"obligations\": {\"on_violation\": \"wait\"}}", reason::OBLIGATION),
+        ("verdict := {\"allow\": true, \"obligations\": [1]}", reason::OBLIGATION),
         ("verdict := {\"allow\": false}", reason::UNEXPLAINED),
         ("verdict := {\"allow\": true, \"reasons\": 3}", reason::TYPE),
         ("verdict := {\"allow\": to_number(\"x\") == 1}", reason::UNDEFINED),
@@ -161,9 +166,7 @@ fn only_a_literal_true_of_the_documented_shape_grants() {
 
 #[test]
 fn an_obligation_that_nothing_enforces_denies_and_says_so() {
-    for (name, value) in
-        [("cap", "\"once-per-boot\""), ("runtime_flags", "[\"net-none\"]"), ("retain_evidence_s", "86400")]
-    {
+    for (name, value) in [("runtime_flags", "[\"net-none\"]")] {
         let text = format!("verdict := {{\"allow\": true, \"obligations\": {{\"lease_s\": 60, \"{name}\": {value}}}}}");
         let decision = made(&text).unwrap().decide(&input(), &reference());
         assert!(!decision.allow, "{name}");
@@ -172,8 +175,14 @@ fn an_obligation_that_nothing_enforces_denies_and_says_so() {
         assert_eq!(decision.reasons[0].message, format!("nothing enforces {name} yet"));
     }
     // A no keeps its own reasons beside it.
-    let no = "verdict := {\"allow\": false, \"reasons\": [{\"id\": \"x\", \"message\": \"y\"}], \"obligations\": {\"cap\": \"once-per-boot\"}}";
+    let no = "verdict := {\"allow\": false, \"reasons\": [{\"id\": \"x\", \"message\": \"y\"}], \"obligations\": {\"runtime_flags\": [\"pid\"]}}";
     assert_eq!(ids(&made(no).unwrap(), &input(), &reference()), ["x", reason::UNENFORCED]);
+    for enforced in
+        ["{\"cap\": 1}", "{\"retain_evidence_s\": 86400}", "{\"on_violation\": \"freeze\", \"freeze_hold_s\": 600}"]
+    {
+        let text = format!("verdict := {{\"allow\": true, \"obligations\": {enforced}}}");
+        assert!(made(&text).unwrap().decide(&input(), &reference()).allow, "{enforced}");
+    }
     let kept = "verdict := {\"allow\": true, \"obligations\": {\"lease_s\": 60, \"runtime_flags\": []}}";
     assert!(made(kept).unwrap().decide(&input(), &reference()).allow);
 }

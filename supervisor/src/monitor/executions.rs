@@ -31,7 +31,7 @@ impl Executions {
     /// # Errors
     /// The first place that cannot be watched.
     pub(super) fn watch(&self, baseline: &Baseline) -> Result<(), String> {
-        let root = baseline.init.file("root");
+        let root = baseline.first.file("root");
         let here = std::fs::File::open("/").map_err(|e| e.to_string())?;
         for place in baseline.other_mounts() {
             let path = format!("{root}{place}");

@@ -74,13 +74,19 @@ impl Judge {
 
     /// What the policy sees: no facts of the host's boot, which the verifier appraises; the run and what was found in it.
     fn input(&self, finding: &Finding) -> serde_json::Value {
+        let mut found = json!({"kind": finding.kind, "what": finding.what, "where": finding.place});
+        for (name, value) in [("pid", json!(finding.pid)), ("executable", json!(finding.executable))] {
+            if let (Some(found), false) = (found.as_object_mut(), value.is_null()) {
+                found.insert(name.into(), value);
+            }
+        }
         json!({
             "version": 1,
             "purpose": "run",
             "time_ms": finding.time_ms,
             "time": rfc3339(finding.time_ms),
             "workload": {"id": self.workload},
-            "run": {"id": self.run, "findings": [finding]},
+            "run": {"total": 1, "findings": [found]},
         })
     }
 }

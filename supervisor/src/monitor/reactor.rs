@@ -220,7 +220,9 @@ impl Reactor {
 
     fn tell(&self, finding: &Finding, done: Reaction, accepted: bool, reasons: &[String], status: &mut Status) {
         let severity = finding.kind.severity();
-        let detail = json!({"finding": finding, "severity": severity, "accepted": accepted, "reaction": done, "reasons": reasons});
+        // From when it was looked for to when it was acted on.
+        let ms = now_ms().saturating_sub(finding.time_ms);
+        let detail = json!({"finding": finding, "ms": ms, "severity": severity, "accepted": accepted, "reaction": done, "reasons": reasons});
         status.say("finding", detail.clone());
         if !accepted {
             out::warn(&format!("{finding}: {done}"));

@@ -90,11 +90,14 @@ impl Work {
         loop {
             let wait = self.next.map_or(LONGEST, |next| next.saturating_sub(boot_time()));
             match records.recv_timeout(wait) {
-                Ok(Record::Finding(finding)) => self.found(finding),
-                Ok(Record::Reaction(reaction)) => {
-                    self.log(Event::Reaction { run: self.run, reaction, time_ms: now_ms() });
+                Ok(first) => {
+                    // All that waits goes into the log before one attestation tells it.
+                    let waiting = std::iter::once(first).chain(std::iter::from_fn(|| records.try_recv().ok()));
+                    let reports = waiting.filter(|record| self.record(record)).count();
+                    if reports > 0 {
+                        self.attest(boot_time());
+                    }
                 }
-                Ok(Record::Report) => self.attest(boot_time()),
                 Err(RecvTimeoutError::Timeout) if self.next.is_some_and(|next| next <= boot_time()) => {
                     self.attest(Duration::ZERO);
                 }
@@ -102,6 +105,18 @@ impl Work {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
+    }
+
+    /// Whether it asks for an attestation.
+    fn record(&mut self, record: &Record) -> bool {
+        match record {
+            Record::Finding(finding) => self.found(finding.clone()),
+            Record::Reaction(reaction) => {
+                self.log(Event::Reaction { run: self.run, reaction: *reaction, time_ms: now_ms() });
+            }
+            Record::Report => return true,
+        }
+        false
     }
 
     fn found(&mut self, finding: Finding) {

@@ -14,8 +14,8 @@ use crate::group::Group;
 /// How things were when the workload started.
 #[derive(Debug)]
 pub(super) struct Baseline {
-    /// The container's first process: the runtime's.
-    pub(super) init: Process,
+    /// A process that is in the container as it was set up.
+    pub(super) first: Process,
     /// `major:minor` of the image.
     image: String,
     mounts: Vec<Mount>,
@@ -28,32 +28,44 @@ pub(super) struct Baseline {
 }
 
 impl Baseline {
-    /// Taken from the container's first process once the runtime has set it up; `None` while it has not.
-    pub(super) fn take(group: &Group) -> io::Result<Option<Self>> {
+    /// Taken from the workload's first process once its container is set up: what it runs then lies on a mount of its own table, and with a
+    /// runtime that is `nested` its mounts are not those of the run's first process. `None` while there is none.
+    pub(super) fn take(group: &Group, nested: bool) -> io::Result<Option<Self>> {
         let Some(init) = group.init().and_then(Process::of) else { return Ok(None) };
-        let pid = init.namespace("pid")?;
-        let (mut inside, mut runtime) = (0_usize, Vec::new());
-        for process in group.processes()?.into_iter().filter_map(Process::of) {
-            let Ok(namespace) = process.namespace("pid") else { continue };
-            if process == init || namespace != pid {
+        let outer = init.namespace("mnt")?;
+        let processes: Vec<Process> = group.processes()?.into_iter().filter_map(Process::of).collect();
+        let others = processes.iter().filter(|process| **process != init);
+        let Some((first, mounts)) = others.copied().find_map(|process| {
+            let (executable, mounts) = (process.executable().ok()?, process.mounts().ok()?);
+            let (mut own, image) = (mounts.iter(), mounts.iter().rev().find(|mount| mount.place == "/")?);
+            // A wrapper around a nested runtime has mounts of its own too, but no image at their root.
+            let container = !nested || image.kind.contains("fuse") || image.kind == "overlay";
+            let set_up = container
+                && own.any(|mount| mount.id == executable.mount)
+                && (process.namespace("mnt").ok()? != outer) == nested;
+            set_up.then_some((process, mounts))
+        }) else {
+            return Ok(None);
+        };
+        let inside = first.namespace("mnt")?;
+        let mut runtime = Vec::new();
+        for process in processes {
+            let Ok(namespace) = process.namespace("mnt") else { continue };
+            if process == init || namespace != inside {
                 runtime.push((process, process.executable()?.path));
-            } else {
-                inside = inside.saturating_add(1);
             }
         }
-        // The first process of the workload is made when everything is in place.
-        if inside == 0 {
-            return Ok(None);
-        }
-        let mounts = init.mounts()?;
+        // A workload is quick: what it may have changed already is taken from the runtime's own process where both are in one container.
+        let first = if nested { first } else { init };
+        let mounts = if nested { mounts } else { init.mounts()? };
         let image =
             root(&mounts).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the container has no root"))?;
-        let namespaces = NAMESPACES.into_iter().filter_map(|name| Some((name, init.namespace(name).ok()?))).collect();
+        let namespaces = NAMESPACES.into_iter().filter_map(|name| Some((name, first.namespace(name).ok()?))).collect();
         Ok(Some(Self {
-            init,
+            first,
             image: image.to_owned(),
             namespaces,
-            capabilities: init.status()?.capabilities,
+            capabilities: first.status()?.capabilities,
             runtime,
             machine: Machine::now(),
             mounts,

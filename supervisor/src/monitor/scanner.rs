@@ -40,6 +40,7 @@ impl Scanner {
     /// The system call fails.
     pub(crate) fn start(
         group: Arc<Group>,
+        nested: bool,
         judge: Arc<Judge>,
         executions: Option<Executions>,
         longest: Duration,
@@ -47,7 +48,7 @@ impl Scanner {
     ) -> io::Result<Self> {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
         let told = HashSet::new();
-        let mut work = Work { stop: Arc::clone(&stop), group, executions, longest, outbox, told };
+        let mut work = Work { stop: Arc::clone(&stop), group, nested, executions, longest, outbox, told };
         let thread = std::thread::spawn(move || {
             // While the workload's own first steps are waited for anyway.
             let _ = judge.prepare();
@@ -75,6 +76,8 @@ type Told = (Kind, Text, Option<Text>);
 struct Work {
     stop: Arc<OwnedFd>,
     group: Arc<Group>,
+    /// The runtime makes the container in namespaces of its own.
+    nested: bool,
     executions: Option<Executions>,
     longest: Duration,
     outbox: Outbox<Notice>,
@@ -84,7 +87,7 @@ struct Work {
 impl Work {
     fn go_on(&mut self) -> io::Result<()> {
         let mut baseline = loop {
-            match Baseline::take(&self.group) {
+            match Baseline::take(&self.group, self.nested) {
                 Ok(Some(baseline)) => break baseline,
                 Ok(None) => {}
                 // It has ended before it was looked at.

@@ -21,6 +21,7 @@ pub const TARGETS: [(&str, Target); 28] = [
     ("cel", logs::cel),
     ("dsse", wire::dsse),
     ("ek_certificate", tpm::ek_certificate),
+    ("event_stream", wire::event_stream),
     ("eventlog", logs::eventlog),
     ("evidence", wire::evidence),
     ("finding", wire::finding),

@@ -6,6 +6,7 @@ use countersign_wire::cbor::{Message, decode, encode};
 use countersign_wire::challenge::{Challenge, ChallengeRequest};
 use countersign_wire::dsse::{Envelope, PublicKey, open};
 use countersign_wire::enrol::{EnrolChallenge, EnrolProof, EnrolRequest, Enrolled, HostCard};
+use countersign_wire::event::Reader;
 use countersign_wire::evidence::Evidence;
 use countersign_wire::finding::Finding;
 use countersign_wire::record::{Bundle, Record};
@@ -85,4 +86,14 @@ pub fn finding(data: &[u8]) {
 pub fn run_log(data: &[u8]) {
     let Ok(log) = RunLog::parse(data) else { return };
     let _ = (log.replay(Digest::filled(HashAlg::Sha256, 0)), log.receipts());
+}
+
+pub fn event_stream(data: &[u8]) {
+    let (mut whole, mut pieces) = (Reader::default(), Reader::default());
+    let Ok(events) = whole.push(data) else { return };
+    let mut one_by_one = Vec::new();
+    for byte in data {
+        one_by_one.extend(pieces.push(&[*byte]).unwrap());
+    }
+    assert_eq!((events, whole.last()), (one_by_one, pieces.last()));
 }

@@ -232,6 +232,8 @@ fn context(ak: &Public, ek: &Public, pcrs: &[u8]) -> anyhow::Result<Context> {
         epoch: 1,
         vouched: Vec::new(),
         ima: Some(ImaContext { sets: vec![named], state: None }),
+        released: None,
+        evidence_days: None,
     })
 }
 

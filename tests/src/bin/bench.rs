@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use countersign_tests::bench::{Options, run};
+use countersign_tests::bench::{Options, load_policies, run};
 
 /// Measures the project's speeds, each against a floor or peer of the same run, and writes OUT/summary.json.
 #[derive(Debug, Parser)]
@@ -21,10 +21,16 @@ struct Arguments {
     /// Print JSON in place of the table
     #[arg(long)]
     json: bool,
+    /// For policy-memory: load so many policies, print the memory before and behind, and end
+    #[arg(long, hide = true)]
+    load_policies: Option<u32>,
 }
 
 fn main() -> ExitCode {
     let given = Arguments::parse();
+    if let Some(count) = given.load_policies {
+        return countersign_tests::process::finish("bench", load_policies(count));
+    }
     let options = Options { bin_dir: given.bin_dir, out: given.out, only: given.only, json: given.json };
     countersign_tests::process::finish("bench", run(&options))
 }

@@ -6,6 +6,7 @@
 //! What tss-esapi 7.7.0 cannot do, and what is therefore only checked against the TPM by our own client: the nonceTPM of a session
 //! (so PolicySigned is used here in its loose form, which no verifier of ours signs) and PolicyCounterTimer.
 
+mod p256;
 mod policy;
 mod relay;
 

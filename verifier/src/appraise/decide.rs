@@ -1,6 +1,6 @@
 //! [`Replayed`] -> verdict: both policies are asked, and a no is explained.
 
-use countersign_policy::input::{self, Input, Reference};
+use countersign_policy::input::{self, Input};
 use countersign_policy::verdict::{Basis, Check, Decision, Mode, Obligations, Outcome, Reason, Source, Verdict};
 use countersign_policy::{Compiled, PolicyBundle, ReferenceData, Role, engine_version};
 use countersign_tpm::alg::HashAlg;
@@ -8,13 +8,14 @@ use countersign_tpm::pcr::{BankSelection, PcrSelection};
 use countersign_tpm::policy::covers;
 use countersign_tpm::public::Public;
 use countersign_wire::enrol::HostState;
-use countersign_wire::id::{RunId, WorkloadId};
+use countersign_wire::id::{PolicyDigest, RunId, WorkloadId};
 use countersign_wire::statement::Purpose;
 use countersign_wire::time::rfc3339;
 use sha2::{Digest as _, Sha256};
 
 use super::authentic::Authentic;
 use super::clock::Continuity;
+use super::policies::Known;
 use super::quote::digest_of;
 use super::receipts::ReceiptUpdate;
 use super::replayed::{Replayed, pcrs_for_policy};
@@ -86,15 +87,15 @@ pub(super) fn decide(
     evidence_digest: [u8; 32],
 ) -> (Verdict, bool) {
     let mut obligations = Obligations::default();
+    let reference = super::policies::reference(&context.reference);
     if let Some(replayed) = replayed {
         let input = input(replayed, context);
-        let (reference, document) = super::policies::reference(&context.reference).unwrap_or_else(|words| {
+        if let Some(words) = &reference.unreadable {
             // A policy that refuses what is listed would accept everything under an empty list.
-            reasons.push(by_verifier("reference-unreadable", &words, Some("restore the verifier's database".into())));
-            super::policies::no_reference()
-        });
+            reasons.push(by_verifier("reference-unreadable", words, Some("restore the verifier's database".into())));
+        }
         let mut ask = |id: &str, role: Role, bundle: &[u8]| {
-            let decision = evaluate(role, bundle, &input, &document);
+            let decision = evaluate(role, bundle, &input, &reference.document);
             let first = decision.reasons.first();
             let outcome = if decision.allow {
                 Outcome::Pass
@@ -119,9 +120,19 @@ pub(super) fn decide(
                 None => reasons.push(by_verifier(
                     "workload-unknown",
                     "this workload is not registered here",
-                    Some("supervisor register APP.sif".into()),
+                    Some(crate::service::REGISTER.into()),
                 )),
             }
+        }
+        if context.challenge.purpose == Purpose::Release
+            && let Some((workload, bundle)) = context.workload.as_ref().zip(context.workload_policy.as_ref())
+            && PolicyDigest::of(bundle) != workload.policy_digest
+        {
+            reasons.push(by_verifier(
+                "workload-policy-digest",
+                "the stored policy of this workload is not the one that was registered with it",
+                Some("supervisor register APP.sif".into()),
+            ));
         }
         if context.challenge.purpose == Purpose::Release
             && let Some(workload) = &context.workload
@@ -138,6 +149,7 @@ pub(super) fn decide(
         {
             check.outcome = Outcome::NotAppraised { why: "no workload is asked for".into() };
         }
+        reasons.extend(super::obligations::unmet(&obligations, replayed, context));
         if context.host.state == HostState::Suspended {
             reasons.push(by_verifier(
                 "host-suspended",
@@ -152,7 +164,7 @@ pub(super) fn decide(
                 Some("set dangerous_allow_simulated_hosts in verifier.toml, for development only".into()),
             ));
         }
-        explain_wants(&mut reasons, &reference, replayed.authentic.evidence.event_log.as_deref(), context);
+        explain_wants(&mut reasons, &reference.values, replayed.authentic.evidence.event_log.as_deref(), context);
     }
     let allow = replayed.is_some() && reasons.is_empty();
     let release = replayed.and_then(|replayed| replayed.authentic.statement.release.as_ref());
@@ -170,7 +182,7 @@ pub(super) fn decide(
         obligations: if allow { obligations } else { Obligations::default() },
         workload: context.challenge.workload.map(|id| id.to_string()),
         run: release.map(|release| release.run.to_string()),
-        basis: basis(context, evidence_digest),
+        basis: basis(context, &reference, evidence_digest),
     };
     (verdict, allow)
 }
@@ -188,14 +200,13 @@ pub(super) const fn purpose(purpose: Purpose) -> &'static str {
     }
 }
 
-fn basis(context: &Context, evidence: [u8; 32]) -> Basis {
-    let reference: Reference = serde_json::from_slice(&context.reference).unwrap_or_default();
+fn basis(context: &Context, reference: &Known, evidence: [u8; 32]) -> Basis {
     Basis {
         engine: engine_version(),
         host_policy: hex::encode(Sha256::digest(&context.host_policy)),
         workload_policy: context.workload_policy.as_ref().map(|bundle| hex::encode(Sha256::digest(bundle))),
-        reference_revision: reference.revision,
-        reference_digest: hex::encode(Sha256::digest(&context.reference)),
+        reference_revision: reference.values.revision,
+        reference_digest: hex::encode(reference.digest),
         evidence: hex::encode(evidence),
     }
 }
@@ -256,7 +267,7 @@ pub(super) fn input(replayed: &Replayed, context: &Context) -> Input {
             first: authentic.continuity == Continuity::First,
         },
         pcrs: pcrs_for_policy(authentic),
-        boot: replayed.boot.clone(),
+        boot: replayed.boot(),
         ima: replayed.ima.as_ref().map(|measured| measured.facts(context.ima.as_ref())),
         workload: context.workload.as_ref().map(|workload| input::Workload {
             id: workload.id.to_string(),
@@ -264,6 +275,7 @@ pub(super) fn input(replayed: &Replayed, context: &Context) -> Input {
             policy: workload.policy_digest.to_string(),
             name: workload.name.clone(),
         }),
+        run: None,
     }
 }
 

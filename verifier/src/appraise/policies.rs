@@ -14,34 +14,37 @@ type Kept = HashMap<(bool, [u8; 32]), Compiled>;
 
 static CACHE: LazyLock<Mutex<Kept>> = LazyLock::new(Mutex::default);
 
-/// Values as they are, and in the engine's form.
-pub(super) type Values = (Arc<Reference>, ReferenceData);
-/// Digest and values.
-type Known = ([u8; 32], Values);
-
-/// The reference values that were used last, by digest of their JSON: they change seldom and every decision needs them.
-static REFERENCE: LazyLock<Mutex<Option<Known>>> = LazyLock::new(Mutex::default);
-
-/// No reference values at all.
-pub(super) fn no_reference() -> Values {
-    let none = Reference::default();
-    let data = ReferenceData::new(&reference_document(&none));
-    (Arc::new(none), data)
+/// Reference values as they are, and in the engine's form.
+#[derive(Debug, Clone)]
+pub(super) struct Known {
+    /// SHA-256 of their JSON.
+    pub(super) digest: [u8; 32],
+    /// The values; none when they cannot be read.
+    pub(super) values: Arc<Reference>,
+    /// The values in the engine's form.
+    pub(super) document: ReferenceData,
+    /// Why they cannot be read.
+    pub(super) unreadable: Option<String>,
 }
 
-/// Reference values, or why they cannot be read.
-pub(super) fn reference(json: &[u8]) -> Result<Values, String> {
-    let key: [u8; 32] = Sha256::digest(json).into();
+/// The reference values that were used last: they change seldom and every decision needs them.
+static REFERENCE: LazyLock<Mutex<Option<Known>>> = LazyLock::new(Mutex::default);
+
+/// Reference values.
+pub(super) fn reference(json: &[u8]) -> Known {
+    let digest: [u8; 32] = Sha256::digest(json).into();
     let mut kept = REFERENCE.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((_, found)) = kept.as_ref().filter(|(known, _)| *known == key) {
-        return Ok(found.clone());
+    if let Some(found) = kept.as_ref().filter(|known| known.digest == digest) {
+        return found.clone();
     }
-    let values: Reference =
-        serde_json::from_slice(json).map_err(|e| format!("the reference values cannot be read: {e}"))?;
-    let data = ReferenceData::new(&reference_document(&values));
-    let found = (Arc::new(values), data);
-    *kept = Some((key, found.clone()));
-    Ok(found)
+    let (values, unreadable) = match serde_json::from_slice::<Reference>(json) {
+        Ok(values) => (values, None),
+        Err(e) => (Reference::default(), Some(format!("the reference values cannot be read: {e}"))),
+    };
+    let document = ReferenceData::new(&reference_document(&values));
+    let known = Known { digest, values: Arc::new(values), document, unreadable };
+    *kept = Some(known.clone());
+    known
 }
 
 /// The compiled policy of a bundle.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use countersign_policy::input::{Boot, Event};
 use countersign_tpm::alg::{Digest, HashAlg};
-use countersign_wire::eventlog::{self, EventLog, Examined, PcrBank, PcrSet, Refusal, Registers};
+use countersign_wire::eventlog::{EventLog, PcrBank, PcrSet, Refusal, Registers, Vouched};
 use countersign_wire::facts::Facts;
 use countersign_wire::receipt::Receipt;
 use countersign_wire::runlog::RunLog;
@@ -28,9 +28,31 @@ pub(super) const REBOOT: &str =
 #[derive(Debug)]
 pub struct Replayed {
     pub(super) authentic: Authentic,
-    pub(super) boot: Option<Boot>,
+    boot: Option<Booted>,
     pub(super) ima: Option<Measured>,
     pub(super) receipts: ReceiptUpdate,
+}
+
+/// What a boot log was found to say. Its events are put into words only for who asks for them.
+#[derive(Debug)]
+struct Booted {
+    secure_boot: Option<bool>,
+    exit_boot_services: bool,
+    facts: Facts,
+    vouched: Vouched,
+}
+
+impl Replayed {
+    /// The boot, as policies see it.
+    pub(super) fn boot(&self) -> Option<Boot> {
+        let Booted { secure_boot, exit_boot_services, facts, vouched } = self.boot.as_ref()?;
+        Some(Boot {
+            secure_boot: *secure_boot,
+            exit_boot_services: *exit_boot_services,
+            facts: facts.clone(),
+            events: events(&self.authentic, vouched),
+        })
+    }
 }
 
 /// The second half of the appraisal, in DESIGN.md's order.
@@ -63,7 +85,7 @@ pub(super) fn replay(authentic: Authentic, context: &Context, checks: &mut Check
 }
 
 /// The firmware's log, and systemd's on top of it, in every quoted bank.
-fn boot_log(authentic: &Authentic) -> Result<(Vec<PcrBank>, Option<Boot>), Failure> {
+fn boot_log(authentic: &Authentic) -> Result<(Vec<PcrBank>, Option<Booted>), Failure> {
     let bytes = authentic.evidence.event_log.as_deref().unwrap_or_default();
     let log = EventLog::parse(bytes)
         .map_err(|e| Failure::new(e.to_string(), "an event log").about("event_log").hint(REBOOT))?;
@@ -90,11 +112,11 @@ fn boot_log(authentic: &Authentic) -> Result<(Vec<PcrBank>, Option<Boot>), Failu
     }
     // Some firmware extends PCR 5 at ExitBootServices and does not log it. Whatever else differs is found when all logs were replayed.
     let _ = examined.compare(|alg, pcr| authentic.pcr(alg, pcr));
-    let boot = Boot {
+    let boot = Booted {
         secure_boot: examined.secure_boot(),
         exit_boot_services: examined.exit_boot_services(),
         facts: Facts::of(&examined, &records),
-        events: events(&examined),
+        vouched: examined.vouched(),
     };
     Ok((examined.banks, Some(boot)))
 }
@@ -105,15 +127,20 @@ fn quoted(authentic: &Authentic, alg: HashAlg) -> PcrSet {
 }
 
 /// Every event that extends a quoted PCR.
-fn events(examined: &Examined<'_, '_>) -> Vec<Event> {
-    let event = |(event, pcr, part): (&eventlog::Event<'_>, u8, Option<&[u8]>)| {
-        let quoted = examined.banks.iter().filter(|bank| bank.covers().contains(pcr)).map(PcrBank::alg);
+fn events(authentic: &Authentic, vouched: &Vouched) -> Vec<Event> {
+    let Ok(log) = EventLog::parse(authentic.evidence.event_log.as_deref().unwrap_or_default()) else {
+        return Vec::new();
+    };
+    let banks: Vec<(HashAlg, PcrSet)> =
+        authentic.banks().into_iter().map(|alg| (alg, quoted(authentic, alg))).collect();
+    let words = |(event, pcr, part): (&countersign_wire::eventlog::Event<'_>, u8, Option<&[u8]>)| {
+        let quoted = banks.iter().filter(|(_, covers)| covers.contains(pcr));
         let digests: BTreeMap<String, String> =
-            quoted.filter_map(|alg| Some((alg.name().to_owned(), hex::encode(event.digest(alg)?)))).collect();
+            quoted.filter_map(|(alg, _)| Some((alg.name().to_owned(), hex::encode(event.digest(*alg)?)))).collect();
         let text = part.and_then(|part| event.part_text(part));
         Event { index: event.index, pcr, kind: event.kind.to_string(), digests, authentic: part.is_some(), text }
     };
-    examined.events().map(event).collect()
+    vouched.events(&log).map(words).collect()
 }
 
 /// The run log on top of what the boot log leaves in its PCR; its receipts.

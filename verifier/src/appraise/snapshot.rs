@@ -10,6 +10,7 @@ use countersign_wire::statement::{Label, Purpose};
 use minicbor::{Decode, Encode};
 
 use super::ima::ImaContext;
+use super::obligations::ReleasesOfBoot;
 
 /// A host as the verifier knew it when it issued the challenge.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -202,4 +203,10 @@ pub struct Context {
     /// What the IMA list is appraised against, and from where on; none when there are neither sets nor an earlier list.
     #[n(12)]
     pub ima: Option<ImaContext>,
+    /// For a release: how often the workload was released on this host, by boot. The verifier's own record, on its word.
+    #[n(13)]
+    pub released: Option<Vec<ReleasesOfBoot>>,
+    /// Days that this verifier keeps evidence; none keeps it for ever.
+    #[n(14)]
+    pub evidence_days: Option<u32>,
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use countersign_wire::artefact;
 use countersign_wire::id::VerdictId;
 use countersign_wire::record::Bundle;
 use serde_json::json;
@@ -21,9 +22,7 @@ pub(super) fn run(cli: &Cli, what: &Path) -> Result<(), Failure> {
             let answer = perform(cli, Request::VerdictExplain { id })?;
             serde_json::from_value(answer).map_err(|e| Error::Internal(format!("the answer is no explanation: {e}")))?
         }
-        None if what.exists() => {
-            explain_bundle(&read_at_most(what, <Bundle as countersign_wire::cbor::Message>::MAX)?)?
-        }
+        None if what.exists() => explain_bundle(&read_at_most(what, artefact::longest::<Bundle>())?)?,
         None => {
             let error =
                 format!("{:?} is neither a verdict's id (32 hex digits) nor a file", what.display().to_string());

@@ -189,7 +189,10 @@ fn project(dir: Option<&Path>) -> Result<Modules, Failure> {
         let own = library().into_iter().map(|(path, text)| (path.to_owned(), text.to_owned()));
         return Ok((own.collect(), Map::new()));
     };
-    let made = PolicyBundle::from_dir(dir).and_then(|bytes| PolicyBundle::parse(&bytes)).map_err(|e| failed(e, ""))?;
+    let made = PolicyBundle::from_dir(dir).and_then(|bytes| PolicyBundle::parse(&bytes));
+    let made = made.map_err(|e| {
+        failed(e, "give the folder of a policy's .rego files; without one the shipped policies are taken")
+    })?;
     let mut modules = made.modules().clone();
     let mut folders = vec![(dir.to_owned(), 0_u8)];
     while let Some((folder, depth)) = folders.pop() {
@@ -226,10 +229,16 @@ pub(super) fn run(cli: &super::Cli, command: &Policy) -> Result<(), Failure> {
             out::print(json, &json!(done), || {
                 let mut rows = vec![["VERDICT", "ATTACK", "STOPPED BY"].map(str::to_owned).to_vec()];
                 rows.extend(done.mutations.iter().map(|mutation| {
-                    vec![mutation.verdict.to_owned(), mutation.name.to_owned(), mutation.reasons.join(", ")]
+                    let why = mutation.not_claimed.as_ref().map(|not| format!("{}. To add it: {}", not.why, not.add));
+                    let by = why.unwrap_or_else(|| mutation.reasons.join(", "));
+                    vec![mutation.verdict.to_owned(), mutation.name.to_owned(), by]
                 }));
                 let (total, accepted) = (done.mutations.len(), done.accepted);
-                format!("{}\n{}: {accepted} of {total} attacks accepted", out::table(&rows), done.subject)
+                let open = match done.not_claimed {
+                    0 => String::new(),
+                    open => format!(", {open} that the policy does not claim to stop"),
+                };
+                format!("{}\n{}: {accepted} of {total} attacks accepted{open}", out::table(&rows), done.subject)
             })
         }
         Policy::Settings { evidence } => {

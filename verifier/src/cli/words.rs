@@ -37,8 +37,12 @@ pub(super) fn answer(request: &Request, answer: &Value) -> String {
         Request::HostList {} => rows(answer, "hosts", &["host", "name", "state", "simulated", "state_reason"]),
         Request::EkRootList {} => rows(answer, "roots", &["fingerprint", "subject", "development"]),
         Request::EkRootAdd { .. } => rows(answer, "added", &["fingerprint", "subject", "development"]),
+        Request::EkList {} => rows(answer, "eks", &["ek", "name", "development"]),
         Request::ReferenceList {} => rows(answer, "sets", &["name", "values", "files", "signer"]),
         Request::VerdictList { .. } => rows(answer, "verdicts", &["id", "host", "purpose", "allow", "time_ms"]),
+        Request::ReleaseList { .. } => {
+            rows(answer, "releases", &["run", "host", "workload", "boot", "cap", "time_ms", "refunded_ms"])
+        }
         Request::WorkloadList {} => rows(answer, "workloads", &["workload", "name", "withdrawn"]),
         Request::RunList { .. } => {
             rows(answer, "runs", &["run", "host_name", "workload_name", "state", "started_ms", "status", "findings"])
@@ -47,9 +51,12 @@ pub(super) fn answer(request: &Request, answer: &Value) -> String {
         Request::HostShow { .. }
         | Request::HostState { .. }
         | Request::EkRootRemove { .. }
+        | Request::EkAllow { .. }
+        | Request::EkRemove { .. }
         | Request::ReferenceAdd { .. }
         | Request::ReferenceAddSet { .. }
         | Request::ReferenceRevoke { .. }
+        | Request::ReleaseRefund { .. }
         | Request::VerdictBundle { .. }
         | Request::VerdictExplain { .. }
         | Request::WorkloadRegister { .. }

@@ -5,12 +5,9 @@ use countersign_wire::cbor;
 use countersign_wire::eventlog::{EventLog, Examined, PcrSet, Registers};
 use countersign_wire::evidence::Evidence;
 use countersign_wire::facts::{Content, Facts, diff};
-use countersign_wire::record::Record;
 use countersign_wire::systemd_log;
 
-use super::{Before, EventWords, SHOWN, Since};
-use crate::appraise::Context;
-use crate::store::from_cbor;
+use super::{Basis, Before, EventWords, SHOWN, Since};
 
 /// A boot log with the PCRs that were asked for.
 #[derive(Debug)]
@@ -21,14 +18,14 @@ pub(super) struct Boot {
 }
 
 impl Boot {
-    /// The boot log of a record; none without one.
-    pub(super) fn of(record: &Record, context: &Context) -> Option<Self> {
-        let evidence: Evidence = cbor::decode(&record.evidence).ok()?;
+    /// The boot log in a verdict's evidence; none without one.
+    pub(super) fn of(basis: &Basis) -> Option<Self> {
+        let evidence: Evidence = cbor::decode(&basis.evidence).ok()?;
         let userspace = evidence.systemd_log.as_deref().and_then(|bytes| systemd_log::parse(bytes).ok());
         Some(Self {
             log: evidence.event_log?,
             userspace: userspace.unwrap_or_default(),
-            wanted: wanted(&context.challenge.selection),
+            wanted: wanted(&basis.context.challenge.selection),
         })
     }
 
@@ -73,14 +70,13 @@ pub(super) fn events(log: &[u8], wanted: &[(HashAlg, PcrSet)]) -> Vec<EventWords
 
 /// What changed since the last good boot. `now` is a boot that the PCRs vouch for.
 pub(super) fn since(now: Option<&Boot>, before: &Before) -> Since {
-    let (id, time_ms, record) = match before {
+    let (id, time_ms, basis) = match before {
         Before::Bundle => return Since::NotInThisBundle,
         Before::Nothing => return Since::NoEarlierBoot,
-        Before::Verdict { id, time_ms, record } => (id, *time_ms, record),
+        Before::Verdict { id, time_ms, basis } => (id, *time_ms, basis),
     };
     let Some(now) = now else { return Since::NotAuthentic };
-    let was = from_cbor::<Context>(&record.context).ok().and_then(|context| Boot::of(record, &context));
-    let Some(was) = was else { return Since::NoEarlierBoot };
+    let Some(was) = Boot::of(basis) else { return Since::NoEarlierBoot };
     let changes = was.examine(|first, before| now.examine(|second, after| diff((first, before), (second, after))));
     let Some(changes) = changes.flatten() else { return Since::NotAuthentic };
     let mut events = changes.events;

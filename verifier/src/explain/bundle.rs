@@ -1,6 +1,6 @@
 //! Explanations offline, from a bundle file.
 
-use super::{Before, Explanation, Material, explain};
+use super::{Basis, Before, Explanation, Material, explain};
 use crate::check::{CheckError, check_bundle, code, open};
 
 /// Explains the verdict of a bundle, which must be consistent: signed by the log key that it names, with the sets that its record names. Whether
@@ -20,15 +20,15 @@ pub fn explain_bundle(file: &[u8]) -> Result<Explanation, CheckError> {
         Err(e) => return Err(e),
     }
     let (bundle, record) = open(file)?;
+    let bad = |e: String| CheckError::new(code::INPUT, "bundle", e, "an evidence bundle");
     let material = Material {
         document: record.verdict.clone(),
-        record: Some(record),
+        basis: Some(Basis::of(record).map_err(|e| bad(e.to_string()))?),
         sets: bundle.sets.unwrap_or_default().into_iter().map(Vec::from).collect(),
         before: Before::Bundle,
         state_reason: None,
     };
-    let mut explanation =
-        explain(&material).map_err(|e| CheckError::new(code::INPUT, "bundle", e, "an evidence bundle"))?;
+    let mut explanation = explain(&material).map_err(bad)?;
     explanation.notes.extend(notes);
     Ok(explanation)
 }

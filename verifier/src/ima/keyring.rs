@@ -1,12 +1,14 @@
 //! Keys whose file signatures are accepted.
 
 use countersign_tpm::alg::{Digest, HashAlg};
-use countersign_wire::ima::{DigestKind, Entry, FileSignature, SignatureKind};
+use countersign_wire::ima::{DigestKind, Entry, Field, FileSignature, SignatureKind};
 use p256::ecdsa::signature::hazmat::PrehashVerifier as _;
 use rsa::pkcs1v15::Pkcs1v15Sign;
 use x509_cert::Certificate;
 use x509_cert::der::{Decode as _, Encode as _};
 use x509_cert::ext::pkix::SubjectKeyIdentifier;
+
+use super::modsig::{ModSig, Signer};
 
 /// Longest certificate, in bytes.
 const CERTIFICATE: usize = 8192;
@@ -16,6 +18,10 @@ const CERTIFICATE: usize = 8192;
 pub struct Key {
     /// What IMA signatures call it: the last four bytes of its identifier, from the certificate and computed.
     ids: Vec<[u8; 4]>,
+    /// What appended signatures call it: its certificate's issuer (DER) and serial number, or its identifier.
+    issuer: Vec<u8>,
+    serial: Vec<u8>,
+    identifier: Option<Vec<u8>>,
     public: PublicKey,
     subject: String,
 }
@@ -57,16 +63,24 @@ impl Key {
         let last = |id: &[u8]| id.last_chunk::<4>().copied();
         // RFC 5280 section 4.2.1.2, method 1; evmctl takes it unless it is told to take the certificate's.
         let mut ids: Vec<[u8; 4]> = last(HashAlg::Sha1.digest(&[bits]).as_bytes()).into_iter().collect();
-        if let Ok(Some((_, stated))) = tbs.get_extension::<SubjectKeyIdentifier>() {
-            ids.extend(last(stated.0.as_bytes()));
-        }
-        Ok(Self { ids, public, subject })
+        let stated = tbs.get_extension::<SubjectKeyIdentifier>().ok().flatten();
+        let identifier = stated.map(|(_, stated)| stated.0.as_bytes().to_vec());
+        ids.extend(identifier.as_deref().and_then(last));
+        let (issuer, serial) = (tbs.issuer().to_der().map_err(bad)?, tbs.serial_number().as_bytes().to_vec());
+        Ok(Self { ids, issuer, serial, identifier, public, subject })
     }
 
     /// The certificate's subject.
     #[must_use]
     pub fn subject(&self) -> &str {
         &self.subject
+    }
+
+    fn is(&self, signer: Signer<'_>) -> bool {
+        match signer {
+            Signer::Issued { issuer, serial } => self.issuer == issuer && self.serial == serial,
+            Signer::Key(identifier) => self.identifier.as_deref() == Some(identifier),
+        }
     }
 
     fn signed(&self, digest: &Digest, signature: &[u8]) -> bool {
@@ -135,11 +149,16 @@ impl Keyring {
         self.check_with(None, entry)
     }
 
-    /// As [`Keyring::check`], with a second ring beside this one.
+    /// As [`Keyring::check`], with a second ring beside this one. A file that has no signature of its own can have an appended one.
     ///
     /// # Errors
     /// Why not, in words.
     pub fn check_with(&self, more: Option<&Self>, entry: &Entry<'_>) -> Result<(), String> {
+        if entry.signature.is_empty()
+            && let Some(appended) = entry.field(Field::Modsig).filter(|appended| !appended.is_empty())
+        {
+            return self.check_appended(more, entry, appended);
+        }
         let signature = FileSignature::parse(entry.signature).map_err(|e| e.to_string())?;
         let kind_fits = match entry.digest_kind {
             DigestKind::Unsaid => true,
@@ -156,17 +175,53 @@ impl Keyring {
         }
         let digest = signature.signed_digest(entry.digest).filter(|digest| digest.alg() != HashAlg::Sha1);
         let digest = digest.ok_or_else(|| format!("{name} signatures are not accepted"))?;
-        let mut named = self.keys.iter().chain(more.iter().flat_map(|ring| &ring.keys));
+        let named = |key: &Key| key.ids.contains(&signature.key_id);
+        self.signed_by(more, named, &digest, signature.signature, || hex::encode(signature.key_id))
+    }
+
+    /// An appended signature: over the digest that the list has of the file without it (`d-modsig`).
+    fn check_appended(&self, more: Option<&Self>, entry: &Entry<'_>, appended: &[u8]) -> Result<(), String> {
+        let appended = ModSig::parse(appended)?;
+        let (alg, content) = entry.modsig_digest().ok_or("no digest of the file without its appended signature")?;
+        let name = appended.hash.name();
+        if name.as_bytes() != alg {
+            let alg = String::from_utf8_lossy(alg).into_owned();
+            return Err(format!("the appended signature is over a {name} digest, the list has {alg}"));
+        }
+        let digest = appended.signed_digest(content)?;
+        self.signed_by(
+            more,
+            |key| key.is(appended.signer),
+            &digest,
+            appended.signature,
+            || match appended.signer {
+                Signer::Issued { serial, .. } => format!("with serial number {}", hex::encode(serial)),
+                Signer::Key(identifier) => hex::encode(identifier),
+            },
+        )
+    }
+
+    /// Whether a key that is named signed the digest.
+    fn signed_by(
+        &self,
+        more: Option<&Self>,
+        named: impl Fn(&Key) -> bool,
+        digest: &Digest,
+        signature: &[u8],
+        name: impl FnOnce() -> String,
+    ) -> Result<(), String> {
+        let all = self.keys.iter().chain(more.iter().flat_map(|ring| &ring.keys));
         let mut known = false;
-        let good = named.any(|key| {
-            let fits = key.ids.contains(&signature.key_id);
-            known |= fits;
-            fits && key.signed(&digest, signature.signature)
-        });
-        match (good, known) {
-            (true, _) => Ok(()),
-            (false, true) => Err("the signature does not verify".into()),
-            (false, false) => Err(format!("signed by key {}, which is in no keyring", hex::encode(signature.key_id))),
+        for key in all.filter(|key| named(key)) {
+            known = true;
+            if key.signed(digest, signature) {
+                return Ok(());
+            }
+        }
+        if known {
+            Err("the signature does not verify".into())
+        } else {
+            Err(format!("signed by key {}, which is in no keyring", name()))
         }
     }
 }

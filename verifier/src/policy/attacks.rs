@@ -191,6 +191,7 @@ attacks! {
         m.told_ima.is_some() && ran(m, "sha256", &[0x5a; 32], "/usr/bin/x")
     };
     "ima-of-another-boot", "IMA's first entry is the hash of other PCRs", |m| {
+        if m.ima_from > 0 { return false; }
         let Some(first) = m.ima.as_mut().and_then(|list| list.first_mut()) else { return false };
         *first = ima_entry("sha256", &[0x5e; 32], "boot_aggregate");
         true
@@ -275,7 +276,7 @@ attacks! {
     };
 
     // who and what
-    "simulated-tpm", "a software TPM", |m| { m.context.host.simulated = true; true };
+    "simulated-tpm", "a software TPM", |m| !std::mem::replace(&mut m.context.host.simulated, true);
     "another-vendor", "the EK certificate leads to another root", |m| { m.context.host.ek_root = "CN=Other Root".into(); true };
     "another-host", "evidence of another host", |m| {
         m.context.host.host = HostId([0x43; 32]);

@@ -96,7 +96,8 @@ pub async fn export(service: &Service, file: &Path, masks: &[String]) -> Result<
         let Some((last, _, _)) = rows.last() else { return Ok(written) };
         let last = *last;
         let mut text = String::new();
-        for (_, document, record) in &rows {
+        // Without evidence (not signed by the TPM, or deleted since) there is no input to log.
+        for (_, document, record) in rows.iter().filter(|(_, _, record)| !record.is_empty()) {
             let corrupt = |e: &dyn std::fmt::Display| Error::Corrupt(e.to_string());
             let verdict: Verdict = serde_json::from_slice(document).map_err(|e| corrupt(&e))?;
             let record: countersign_wire::record::Record =

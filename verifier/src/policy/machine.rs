@@ -183,6 +183,8 @@ impl Machine {
                 epoch: 1,
                 vouched: Vec::new(),
                 ima: Some(shipped_sets()?),
+                released: Some(Vec::new()),
+                evidence_days: None,
             },
             ClockInfo { clock: 10_000_000, reset_count: 3, restart_count: 1, safe: true },
             0x0007_0002_0001_0000,

@@ -9,6 +9,8 @@ use countersign_wire::record::{Bundle, Record};
 use serde::Serialize;
 
 use super::attacks::ATTACKS;
+use super::claims::Claims;
+pub use super::claims::NotClaimed;
 use super::machine::Machine;
 use crate::store::from_cbor;
 
@@ -19,10 +21,14 @@ pub struct Mutation {
     pub name: &'static str,
     /// What it is, in one sentence.
     pub what: &'static str,
-    /// `deny`, `allow`, or `not-applicable`: this evidence has nothing that the attack could change.
+    /// `deny`, `allow`, `not-claimed` (accepted, and the policy says that it does not claim to stop it), or `not-applicable`: this evidence has
+    /// nothing that the attack could change.
     pub verdict: &'static str,
     /// Ids of the reasons that stopped it.
     pub reasons: Vec<String>,
+    /// What the policy says of an attack that it does not claim to stop.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_claimed: Option<NotClaimed>,
 }
 
 /// What came of all attacks.
@@ -32,8 +38,10 @@ pub struct Mutations {
     pub subject: String,
     /// Every attack.
     pub mutations: Vec<Mutation>,
-    /// How many the policies accepted.
+    /// How many the policies accepted although they claim to stop them.
     pub accepted: usize,
+    /// How many they accepted and do not claim to stop.
+    pub not_claimed: usize,
     /// How many there was nothing to change for.
     pub not_applicable: usize,
 }
@@ -81,21 +89,38 @@ pub fn mutate(subject: &Subject) -> Result<Mutations, String> {
             good.reasons.iter().map(|reason| format!("{}: {}", reason.id, reason.message)).collect();
         return Err(format!("the evidence is not accepted as it is ({})", reasons.join("; ")));
     }
+    let claims = Claims::of(&machine)?;
     let mutations: Vec<Mutation> = ATTACKS
         .iter()
         .map(|attack| {
             let mut changed = machine.clone();
-            let result = |verdict, reasons| Mutation { name: attack.name, what: attack.what, verdict, reasons };
+            let result = |verdict, reasons, not_claimed| Mutation {
+                name: attack.name,
+                what: attack.what,
+                verdict,
+                reasons,
+                not_claimed,
+            };
             if !(attack.apply)(&mut changed) {
-                return result("not-applicable", Vec::new());
+                return result("not-applicable", Vec::new(), None);
             }
             let verdict = changed.verdict();
-            let reasons = verdict.reasons.into_iter().map(|reason| reason.id).collect();
-            result(if verdict.allow { "allow" } else { "deny" }, reasons)
+            if verdict.allow {
+                let excuse = claims.excuse(attack.name);
+                return result(if excuse.is_some() { "not-claimed" } else { "allow" }, Vec::new(), excuse);
+            }
+            result("deny", verdict.reasons.into_iter().map(|reason| reason.id).collect(), None)
         })
         .collect();
     let count = |verdict| mutations.iter().filter(|mutation| mutation.verdict == verdict).count();
-    Ok(Mutations { accepted: count("allow"), not_applicable: count("not-applicable"), subject: told, mutations })
+    let not_claimed = count("not-claimed");
+    Ok(Mutations {
+        accepted: count("allow"),
+        not_claimed,
+        not_applicable: count("not-applicable"),
+        subject: told,
+        mutations,
+    })
 }
 
 /// The settings that the shipped evidence leads to, for `verifier policy settings` without an evidence file.

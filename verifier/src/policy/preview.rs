@@ -56,10 +56,11 @@ impl std::fmt::Display for Preview {
 pub async fn preview(service: &crate::service::Service, policy: &[u8], limit: u32) -> Result<Preview, Error> {
     let parsed = PolicyBundle::parse(policy).map_err(refuse)?;
     Compiled::new(&parsed, Role::Host).map_err(refuse)?;
-    let rows: Vec<Vec<u8>> = sqlx::query_scalar("SELECT record FROM verdicts ORDER BY time_ms DESC LIMIT ?")
-        .bind(i64::from(limit))
-        .fetch_all(service.store.pool())
-        .await?;
+    let rows: Vec<Vec<u8>> =
+        sqlx::query_scalar("SELECT record FROM verdicts WHERE length(record) > 0 ORDER BY time_ms DESC LIMIT ?")
+            .bind(i64::from(limit))
+            .fetch_all(service.store.pool())
+            .await?;
     let mut preview = Preview::default();
     for bytes in rows {
         let corrupt = |e: &dyn std::fmt::Display| Error::Corrupt(e.to_string());

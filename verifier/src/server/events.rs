@@ -218,3 +218,57 @@ impl HttpBody for Stream {
         self.0.poll_recv(context).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stored(id: u64, host: Option<HostId>) -> Arc<Stored> {
+        Arc::new(Stored { id, host, data: "{}".into() })
+    }
+
+    fn host(n: u16) -> HostId {
+        let mut id = [0; 32];
+        id[..2].copy_from_slice(&n.to_be_bytes());
+        HostId(id)
+    }
+
+    #[test]
+    fn each_hears_what_is_for_it() {
+        let hub = Hub::default();
+        let (mut one, mut two) = (hub.join(host(1)).unwrap(), hub.join(host(2)).unwrap());
+        hub.pass_on(&stored(1, Some(host(1))));
+        hub.pass_on(&stored(2, None));
+        let heard =
+            |seat: &mut Seat| std::iter::from_fn(|| seat.events.try_recv().ok().map(|e| e.id)).collect::<Vec<_>>();
+        assert_eq!((heard(&mut one), heard(&mut two)), (vec![1, 2], vec![2]));
+        drop((one, two));
+        assert!(hub.streams().is_empty());
+    }
+
+    #[test]
+    fn the_oldest_of_a_host_gives_way_and_the_rest_is_refused() {
+        let hub = Hub::default();
+        let mut seats: Vec<Seat> = (0..=PER_HOST).map(|_| hub.join(host(0)).unwrap()).collect();
+        assert!(matches!(seats[0].events.try_recv(), Err(tokio::sync::mpsc::error::TryRecvError::Disconnected)));
+        assert!(matches!(seats[1].events.try_recv(), Err(tokio::sync::mpsc::error::TryRecvError::Empty)));
+        let hosts = u16::try_from(STREAMS - PER_HOST).unwrap();
+        seats.extend((1..=hosts).map(|n| hub.join(host(n)).unwrap()));
+        assert!(matches!(hub.join(host(hosts + 1)), Err(Error::Busy(_))));
+        drop(seats.pop());
+        hub.join(host(hosts + 1)).unwrap();
+    }
+
+    #[test]
+    fn a_stream_that_lags_is_ended_and_no_other() {
+        let hub = Hub::default();
+        let (mut slow, mut quick) = (hub.join(host(1)).unwrap(), hub.join(host(1)).unwrap());
+        for id in 0..=u64::try_from(LAG).unwrap() {
+            hub.pass_on(&stored(id, None));
+            assert_eq!(quick.events.try_recv().unwrap().id, id);
+        }
+        let heard = std::iter::from_fn(|| slow.events.try_recv().ok()).count();
+        assert_eq!(heard, LAG);
+        assert!(slow.events.is_closed());
+    }
+}

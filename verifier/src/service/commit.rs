@@ -1,5 +1,7 @@
 //! The transaction that accepts or denies: verdict, host, receipts and answer are recorded together, before anything leaves.
 
+use std::collections::BTreeMap;
+
 use countersign_wire::answer::Answer;
 use countersign_wire::cbor;
 use countersign_wire::event::HostEvent;
@@ -8,7 +10,7 @@ use countersign_wire::receipt::Receipt;
 use countersign_wire::record::Record;
 use countersign_wire::runlog::RunLog;
 
-use super::{Service, audit, challenge_closed, events, runs, unknown_host, unknown_workload, void_tokens};
+use super::{Service, audit, challenge_closed, events, releases, runs, unknown_host, unknown_workload, void_tokens};
 use crate::appraise::{Context, Judged, ReceiptStatus, StoredReceipt, verdict_bytes};
 use crate::error::Error;
 use crate::keys::random;
@@ -27,6 +29,7 @@ impl Service {
         context: Context,
         judged: Judged,
         log: Option<RunLog>,
+        explanation: Option<Vec<u8>>,
     ) -> Result<Vec<u8>, Error> {
         let id = context.host.host;
         let mut transaction = self.store.write().await?;
@@ -57,6 +60,7 @@ impl Service {
             receipt: None,
             certificate: None,
             release: None,
+            explanation,
         };
         if let Some(update) = &judged.update {
             let mut receipts = update.receipts.receipts.clone();
@@ -70,15 +74,7 @@ impl Service {
                 life: update.baseline.life,
             });
             forget_old(&mut receipts, update.baseline.life);
-            sqlx::query("DELETE FROM receipts WHERE host = ?").bind(id.0.as_slice()).execute(&mut *transaction).await?;
-            for stored in &receipts {
-                sqlx::query("INSERT INTO receipts VALUES (?, ?, ?)")
-                    .bind(id.0.as_slice())
-                    .bind(to_db(stored.receipt.number))
-                    .bind(to_cbor(stored))
-                    .execute(&mut *transaction)
-                    .await?;
-            }
+            write_receipts(&mut transaction, &id, &context.host.receipts, &receipts).await?;
             let lost = if update.receipts.state_lost { Some(context.epoch) } else { context.host.lost_epoch };
             let swapped = sqlx::query(
                 "UPDATE hosts SET baseline_cbor = ?, next_receipt = ?, lost_epoch = ?, attested_ms = ?, version = version + 1 \
@@ -134,6 +130,9 @@ impl Service {
         }
         if let (Some(basis), Some(workload)) = (&judged.release, &context.workload) {
             let least = &workload.least_selection;
+            if let Some(update) = &judged.update {
+                releases::note(&mut transaction, &judged.verdict, basis, update, &id).await?;
+            }
             answer.release = Some(release::sign(&self.keys, &id, basis, least, context.host.run_pcr)?);
         }
         let record = if judged.signed {
@@ -143,21 +142,26 @@ impl Service {
             Vec::new()
         };
         let signed = !record.is_empty();
-        sqlx::query("INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?)")
-            .bind(context.verdict_id.0.as_slice())
-            .bind(id.0.as_slice())
-            .bind(context.now_ms)
-            .bind(&judged.verdict.purpose)
-            .bind(judged.verdict.allow)
-            .bind(context.challenge.workload.map(|workload| workload.0.to_vec()))
-            .bind(document)
-            .bind(record)
-            .execute(&mut *transaction)
-            .await?;
+        let retain = judged.verdict.obligations.retain_evidence_s;
+        sqlx::query(
+            "INSERT INTO verdicts (id, host, time_ms, purpose, allow, workload, document, record, retain_until_ms) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(context.verdict_id.0.as_slice())
+        .bind(id.0.as_slice())
+        .bind(context.now_ms)
+        .bind(&judged.verdict.purpose)
+        .bind(judged.verdict.allow)
+        .bind(context.challenge.workload.map(|workload| workload.0.to_vec()))
+        .bind(document)
+        .bind(record)
+        .bind(retain.map(|s| context.now_ms.saturating_add(i64::from(s).saturating_mul(1000))))
+        .execute(&mut *transaction)
+        .await?;
         if !signed {
             sqlx::query(
-                "DELETE FROM verdicts WHERE host = ?1 AND length(record) = 0 AND id NOT IN \
-                 (SELECT id FROM verdicts WHERE host = ?1 AND length(record) = 0 ORDER BY time_ms DESC, id LIMIT ?2)",
+                "DELETE FROM verdicts WHERE host = ?1 AND length(record) = 0 AND evidence_deleted_ms IS NULL AND id NOT IN \
+                 (SELECT id FROM verdicts WHERE host = ?1 AND length(record) = 0 AND evidence_deleted_ms IS NULL ORDER BY time_ms DESC, id LIMIT ?2)",
             )
             .bind(id.0.as_slice())
             .bind(UNSIGNED_KEPT)
@@ -205,6 +209,35 @@ async fn still_decided_so(
             "the reference values changed while this was appraised",
             Some("attest again"),
         ));
+    }
+    Ok(())
+}
+
+/// Brings the receipts' rows from what they were to what they are now: of thousands in a long life few change.
+async fn write_receipts(
+    connection: &mut sqlx::SqliteConnection,
+    host: &HostId,
+    before: &[StoredReceipt],
+    now: &[StoredReceipt],
+) -> Result<(), Error> {
+    let by_number = |receipts: &[StoredReceipt]| -> BTreeMap<u64, StoredReceipt> {
+        receipts.iter().map(|stored| (stored.receipt.number, stored.clone())).collect()
+    };
+    let (before, now) = (by_number(before), by_number(now));
+    for number in before.keys().filter(|number| !now.contains_key(number)) {
+        sqlx::query("DELETE FROM receipts WHERE host = ? AND number = ?")
+            .bind(host.0.as_slice())
+            .bind(to_db(*number))
+            .execute(&mut *connection)
+            .await?;
+    }
+    for (number, stored) in now.iter().filter(|(number, stored)| before.get(number) != Some(stored)) {
+        sqlx::query("INSERT OR REPLACE INTO receipts VALUES (?, ?, ?)")
+            .bind(host.0.as_slice())
+            .bind(to_db(*number))
+            .bind(to_cbor(stored))
+            .execute(&mut *connection)
+            .await?;
     }
     Ok(())
 }

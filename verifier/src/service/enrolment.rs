@@ -1,22 +1,20 @@
 //! Enrolment: EK chain, credential activation, admission (DESIGN.md section 4).
 
-use std::collections::BTreeMap;
-
 use countersign_tpm::ak;
 use countersign_tpm::alg::HashAlg;
 use countersign_tpm::credential::make_credential;
-use countersign_tpm::ekcert;
 use countersign_tpm::kdf::hmac;
 use countersign_tpm::public::Public;
 use countersign_wire::cbor;
-use countersign_wire::enrol::{EnrolChallenge, EnrolProof, EnrolRequest, Enrolled, HostState, transcript};
+use countersign_wire::enrol::{EnrolChallenge, EnrolProof, EnrolRequest, Enrolled, HostState, OtherEk, transcript};
 use countersign_wire::id::{EnrolmentId, HostId};
 use countersign_wire::record::EnrolmentRecord;
 use countersign_wire::trust::TrustBundle;
-use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
+use zeroize::Zeroizing;
 
+use super::eks::{self, Checked};
 use super::{Service, audit, events};
 use crate::error::Error;
 use crate::keys::{random, rng};
@@ -25,19 +23,8 @@ use crate::store::{from_cbor, now_ms, read_host, state_number, to_cbor, to_db};
 /// How long a host has to prove activation, in milliseconds.
 const PROOF_MS: i64 = 60_000;
 
-/// EK certificates of one host that are looked at: three kinds are known, some TPMs have more.
-const CERTIFICATES: usize = 8;
-
-/// proof, request, enrolment, checked.
-type EnrolmentRow = (Vec<u8>, Vec<u8>, Vec<u8>, String);
-
-/// What the EK check found.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Checked {
-    root: String,
-    simulated: bool,
-    facts: BTreeMap<String, String>,
-}
+/// proof, request, enrolment, checked, further EKs.
+type EnrolmentRow = (Vec<u8>, Vec<u8>, Vec<u8>, String, Vec<u8>);
 
 impl Service {
     /// `POST /v1/enrol`: checks EK and AK, and answers with a credential for both.
@@ -56,19 +43,41 @@ impl Service {
         }
         let now = self.store.now_ms().await?;
         let shown = Public::parse(&card.ek_public).map_err(|e| refuse("ek", format!("EK: {e}"), None))?;
-        let (ek, checked, enrolment) = self.check_ek(request, &shown, now).await?;
-        let spki = ek.spki().ok_or_else(|| refuse("ek", "an unusable EK".into(), None))?;
-        if HostId::of_ek_spki(&spki) != card.host {
+        let (own, others) = self.check_eks(card, &shown, now).await?;
+        if eks::identity(&own.public)? != card.host {
             return Err(refuse("ek", "the host id is not that of the EK".into(), None));
         }
+        let further: Result<Vec<HostId>, Error> = others.iter().map(|other| eks::identity(&other.public)).collect();
+        let identities: Vec<HostId> = further?.into_iter().chain([card.host]).collect();
+        eks::one_identity(&mut *self.store.pool().acquire().await?, &card.host, &identities).await?;
         let mut token = request.token.clone().unwrap_or_default();
         let token_id = token.get(..16).unwrap_or_default().to_vec();
-        let secret = random::<32>();
-        let credential =
-            make_credential(&ek, &ak.name(), &secret, &mut rng()).map_err(|e| refuse("ek", e.to_string(), None))?;
+        // One secret for each EK: only a TPM that has them all, and the AK, opens all.
+        let mut secrets = Zeroizing::new(Vec::with_capacity(32_usize.saturating_mul(identities.len())));
+        let mut credential = |ek: &Public| {
+            let secret = Zeroizing::new(random::<32>());
+            secrets.extend_from_slice(&*secret);
+            make_credential(ek, &ak.name(), &*secret, &mut rng()).map_err(|e| refuse("ek", e.to_string(), None))
+        };
+        let own_credential = credential(&own.public)?;
+        let mut shown_others = Vec::new();
+        for other in &others {
+            let made = credential(&other.public)?;
+            let ek_public = other.record.ek_public.clone();
+            shown_others.push(OtherEk {
+                nv_index: other.nv_index,
+                ek_public,
+                credential: made.blob,
+                secret: made.secret,
+            });
+        }
         let trust = TrustBundle::digest(&self.keys.trust);
-        let transcript = transcript(&card.ek_public, &card.ak_public, &request.tls_key, &token_id, &trust);
-        let proof = hmac(HashAlg::Sha256, &secret, &[&transcript]).ok_or_else(|| Error::Internal("HMAC".into()))?;
+        let publics: Vec<&[u8]> = std::iter::once(&card.ek_public)
+            .chain(shown_others.iter().map(|ek| &ek.ek_public))
+            .map(Vec::as_slice)
+            .collect();
+        let transcript = transcript(&publics, &card.ak_public, &request.tls_key, &token_id, &trust);
+        let proof = hmac(HashAlg::Sha256, &secrets, &[&transcript]).ok_or_else(|| Error::Internal("HMAC".into()))?;
         let id = EnrolmentId(random());
         // The token's secret is kept as its hash only.
         if let Some(secret) = token.get(16..) {
@@ -77,84 +86,22 @@ impl Service {
             token.extend(hash);
         }
         let stored = EnrolRequest { token: Some(token), ..request.clone() };
-        let checked = serde_json::to_string(&checked).map_err(|e| Error::Internal(e.to_string()))?;
+        let checked = serde_json::to_string(&own.checked).map_err(|e| Error::Internal(e.to_string()))?;
         sqlx::query("DELETE FROM enrolments WHERE expires_ms < ?").bind(now).execute(self.store.pool()).await?;
-        sqlx::query("INSERT INTO enrolments VALUES (?, ?, ?, ?, ?, ?)")
+        let records: Vec<EnrolmentRecord> = others.into_iter().map(|other| other.record).collect();
+        sqlx::query("INSERT INTO enrolments VALUES (?, ?, ?, ?, ?, ?, ?)")
             .bind(id.0.as_slice())
             .bind(proof.as_bytes())
             .bind(cbor::encode(&stored))
-            .bind(to_cbor(&enrolment))
+            .bind(to_cbor(&own.record))
             .bind(checked)
             .bind(now.saturating_add(PROOF_MS))
+            .bind(to_cbor(&records))
             .execute(self.store.pool())
             .await?;
-        Ok(EnrolChallenge { version: 1, id, credential: credential.blob, secret: credential.secret })
-    }
-
-    /// The EK's public area, rebuilt from a certificate with a path to a curated root. Nothing else that the host says of it counts. Of several
-    /// certificates it is the one of the EK shown; the host shows that of the lowest NV index first.
-    async fn check_ek(
-        &self,
-        request: &EnrolRequest,
-        shown: &Public,
-        now: i64,
-    ) -> Result<(Public, Checked, EnrolmentRecord), Error> {
-        let card = &request.card;
-        let roots = self.store.ek_roots().await?;
-        let ders: Vec<Vec<u8>> = roots.iter().map(|(der, _)| der.clone()).collect();
-        let chain: Vec<Vec<u8>> = card.chain.iter().map(|der| der.to_vec()).collect();
-        let seconds = u64::try_from(now.div_euclid(1000)).unwrap_or(0);
-        let refuse = |title: String, hint: &str| Error::request("ek-certificate", title, Some(hint));
-        if card.ek_certificates.len() > CERTIFICATES {
-            let title = format!("{} EK certificates, at most {CERTIFICATES} are looked at", card.ek_certificates.len());
-            return Err(refuse(title, "show those of the TPM's EKs only"));
-        }
-        let mut certificates: Vec<_> = card.ek_certificates.iter().collect();
-        certificates.sort_by_key(|certificate| certificate.nv_index);
-        let (mut found, mut other, mut refused) = (None, None, None);
-        for certificate in certificates {
-            match ekcert::check(&certificate.der, &chain, &ders, seconds) {
-                Ok(checked) if checked.public == *shown => found = found.or(Some((certificate, checked))),
-                Ok(_) => other = other.or(Some(certificate.nv_index)),
-                Err(e) => refused = refused.or(Some(e)),
-            }
-        }
-        let Some((first, checked)) = found else {
-            return Err(match (other, refused) {
-                (Some(index), Some(_)) => Error::request(
-                    "ek-other",
-                    format!("the EK shown is not the one that its trusted certificate at {index:#010x} certifies"),
-                    Some("attest enroll shows each EK that has a certificate"),
-                ),
-                (Some(_), None) => {
-                    Error::request("ek", "the EK shown is not the one that its certificate certifies", None)
-                }
-                (None, Some(e)) => refuse(
-                    format!("EK certificate: {e}"),
-                    "verifier ek-root add VENDOR-ROOT.pem, if that vendor is to be trusted",
-                ),
-                (None, None) => refuse(
-                    "this TPM shows no EK certificate".into(),
-                    "only TPMs with a certificate of a trusted vendor are admitted",
-                ),
-            });
-        };
-        // By position: two roots may have one subject, and only one of them be for development.
-        let Some((root, development)) = roots.get(checked.root_index) else {
-            return Err(Error::Internal("the EK certificate leads to a root that is not there".into()));
-        };
-        let facts: BTreeMap<String, String> =
-            checked.facts.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
-        let enrolment = EnrolmentRecord {
-            ek_certificate: first.der.clone(),
-            chain: card.chain.clone(),
-            root: root.clone(),
-            time: seconds,
-            ek_public: checked.public.to_bytes(),
-        };
-        let simulated = *development || checked.says_simulator();
-        let checked_facts = Checked { root: checked.root, simulated, facts };
-        Ok((checked.public, checked_facts, enrolment))
+        let others = Some(shown_others).filter(|others| !others.is_empty());
+        let (credential, secret) = (own_credential.blob, own_credential.secret);
+        Ok(EnrolChallenge { version: 1, id, credential, secret, others })
     }
 
     /// `POST /v1/enrol/proof`: the host activated the credential; admit it as its token allows.
@@ -165,14 +112,14 @@ impl Service {
         let mut transaction = self.store.write().await?;
         let now = now_ms(&mut transaction).await?;
         let row: Option<EnrolmentRow> = sqlx::query_as(
-            "DELETE FROM enrolments WHERE id = ? AND expires_ms > ? RETURNING proof, request_cbor, enrolment_cbor, checked",
+            "DELETE FROM enrolments WHERE id = ? AND expires_ms > ? RETURNING proof, request_cbor, enrolment_cbor, checked, others_cbor",
         )
         .bind(proof.id.0.as_slice())
         .bind(now)
         .fetch_optional(&mut *transaction)
         .await?;
         let again = Some("attest enroll again");
-        let Some((want, request, enrolment, checked)) = row else {
+        let Some((want, request, enrolment, checked, others)) = row else {
             return Err(Error::request("enrolment-unknown", "no such enrolment, or it took too long", again));
         };
         if !bool::from(want.as_slice().ct_eq(&proof.proof)) {
@@ -183,6 +130,14 @@ impl Service {
         let enrolment: EnrolmentRecord = from_cbor(&enrolment)?;
         let checked: Checked = serde_json::from_str(&checked).map_err(|e| Error::Corrupt(e.to_string()))?;
         let host = request.card.host;
+        let others: Vec<EnrolmentRecord> = from_cbor(&others)?;
+        let mut linked = vec![(host, enrolment.clone())];
+        for record in others {
+            let ek = Public::parse(&record.ek_public).map_err(|e| Error::Corrupt(e.to_string()))?;
+            linked.push((eks::identity(&ek)?, record));
+        }
+        let identities: Vec<HostId> = linked.iter().map(|(ek, _)| *ek).collect();
+        eks::one_identity(&mut transaction, &host, &identities).await?;
         let known = read_host(&mut transaction, &host).await?;
         let state = match &known {
             Some(known) if known.snapshot.state == HostState::Revoked => {
@@ -259,6 +214,7 @@ impl Service {
                 state
             }
         };
+        eks::link(&mut transaction, &host, &linked).await?;
         let certificate = if state == HostState::Active {
             Some(crate::tls::host_certificate(&self.keys, &host, &request.tls_key, now)?)
         } else {

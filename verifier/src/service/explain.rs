@@ -1,16 +1,17 @@
 //! Explanations of stored verdicts.
 
+use countersign_policy::verdict::Verdict;
 use countersign_wire::cbor;
 use countersign_wire::id::{HostId, VerdictId};
 use countersign_wire::record::Record;
 use sha2::{Digest as _, Sha256};
 
 use super::Service;
-use crate::appraise::Context;
+use crate::appraise::{Context, verdict_bytes};
 use crate::error::Error;
-use crate::explain::{Before, Explanation, Material, explain};
+use crate::explain::{Basis, Before, Explanation, Material, explain};
 use crate::ima::Reference;
-use crate::store::{array, from_cbor};
+use crate::store::array;
 
 /// host, time, document, record.
 type Row = (Vec<u8>, i64, Vec<u8>, Vec<u8>);
@@ -28,17 +29,13 @@ impl Service {
         let unknown =
             || Error::request("not-found", format!("there is no verdict {verdict}"), Some("verifier verdict list"));
         let (host, time_ms, document, record) = row.ok_or_else(unknown)?;
-        let record: Option<Record> = if record.is_empty() {
-            None
-        } else {
-            Some(cbor::decode(&record).map_err(|e| Error::Corrupt(e.to_string()))?)
-        };
+        let basis = if record.is_empty() { None } else { Some(basis(&record)?) };
         let state_reason = self.store.host(&HostId(array(host.clone())?)).await?.map(|host| host.state_reason);
         let material = Material {
-            sets: self.sets_of(record.as_ref()).await?,
+            sets: self.sets_of(basis.as_ref().map(|basis| &basis.context)).await?,
             before: self.before(&host, time_ms).await?,
             document,
-            record,
+            basis,
             state_reason,
         };
         let explained = tokio::task::spawn_blocking(move || {
@@ -48,11 +45,32 @@ impl Service {
         explained.await.map_err(|e| Error::Internal(e.to_string()))?.map_err(Error::Corrupt)
     }
 
-    /// The IMA reference sets that a record's verdict was made with.
-    async fn sets_of(&self, record: Option<&Record>) -> Result<Vec<Vec<u8>>, Error> {
-        let Some(record) = record else { return Ok(Vec::new()) };
-        let context: Context = from_cbor(&record.context)?;
-        match context.ima {
+    /// The explanation that goes to the host with a denial of evidence that its AK signed, and the evidence and context back. It says what the host
+    /// sent, what its own reasons want and how its own last good boot differed; why an operator stopped it stays with the operators.
+    pub(super) async fn explain_to_host(
+        &self,
+        evidence: Vec<u8>,
+        context: Context,
+        verdict: &Verdict,
+    ) -> Result<(Option<Vec<u8>>, Vec<u8>, Context), Error> {
+        let before = self.before(&context.host.host.0, context.now_ms).await?;
+        let sets = self.sets_of(Some(&context)).await?;
+        let document = verdict_bytes(verdict);
+        let explained = tokio::task::spawn_blocking(move || {
+            let basis = Basis { evidence, context };
+            let mut material = Material { document, basis: Some(basis), sets, before, state_reason: None };
+            let explanation = explain(&material);
+            (explanation, material.basis.take())
+        });
+        let (explanation, basis) = explained.await.map_err(|e| Error::Internal(e.to_string()))?;
+        let Some(Basis { evidence, context }) = basis else { return Err(Error::Internal("no basis".into())) };
+        let explanation = explanation.inspect_err(|e| tracing::warn!("a denial could not be explained: {e}")).ok();
+        Ok((explanation.and_then(Explanation::to_json), evidence, context))
+    }
+
+    /// The IMA reference sets that a verdict was made with.
+    async fn sets_of(&self, context: Option<&Context>) -> Result<Vec<Vec<u8>>, Error> {
+        match context.and_then(|context| context.ima.as_ref()) {
             Some(ima) => self.store.ima_documents(&ima.sets).await,
             None => Ok(Vec::new()),
         }
@@ -69,9 +87,13 @@ impl Service {
         .fetch_optional(self.store.pool())
         .await?;
         let Some((id, time_ms, record)) = row else { return Ok(Before::Nothing) };
-        let record = Box::new(cbor::decode(&record).map_err(|e| Error::Corrupt(e.to_string()))?);
-        Ok(Before::Verdict { id: VerdictId(array(id)?).to_string(), time_ms, record })
+        Ok(Before::Verdict { id: VerdictId(array(id)?).to_string(), time_ms, basis: Box::new(basis(&record)?) })
     }
+}
+
+/// What a stored record's verdict was made from.
+fn basis(record: &[u8]) -> Result<Basis, Error> {
+    Basis::of(cbor::decode::<Record>(record).map_err(|e| Error::Corrupt(e.to_string()))?)
 }
 
 /// Compiles the sets if they are not at hand: the list is appraised again to find its files.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use countersign_policy::PolicyBundle;
 use countersign_policy::verdict::{Outcome, Source};
+use countersign_wire::id::PolicyDigest;
 
 use crate::support::case::{Case, accepted, reasons};
 
@@ -11,6 +12,19 @@ use crate::support::case::{Case, accepted, reasons};
 pub(crate) fn bundle(role: &str, text: &str) -> Vec<u8> {
     let module = format!("package countersign.{role}\n{text}\n");
     PolicyBundle::build(BTreeMap::from([("p.rego".to_owned(), module.into_bytes())])).unwrap()
+}
+
+/// Registers the case's workload with another policy.
+fn registered(case: &mut Case, policy: Vec<u8>) {
+    case.context.workload.as_mut().unwrap().policy_digest = PolicyDigest::of(&policy);
+    case.context.workload_policy = Some(policy);
+}
+
+#[test]
+fn a_policy_that_is_not_the_registered_one_is_not_asked_alone() {
+    let mut case = Case::release();
+    case.context.workload_policy = Some(bundle("workload", "verdict := {\"allow\": true}"));
+    assert_eq!(reasons(&case.judge()), ["workload-policy-digest"]);
 }
 
 const LOOP: &str = "xs := [1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30]\n\
@@ -47,7 +61,7 @@ fn host_policies_without_a_decision_deny() {
 fn workload_policies_without_a_decision_deny() {
     for (text, id) in NO_DECISION {
         let mut case = Case::release();
-        case.context.workload_policy = Some(bundle("workload", text));
+        registered(&mut case, bundle("workload", text));
         let judged = case.judge();
         assert_eq!(reasons(&judged), [id], "{text}");
         assert_eq!(judged.verdict.reasons[0].source, Source::WorkloadPolicy);
@@ -61,7 +75,7 @@ fn both_policies_must_allow() {
     for (host, workload, allow) in [(yes, yes, true), (no, yes, false), (yes, no, false), (no, no, false)] {
         let mut case = Case::release();
         case.context.host_policy = bundle("host", host);
-        case.context.workload_policy = Some(bundle("workload", workload));
+        registered(&mut case, bundle("workload", workload));
         let judged = case.judge();
         assert_eq!((judged.verdict.allow, judged.release.is_some()), (allow, allow));
     }
@@ -69,9 +83,9 @@ fn both_policies_must_allow() {
     let mut case = Case::release();
     case.context.workload_policy = None;
     assert_eq!(reasons(&case.judge()), ["workload-unknown"]);
-    case.context.workload_policy = Some(bundle("host", yes));
+    registered(&mut case, bundle("host", yes));
     assert_eq!(reasons(&case.judge()), ["policy-refused"]);
-    case.context.workload_policy = Some(b"no bundle".to_vec());
+    registered(&mut case, b"no bundle".to_vec());
     assert_eq!(reasons(&case.judge()), ["policy-refused"]);
     let mut case = Case::attest();
     case.context.host_policy = Vec::new();

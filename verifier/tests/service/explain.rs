@@ -106,6 +106,11 @@ fn explain(lab: &Lab, answer: &Answer) -> Explanation {
     serde_json::from_value(value).unwrap()
 }
 
+/// What went to the host along with the verdict.
+fn told(answer: &Answer) -> Option<Explanation> {
+    answer.explanation.as_deref().map(|json| Explanation::from_json(json).unwrap())
+}
+
 fn named<'e>(findings: &'e [Finding], name: &str) -> &'e Finding {
     let is = |finding: &&Finding| {
         let content = finding.event.as_ref().and_then(|event| event.content.as_ref());
@@ -271,6 +276,35 @@ fn a_suspended_host() {
     assert_eq!(explanation.findings.iter().map(|finding| finding.id.as_str()).collect::<Vec<_>>(), ["host-suspended"]);
     assert_eq!(explanation.commands, [format!("verifier host admit {host}")]);
     says(&explanation, &["note: the host is suspended now because: stolen?\\u{1b}[2J"]);
+}
+
+#[test]
+fn the_host_is_told_the_same() {
+    let (lab, mut machine, good) = accepted_with(&with_dbx(boot::LOG, 371));
+    assert_eq!(machine.attest(&lab).explanation, None, "nothing stands against an allow");
+    machine.reboot();
+    boots(&mut machine, with_dbx(boot::LOG, 420));
+    let answer = machine.attest(&lab);
+    let told_host = told(&answer).unwrap();
+    assert_eq!(told_host, explain(&lab, &answer));
+    says(&told_host, &["change   dbx 371 -> 420 entries", "what to do", "  verifier reference add node-"]);
+    let Since::Compared { verdict, .. } = &told_host.since else { panic!("{:?}", told_host.since) };
+    assert_ne!((verdict, &good), (&told_host.verdict, &told_host.verdict));
+    // Evidence that the AK did not sign: whoever sent it is told nothing of the host.
+    let challenge = lab.challenge(&machine, None).unwrap();
+    let mut evidence: countersign_wire::evidence::Evidence =
+        countersign_wire::cbor::decode(&machine.evidence(&challenge, None)).unwrap();
+    *evidence.signature.last_mut().unwrap() ^= 1;
+    let answer = lab.answer(countersign_wire::cbor::encode(&evidence), challenge.purpose).unwrap();
+    assert_eq!((answer.allow, answer.explanation), (false, None));
+    // Why an operator stopped a host is for operators.
+    let host = machine.case.host().to_string();
+    let state = countersign_wire::enrol::HostState::Suspended;
+    lab.ask(Request::HostState { host, state, reason: "stolen?".into() }).unwrap();
+    let answer = machine.attest(&lab);
+    let (told_host, stored) = (told(&answer).unwrap(), explain(&lab, &answer));
+    assert!(stored.words().contains("stolen?") && !told_host.words().contains("stolen?"));
+    assert_eq!((told_host.failed, told_host.findings), (stored.failed, stored.findings));
 }
 
 #[test]

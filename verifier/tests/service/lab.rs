@@ -113,7 +113,7 @@ impl Machine {
         let token = request.token.clone().unwrap_or_default();
         let trust = TrustBundle::digest(&lab.service.keys.trust);
         let id = token.get(..16).unwrap_or_default();
-        let transcript = transcript(&request.card.ek_public, &request.card.ak_public, &request.tls_key, id, &trust);
+        let transcript = transcript(&[&request.card.ek_public], &request.card.ak_public, &request.tls_key, id, &trust);
         let proof = hmac(HashAlg::Sha256, &secret, &[&transcript]).unwrap();
         EnrolProof { version: 1, id: challenge.id, proof: proof.as_bytes().to_vec() }
     }

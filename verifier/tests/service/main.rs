@@ -15,6 +15,7 @@ mod http;
 mod kill;
 mod lab;
 mod nonces;
+mod obligations;
 mod release;
 mod restore;
 #[path = "../support/mod.rs"]

@@ -88,6 +88,8 @@ impl Case {
             epoch: 1,
             vouched: Vec::new(),
             ima: None,
+            released: Some(Vec::new()),
+            evidence_days: None,
         };
         let statement = Statement {
             version: 1,

@@ -66,6 +66,33 @@ enum Part<'a> {
     Is(&'a [u8]),
 }
 
+/// Which events of a log extend covered PCRs, and which part of their data is vouched for: what an examination found, without the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vouched(Box<[Extent]>);
+
+/// A [`Part`] as a place in the event's data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    Unseen,
+    Not,
+    /// Where it begins, and its length.
+    Is(usize, usize),
+}
+
+impl Vouched {
+    /// The same as [`Examined::events`], of the log that was examined, parsed again. Another log's events mean nothing here.
+    pub fn events<'l, 'a>(&self, log: &'l EventLog<'a>) -> impl Iterator<Item = (&'l Event<'a>, u8, Option<&'a [u8]>)> {
+        log.events.iter().zip(&self.0).filter_map(|(event, extent)| {
+            let pcr = u8::try_from(event.pcr).ok()?;
+            match *extent {
+                Extent::Unseen => None,
+                Extent::Not => Some((event, pcr, None)),
+                Extent::Is(from, length) => Some((event, pcr, event.data.get(from..from.checked_add(length)?))),
+            }
+        })
+    }
+}
+
 impl<'a> EventLog<'a> {
     /// Replays and judges the log in these banks. Only the PCRs given for a bank count: an event of another PCR is vouched for by nobody, so
     /// nothing that it claims is believed, and nothing that it claims can make a log a lie. The format, and the PCR indices of all
@@ -131,6 +158,20 @@ impl<'a> Examined<'_, 'a> {
                 Part::Is(part) => Some((event, pcr, Some(*part))),
             }
         })
+    }
+
+    /// What is kept of it when its log is to be read again later.
+    #[must_use]
+    pub fn vouched(&self) -> Vouched {
+        let extent = |(event, part): (&Event<'a>, &Part<'a>)| match part {
+            Part::Unseen => Extent::Unseen,
+            Part::Not => Extent::Not,
+            Part::Is(part) => {
+                let from = part.as_ptr().addr().saturating_sub(event.data.as_ptr().addr());
+                Extent::Is(from, part.len())
+            }
+        };
+        Vouched(self.log.events.iter().zip(&self.parts).map(extent).collect())
     }
 
     /// Compares the replayed PCRs with the vouched ones, after what other logs extended was added to `banks`.

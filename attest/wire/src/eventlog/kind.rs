@@ -6,6 +6,11 @@ use std::fmt;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EventType(pub u32);
 
+impl EventType {
+    /// From here on types are UEFI's (EV_EFI_EVENT_BASE).
+    pub(super) const EFI_EVENT_BASE: u32 = 0x8000_0000;
+}
+
 macro_rules! types {
     ($($name:ident = $value:literal, $text:literal;)*) => {
         impl EventType {

@@ -26,6 +26,7 @@ const ACTIONS: [&str; 7] = [
 pub(super) struct Known {
     normal: Digest,
     failed: [Digest; 2],
+    ones_sha1: Digest,
     actions: [Digest; 7],
     /// The first bytes of all of them: nearly every digest is none of them, and is found out by one look here.
     starts: [u64; 10],
@@ -41,7 +42,17 @@ impl Known {
         for (slot, digest) in starts.iter_mut().zip(all.into_iter().flatten()) {
             *slot = start(digest.as_bytes());
         }
-        Self { normal, failed, actions, starts }
+        Self { normal, failed, ones_sha1: HashAlg::Sha1.digest(&[&ONES]), actions, starts }
+    }
+
+    /// Whether a digest is of FFFFFFFF: in this bank's algorithm, or SHA-1 with zeros behind it.
+    pub(super) fn is_ones(&self, digest: &[u8]) -> bool {
+        let [ones, _] = &self.failed;
+        let padded = || {
+            let rest = digest.strip_prefix(self.ones_sha1.as_bytes());
+            rest.is_some_and(|zeros| zeros.iter().all(|byte| *byte == 0))
+        };
+        ones.as_bytes() == digest || padded()
     }
 
     /// Which of them a digest is.

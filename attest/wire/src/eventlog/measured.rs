@@ -27,7 +27,7 @@ impl<'a> Event<'a> {
     /// The same for a digest that is at hand. The likeliest part is tried first: each try hashes.
     pub(super) fn part(&self, alg: HashAlg, digest: &[u8]) -> Option<&'a [u8]> {
         let data = self.data;
-        let hashes = |part: &[u8]| alg.digest(&[part]).as_bytes() == digest;
+        let hashes = |part: &[u8]| alg.is_digest(part, digest);
         let whole = || hashes(data).then_some(data);
         if self.is_opaque() {
             return None;
@@ -106,6 +106,10 @@ impl<'a> Event<'a> {
 /// Bytes as text: UTF-8 or UTF-16 without control characters, a terminating NUL left out.
 pub(crate) fn plain_text(part: &[u8]) -> Option<String> {
     let text = part.strip_suffix(&[0]).unwrap_or(part);
+    let plain = |byte: &u8| matches!(byte, 0x20..=0x7e | b'\n' | b'\t');
+    if !text.is_empty() && text.iter().all(plain) {
+        return String::from_utf8(text.to_vec()).ok();
+    }
     let printable = |text: &str| !text.is_empty() && !text.chars().any(|c| c.is_control() && c != '\n' && c != '\t');
     match std::str::from_utf8(text) {
         Ok(text) if printable(text) => Some(text.to_owned()),

@@ -111,6 +111,10 @@ fn spec_id(first: &Event<'_>) -> Result<Option<Vec<(u16, u16)>>, BadEventLog> {
     }
     let vendor = data.u8("vendorInfoSize").map_err(bad)?;
     data.take(usize::from(vendor), "vendorInfo").map_err(bad)?;
+    // SeaBIOS has a vendorInfoSize of four bytes, which is 0.
+    if vendor == 0 && data.clone().rest() == [0; 3] {
+        let _ = data.rest();
+    }
     data.end("specIdEvent").map_err(bad)?;
     Ok(Some(banks))
 }

@@ -45,6 +45,8 @@ pub(super) struct Rules<'a> {
     known: &'static Known,
     registers: Registers,
     format: Format,
+    /// No event of UEFI's: a conventional BIOS wrote it.
+    bios: bool,
     separated: [u8; PCRS],
     /// Whether separators of PCR 0 and of the Secure Boot register are still to come.
     ahead: [usize; 2],
@@ -54,15 +56,23 @@ pub(super) struct Rules<'a> {
 
 impl<'a> Rules<'a> {
     pub(super) fn new(log: &EventLog<'_>, alg: HashAlg, registers: Registers) -> Self {
-        let separators = |pcr: u8| {
-            log.events.iter().filter(|event| event.kind == EventType::SEPARATOR && event.pcr == u32::from(pcr)).count()
-        };
+        let (mut ahead, mut bios) = ([0usize; 2], true);
+        let places = [0, registers.secure_boot()].map(u32::from);
+        for event in &log.events {
+            bios &= event.kind.0 < EventType::EFI_EVENT_BASE;
+            if event.kind == EventType::SEPARATOR {
+                for (count, place) in ahead.iter_mut().zip(places) {
+                    *count = count.saturating_add(usize::from(event.pcr == place));
+                }
+            }
+        }
         Self {
             known: known(alg),
             registers,
             format: log.format,
+            bios,
             separated: [0; PCRS],
-            ahead: [separators(0), separators(registers.secure_boot())],
+            ahead,
             variables: Vec::new(),
             locality: None,
         }
@@ -149,8 +159,10 @@ impl<'a> Rules<'a> {
         if most == 0 {
             return if part.is_some() { Ok(()) } else { Err(unmeasured(event)) };
         }
-        // The firmware profile of TPM 1.2 has FFFFFFFF beside 00000000 (PC Client Implementation for Conventional BIOS 1.21, 11.3.1).
-        let legacy_ones = self.format == Format::Sha1 && event.data == ONES && part.is_some();
+        // The firmware profiles of TPM 1.2 and of conventional BIOSes have FFFFFFFF beside 00000000 (PC Client Implementation for Conventional
+        // BIOS 1.21, 11.3.1). SeaBIOS logs no data with it, and before 1.15 put SHA-1 with zeros behind it into every bank.
+        let legacy_ones = (self.format == Format::Sha1 && event.data == ONES && part.is_some())
+            || (self.bios && (event.data.is_empty() || event.data == ONES) && self.known.is_ones(digest));
         if (failed || event.data == ONES) && !legacy_ones {
             return Err(lie(event, "separator", "the firmware reports an error".into(), "00000000"));
         }

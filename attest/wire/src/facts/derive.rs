@@ -193,7 +193,7 @@ fn grub(event: &Event<'_>, part: Option<&[u8]>, prefix: usize, facts: &mut Facts
     }
     let is_line =
         event.data.get(..prefix).is_some_and(|prefix| prefix.windows(14).any(|word| word == b"kernel_cmdline"));
-    if let (true, Some(text)) = (is_line, part.and_then(plain_text)) {
+    if is_line && let Some(text) = part.and_then(plain_text) {
         facts.command_lines.push(Fact::named(CommandLine { by: Loader::Grub, text }, event.index));
     }
 }

@@ -83,6 +83,12 @@ impl<'a> Entry<'a> {
         None
     }
 
+    /// Algorithm and digest of the file without its appended signature (`d-modsig`), where the template has them and they are not empty.
+    #[must_use]
+    pub fn modsig_digest(&self) -> Option<(&'a [u8], &'a [u8])> {
+        digest(self.field(Field::DModsig)?, &Reader::new(&[]), "d-modsig").ok()
+    }
+
     /// Whether a buffer entry's digest is the digest of its buffer; `None` without a buffer or for an algorithm that is not computed here.
     #[must_use]
     pub fn buffer_is_digested(&self) -> Option<bool> {

@@ -64,6 +64,44 @@ passed contains "boot-chain" if {
 }
 
 # METADATA
+# title: pcr-complete
+# description: |
+#   In every PCR that has reference values, everything was measured that one set has there: nothing was left out. Other than boot-complete it may be
+#   another set for each PCR, so firmware and kernel may be updated one by one.
+# custom:
+#   check: pcr-complete
+passed contains "pcr-complete" if {
+	count(referenced) > 0
+	every pcr in referenced {
+		complete(pcr)
+	}
+}
+
+complete(pcr) if {
+	some owner in owners
+	owner.pcr == pcr
+	every type, digests in reference.accepted.sha256[pcr] {
+		every digest, names in digests {
+			seen_or_of_others(pcr, type, digest, names, owner.name)
+		}
+	}
+}
+
+owners contains {"pcr": pcr, "name": name} if {
+	some pcr, types in reference.accepted.sha256
+	some digests in types
+	some names in digests
+	some name in names
+}
+
+seen_or_of_others(pcr, type, digest, _, _) if {
+	key := [pcr, type, digest]
+	key in measured
+}
+
+seen_or_of_others(_, _, _, names, name) if count({name} & {owner | some owner in names}) == 0
+
+# METADATA
 # title: boot-complete
 # description: |
 #   Everything of at least one set of reference values was measured: nothing that belongs to that boot was left out.
@@ -136,6 +174,17 @@ explanations contains {
 	"message": "the log does not show that the operating system took over from the firmware",
 	"want": "event \"Exit Boot Services Returned with Success\" in PCR 5",
 	"hint": "check that the log is the whole log of this boot",
+}
+
+explanations contains {
+	"id": "pcr-complete",
+	"message": "something that belongs to this boot was not measured",
+	"subject": sprintf("PCR %d", [pcr]),
+	"want": "everything that one set of reference values has in this PCR",
+	"hint": "verifier reference add NAME --eventlog FILE, if this boot is meant to be accepted",
+} if {
+	some pcr in referenced
+	not complete(pcr)
 }
 
 explanations contains {

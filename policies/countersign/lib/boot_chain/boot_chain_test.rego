@@ -20,7 +20,7 @@ good := {
 	"boot": {"secure_boot": true, "exit_boot_services": true, "events": [loader, separator, action]},
 }
 
-all := {"boot-chain", "boot-log", "exit-boot-services", "reference-missing", "sha256-bank"}
+all := {"boot-chain", "boot-log", "exit-boot-services", "pcr-complete", "reference-missing", "sha256-bank"}
 
 booted(events) := object.union(good, {"boot": {"events": events}})
 
@@ -28,7 +28,7 @@ test_good if boot_chain.passed == all with input as good with data.countersign.r
 
 test_unknown_loader if {
 	bad := booted([object.union(loader, {"digests": {"sha256": "ff"}}), separator])
-	boot_chain.passed == all - {"boot-chain"} with input as bad with data.countersign.reference as reference
+	boot_chain.passed == all - {"boot-chain", "pcr-complete"} with input as bad with data.countersign.reference as reference
 	some reason in boot_chain.explanations with input as bad with data.countersign.reference as reference
 	reason.id == "boot-chain"
 	reason.want == "one of 1 accepted: aa"
@@ -44,12 +44,12 @@ test_right_digest_under_another_type_or_pcr if {
 
 test_nothing_measured_into_a_referenced_pcr if {
 	bad := booted([loader])
-	boot_chain.passed == all - {"boot-chain"} with input as bad with data.countersign.reference as reference
+	boot_chain.passed == all - {"boot-chain", "pcr-complete"} with input as bad with data.countersign.reference as reference
 }
 
 test_no_reference_values if {
 	every none in [{}, {"accepted": {}}, {"accepted": {"sha256": empty}}] {
-		boot_chain.passed == all - {"boot-chain", "reference-missing"} with input as good with data.countersign.reference as none
+		boot_chain.passed == all - {"boot-chain", "pcr-complete", "reference-missing"} with input as good with data.countersign.reference as none
 	}
 }
 
@@ -81,4 +81,29 @@ test_not_complete if {
 test_parts_of_two_sets_are_not_complete if {
 	bad := booted([object.union(loader, {"digests": {"sha256": "fe"}}), separator])
 	not "boot-complete" in boot_chain.passed with input as bad with data.countersign.reference as whole
+}
+
+# Firmware of one set, loader of another: complete in each PCR, though no set is complete.
+mixed := {"revision": 1, "values": [], "accepted": {"sha256": [
+	{"EV_POST_CODE": {"01": ["old", "older"], "02": ["new"]}}, {}, {}, {}, {"EV_EFI_BOOT_SERVICES_APPLICATION": {"aa": ["old"], "a2": ["new"]}}, {}, {},
+	{"EV_SEPARATOR": {"bb": ["new", "old"]}}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {},
+]}}
+
+firmware := {"index": 0, "pcr": 0, "type": "EV_POST_CODE", "digests": {"sha256": "02"}, "authentic": false}
+
+test_each_pcr_may_be_of_another_set if {
+	"pcr-complete" in boot_chain.passed with input as booted([firmware, loader, separator]) with data.countersign.reference as mixed
+}
+
+of_two(names) := {"revision": 1, "values": [], "accepted": {"sha256": [
+	{"EV_POST_CODE": {"01": ["old"], "02": names}}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {},
+	{}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {},
+]}}
+
+test_what_was_left_out_of_a_pcr_is_named if {
+	"pcr-complete" in boot_chain.passed with input as booted([firmware]) with data.countersign.reference as of_two(["new", "old"])
+	not "pcr-complete" in boot_chain.passed with input as booted([firmware]) with data.countersign.reference as of_two(["old"])
+	some reason in boot_chain.explanations with input as booted([firmware]) with data.countersign.reference as of_two(["old"])
+	reason.id == "pcr-complete"
+	reason.subject == "PCR 0"
 }

@@ -10,11 +10,11 @@ import data.countersign.settings
 
 # METADATA
 # title: release
-# description: The decision is about a release, and names a workload.
+# description: The decision is about a release, or about a run of one that goes on, and names a workload.
 # custom:
 #   check: release
 passed contains "release" if {
-	input.purpose == "release"
+	input.purpose in {"release", "run"}
 	is_string(input.workload.id)
 	count(input.workload.id) > 0
 }
@@ -42,7 +42,7 @@ passed contains "workload-known" if {
 
 explanations contains {
 	"id": "release",
-	"message": "this policy decides about releases only",
+	"message": "this policy decides about releases and their runs only",
 	"got": input.purpose,
 	"want": "release",
 }

@@ -83,6 +83,7 @@ pub(super) fn rules(
     bundle: &PolicyBundle,
     reference: &serde_json::Value,
     input: &serde_json::Value,
+    wanted: impl Fn(&str) -> bool,
 ) -> Result<BTreeMap<String, serde_json::Value>, PolicyError> {
     let failed = |e: &dyn std::fmt::Display| PolicyError::Compile(e.to_string());
     let mut engine = Engine::new();
@@ -99,6 +100,9 @@ pub(super) fn rules(
         let package = module.package.refr.span().text();
         for name in module.policy.iter().filter_map(|rule| name(rule)) {
             let path = format!("data.{package}.{name}");
+            if !wanted(&path) || values.contains_key(&path) {
+                continue;
+            }
             let policy = engine.compile_with_entrypoint(&path.as_str().into()).map_err(|e| failed(&e))?;
             let program = Compiler::compile_from_policy(&policy, &[path.as_str()]).map_err(|e| failed(&e))?;
             let value = match ran(&program, &data, &input) {

@@ -1,7 +1,8 @@
 //! A good host for tests.
-#![allow(dead_code, clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![allow(dead_code, clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "tests")]
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use countersign_policy::input::{
     Boot, Event, Host, Ima, ImaAppraisal, Input, Quote, Reference, ReferenceValue, Workload,
@@ -90,6 +91,7 @@ pub(crate) fn input() -> Input {
             policy: "33".into(),
             name: "app".into(),
         }),
+        run: None,
     }
 }
 
@@ -165,4 +167,25 @@ pub(crate) fn remove(document: &mut Value, path: &str) {
         Value::Array(list) => drop(list.remove(key.parse::<usize>().unwrap())),
         other @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_)) => panic!("{other}"),
     }
+}
+
+/// The real OPA that scripts/opa.sh built, or none.
+pub(crate) fn opa() -> Option<String> {
+    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../scripts/opa.sh");
+    let found = std::process::Command::new(script).arg("path").output().unwrap();
+    let program = String::from_utf8(found.stdout).unwrap().trim().to_owned();
+    if program.is_empty() {
+        println!("skipped: no OPA (scripts/opa.sh build makes one)");
+        return None;
+    }
+    Some(program)
+}
+
+/// Folders of the worked examples.
+pub(crate) fn examples() -> Vec<PathBuf> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let mut found: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    found.sort();
+    assert_eq!(found.len(), 5);
+    found
 }

@@ -1,7 +1,6 @@
 //! An explanation in words. Whatever comes from a host is shown without control characters.
 
-use super::{Explanation, Finding, Since};
-use crate::out::printable;
+use super::{Explanation, Finding, Since, printable};
 
 /// Findings of one id that are shown in words; JSON has more.
 const SHOWN: usize = 5;
