@@ -313,7 +313,9 @@ fn streams_exit_codes_and_signals_are_the_workloads() {
     let (lines, words): (Vec<&str>, Vec<&str>) = err.lines().partition(|line| line.starts_with('{'));
     assert_eq!(words, ["a  b", "'", "Mars  1"]);
     let stages = lines.iter().map(|line| serde_json::from_str::<Value>(line).unwrap()["stage"].clone());
-    assert_eq!(stages.collect::<Vec<_>>(), ["verified", "released", "mounted", "started", "ended"]);
+    // What the monitor says between them depends on the machine.
+    let stages: Vec<Value> = stages.filter(|stage| stage != "warning" && stage != "events").collect();
+    assert_eq!(stages, ["verified", "released", "mounted", "started", "ended"]);
 
     let run = host.started("trap 'exit 9' INT; echo ready; while :; do sleep 0.01; done");
     let listed = host.ps(ALICE);
