@@ -32,6 +32,8 @@ pub(crate) fn main() -> u8 {
     let Ok(Some((brief, mut fds))) = daemon.receive::<Brief>() else { return Stage::Other.code() };
     let process = if fds.len() > 1 { fds.pop() } else { None };
     let Some(client) = fds.pop().map(Channel::from) else { return Stage::Other.code() };
+    // Open until the end: once it is closed, the daemon takes this process for ended, and ends it.
+    let Ok(_open) = daemon.try_clone() else { return Stage::Other.code() };
     let mut ear = None;
     let answer = match serve(&client, brief, daemon, process, &mut ear) {
         Ok(answer) => answer,
