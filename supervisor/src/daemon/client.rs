@@ -57,7 +57,7 @@ fn is_out_of_reach(plan: &Plan) -> bool {
     match config(plan.config.as_deref(), plan.tpm.as_deref(), plan.state_dir.clone()) {
         Ok(config) => match &config.tpm {
             TpmAddress::Device(device) => access(device, Access::READ_OK | Access::WRITE_OK).is_err(),
-            _ => false,
+            TpmAddress::Unix(_) | TpmAddress::Tcp { .. } => false,
         },
         Err(_) => false,
     }
@@ -122,7 +122,7 @@ pub(crate) fn run(socket: &Path, plan: &Plan) -> Result<u8, Failure> {
     let mut fds = vec![image.as_fd(), stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
     fds.extend(status.as_ref().map(OwnedFd::as_fd));
     let start = Start { task: plan.task.clone(), settings, terminal, signers, environment };
-    channel.send(&Request::Run(start), &fds).map_err(|e| {
+    channel.send(&Request::Run(Box::new(start)), &fds).map_err(|e| {
         let hint = "a shorter command line, or fewer signers";
         Failure::new(Stage::Usage, format!("the request was not sent: {e}"), hint)
     })?;

@@ -25,7 +25,7 @@ pub(super) const GIVEN: usize = 4;
 #[serde(deny_unknown_fields)]
 pub(super) enum Request {
     /// Run an image; its descriptors come along.
-    Run(Start),
+    Run(Box<Start>),
     /// Say what runs: the caller's own, everybody's for root.
     List,
 }

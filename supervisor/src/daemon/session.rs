@@ -78,7 +78,7 @@ fn serve(
     client.send(&Answer::Ready, &[]).map_err(usage)?;
     let (request, fds) = asked(client)?;
     let start = match request {
-        Request::Run(start) => start,
+        Request::Run(start) => *start,
         Request::List => {
             daemon.send(&Ask::List, &[]).map_err(|_| daemon_gone())?;
             return match daemon.receive::<Reply>() {
