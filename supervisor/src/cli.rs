@@ -148,6 +148,7 @@ enum Command {
     NamespaceProcess,
     #[command(hide = true)]
     InstanceProcess,
+    #[command(hide = true)]
     SessionProcess,
     #[command(hide = true)]
     RuntimeProcess {
