@@ -34,7 +34,7 @@ enum Bytes {
     /// From an offset on.
     File(File, u64),
     /// Decrypted as it is read.
-    View(View),
+    View(Box<View>),
 }
 
 impl Squashfs {
@@ -44,7 +44,7 @@ impl Squashfs {
     /// [`SifError`].
     pub fn of_view(view: View, arch: Arch) -> Result<Self, SifError> {
         let length = view.length();
-        Self::checked(Bytes::View(view), length, arch)
+        Self::checked(Bytes::View(Box::new(view)), length, arch)
     }
 
     /// Length, bytes.

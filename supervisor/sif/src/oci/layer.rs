@@ -151,10 +151,7 @@ impl Layer {
             Ok(())
         });
         // What the archive says of itself wrongly, and bytes behind its end, are found below; a decompressor's failure is not.
-        outcome.map_err(|e| match e {
-            SifError::Io(e) => bad(format!("layer {}: {e}", self.digest)),
-            other => other,
-        })?;
+        outcome.map_err(|e| if let SifError::Io(e) = e { bad(format!("layer {}: {e}", self.digest)) } else { e })?;
         io::copy(&mut source, &mut io::sink())?;
         let hash = source.hashed();
         budget.bytes = bytes;
