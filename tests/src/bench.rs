@@ -2,6 +2,7 @@
 //!
 //! A topic is one file below `bench/`: it names its rows and measures them. A new topic is a new file and its line in [`TOPICS`].
 
+mod apptainer;
 mod broker;
 mod facts;
 mod hashes;
@@ -13,6 +14,7 @@ mod monitor;
 mod plain;
 mod policy;
 mod quote;
+mod reads;
 mod report;
 mod start;
 mod unseal;
@@ -58,6 +60,8 @@ const TOPICS: &[Topic] = &[
     xts::TOPIC,
     unseal::TOPIC,
     start::TOPIC,
+    apptainer::TOPIC,
+    reads::TOPIC,
     monitor::TOPIC,
     verifier::TOPIC,
     policy::TOPIC,
