@@ -407,12 +407,12 @@ fn the_doctor_finds_what_is_wrong() {
         command.args(["doctor", "--config"]).arg(scene.path("attest.toml")).env("COUNTERSIGN_RUNTIME", runtime);
         stdout(&command.output().unwrap())
     };
-    assert!(said("builtin").contains("good    container runtime: the built-in runtime"), "{}", said("builtin"));
+    assert!(said("builtin").contains("good    container runtime  the built-in runtime"), "{}", said("builtin"));
     let missing = said("/nonexistent/apptainer");
-    assert!(missing.contains("problem container runtime: /nonexistent/apptainer: no such program"), "{missing}");
+    assert!(missing.contains("problem container runtime  /nonexistent/apptainer: no such program"), "{missing}");
     if let Some(apptainer) = support::apptainer() {
         let apptainer = apptainer.display().to_string();
         let text = said(&apptainer);
-        assert!(text.contains("good    container runtime: Apptainer 1.") && text.contains(&apptainer), "{text}");
+        assert!(text.contains("good    container runtime  Apptainer 1.") && text.contains(&apptainer), "{text}");
     }
 }
