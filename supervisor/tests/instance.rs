@@ -118,6 +118,12 @@ fn flags_that_policy_demands() {
     json(&ask(&scene, &["--json", "instance", "stop", "--all"]));
 
     let Some(apptainer) = support::apptainer() else { return };
+    let plain = scene.owner.path("plain.sif");
+    let built = Command::new(&apptainer).arg("build").arg(&plain).arg(scene.owner.path("rootfs")).output().unwrap();
+    assert!(built.status.success(), "{}", stderr(&built));
+    let policy = scene.path("policy-strict").display().to_string();
+    assert!(scene.owner.protect(&plain, "strict-built.sif", &["--policy", &policy]).status.success());
+    scene.owner.register(&scene.verifier, "strict-built.sif");
     let script = r#"set -eu
         export COUNTERSIGN_RUNTIME=apptainer FROM_OUTSIDE=seen
         "$0" instance start --config "$1" --signer "$2" "$3" web > /dev/null 2>&1 || { cat "$COUNTERSIGN_INSTANCE_DIR/web/err"; exit 1; }
@@ -128,7 +134,7 @@ fn flags_that_policy_demands() {
     let mut all = Command::new(&apptainer);
     all.env("COUNTERSIGN_ROOT_PROGRAM", "/bin/bash").env("COUNTERSIGN_INSTANCE_DIR", scene.path("instances"));
     all.args(["-c", script, SUPERVISOR]).arg(scene.path("attest.toml")).arg(scene.owner.path("owner.pub.pem"));
-    all.arg(scene.owner.path("strict.sif")).arg(support::INTERFACES);
+    all.arg(scene.owner.path("strict-built.sif")).arg(support::INTERFACES);
     let out = all.stdin(Stdio::null()).output().unwrap();
     let text = stdout(&out);
     assert!(text.starts_with("lo\n.\nerror: --cleanenv=false is refused"), "{text}{}", stderr(&out));
