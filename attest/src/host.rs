@@ -331,6 +331,14 @@ impl Host {
         Journal::bytes(&self.state)
     }
 
+    /// How full this boot's run log is for attestations, percent.
+    ///
+    /// # Errors
+    /// [`HostError::State`].
+    pub fn run_log_filled(&self) -> Result<u64, HostError> {
+        Journal::filled(&self.state)
+    }
+
     /// Writes an entry into the run log and extends it.
     ///
     /// # Errors

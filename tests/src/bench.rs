@@ -13,6 +13,7 @@ mod measure;
 mod monitor;
 mod plain;
 mod policy;
+mod protect;
 mod quote;
 mod reads;
 mod report;
@@ -58,6 +59,7 @@ const TOPICS: &[Topic] = &[
     ima::TOPIC,
     idle::TOPIC,
     xts::TOPIC,
+    protect::TOPIC,
     unseal::TOPIC,
     start::TOPIC,
     apptainer::TOPIC,
