@@ -12,6 +12,7 @@ use countersign_sif::dsse::SignerKey;
 use countersign_sif::xts::{KEY, VolumeKey};
 use countersign_sif::{Image, SifError, View};
 use countersign_wire::id::{RunId, VerdictId};
+use countersign_wire::obligations::RuntimeFlag;
 use serde::{Deserialize, Serialize};
 
 use crate::channel::Channel;
@@ -64,6 +65,8 @@ pub(crate) struct Released {
     pub(crate) verdict: VerdictId,
     /// Seconds that the run may go on without a new verdict.
     pub(crate) lease_s: u32,
+    /// Flags that policy demands of the runtime.
+    pub(crate) runtime_flags: Vec<RuntimeFlag>,
     /// TPM commands from the sealed object's import or load to its unsealing.
     pub(crate) tpm_commands: u64,
     /// Milliseconds from the order to the key.
@@ -186,5 +189,6 @@ fn release(image: &Image, order: Order) -> Result<(View, Released), Failure> {
     let locked = lock_memory();
     let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     let (verdict, lease_s, tpm_commands) = (released.verdict_id, released.lease_s, released.commands);
-    Ok((view, Released { verdict, lease_s, tpm_commands, ms, locked }))
+    let runtime_flags = released.obligations.runtime_flags;
+    Ok((view, Released { verdict, lease_s, runtime_flags, tpm_commands, ms, locked }))
 }

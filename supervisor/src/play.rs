@@ -9,6 +9,7 @@ use countersign_attest::{Config, Host};
 use countersign_sif::SifError;
 use countersign_wire::finding::{Finding, Kind};
 use countersign_wire::id::RunId;
+use countersign_wire::obligations::RuntimeFlag;
 use serde_json::json;
 
 use crate::exit::{Failure, Stage};
@@ -39,6 +40,8 @@ pub(crate) struct Play<'a> {
     pub(crate) group: Arc<Group>,
     /// The runtime makes the container in namespaces of its own.
     pub(crate) nested: bool,
+    /// Flags that policy demands of the runtime.
+    pub(crate) demanded: Vec<RuntimeFlag>,
     pub(crate) judge: Arc<Judge>,
     pub(crate) config: Config,
     pub(crate) outbox: Outbox<Notice>,
@@ -51,7 +54,8 @@ impl Play<'_> {
     /// Plays it; the workload's exit code.
     pub(crate) fn play(&mut self, fuse: &OwnedFd) -> Result<u8, Stop> {
         self.watch.decryptor.send(&decryptor::Word::Serve, &[fuse.as_fd()]).map_err(|_| died())?;
-        self.watch.stage.send(&stage::Word::Serving, &[]).map_err(|_| ended_early())?;
+        let serving = stage::Word::Serving(self.demanded.clone());
+        self.watch.stage.send(&serving, &[]).map_err(|_| ended_early())?;
         loop {
             let grace = self.ending.map(|(_, asked)| GRACE.saturating_sub(asked.elapsed()));
             let patience = grace.into_iter().chain(self.reactor.patience()).min();

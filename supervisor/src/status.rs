@@ -3,7 +3,7 @@
 //! | stage | detail |
 //! |---|---|
 //! | `verified` | `workload`, `signer` |
-//! | `released` | `verdict`, `lease_s`, `tpm_commands`, `ms`, `locked` (which memory is kept out of swap) |
+//! | `released` | `verdict`, `lease_s`, `runtime_flags` (that policy demands), `tpm_commands`, `ms`, `locked` (which memory is kept out of swap) |
 //! | `mounted` | - |
 //! | `started` | `run`, `init` (the container's first process) |
 //! | `events` | `connected`: the verifier's own word is heard, or not (`reason`) |

@@ -106,6 +106,42 @@ fn from_start_to_stop() {
 }
 
 #[test]
+fn flags_that_policy_demands() {
+    let Some(scene) = Scene::new() else { return };
+    let builtin = Path::new("builtin");
+    scene.with_policy("strict", support::DEMANDS_ALL);
+    let out = start(&scene, "strict.sif", builtin, "web", &["--bind", "/usr:/data"]);
+    failed(&out, 200, &["--bind=/usr:/data is refused", "demands containall"]);
+    json(&start(&scene, "strict.sif", builtin, "web", &[]));
+    let out = ask(&scene, &["exec", "instance://web", "sh", "-c", support::INTERFACES]);
+    assert_eq!(stdout(&out), "lo\n", "{}", stderr(&out));
+    json(&ask(&scene, &["--json", "instance", "stop", "--all"]));
+
+    let Some(apptainer) = support::apptainer() else { return };
+    let plain = scene.owner.path("plain.sif");
+    let built = Command::new(&apptainer).arg("build").arg(&plain).arg(scene.owner.path("rootfs")).output().unwrap();
+    assert!(built.status.success(), "{}", stderr(&built));
+    let policy = scene.path("policy-strict").display().to_string();
+    assert!(scene.owner.protect(&plain, "strict-built.sif", &["--policy", &policy]).status.success());
+    scene.owner.register(&scene.verifier, "strict-built.sif");
+    let script = r#"set -eu
+        export COUNTERSIGN_RUNTIME=apptainer FROM_OUTSIDE=seen
+        "$0" instance start --config "$1" --signer "$2" "$3" web > /dev/null 2>&1 || { cat "$COUNTERSIGN_INSTANCE_DIR/web/err"; exit 1; }
+        "$0" exec instance://web sh -c "$4" 2> /dev/null
+        "$0" exec instance://web sh -c 'echo "$FROM_OUTSIDE."' 2> /dev/null
+        "$0" exec --cleanenv=false instance://web true 2>&1 || echo "code $?"
+        "$0" --json instance stop web | grep -c '"with grace"'"#;
+    let mut all = Command::new(&apptainer);
+    all.env("COUNTERSIGN_ROOT_PROGRAM", "/bin/bash").env("COUNTERSIGN_INSTANCE_DIR", scene.path("instances"));
+    all.args(["-c", script, SUPERVISOR]).arg(scene.path("attest.toml")).arg(scene.owner.path("owner.pub.pem"));
+    all.arg(scene.owner.path("strict-built.sif")).arg(support::INTERFACES);
+    let out = all.stdin(Stdio::null()).output().unwrap();
+    let text = stdout(&out);
+    assert!(text.starts_with("lo\n.\nerror: --cleanenv=false is refused"), "{text}{}", stderr(&out));
+    assert!(text.ends_with("code 200\n1\n"), "{text}{}", stderr(&out));
+}
+
+#[test]
 fn under_apptainer() {
     let Some(apptainer) = support::apptainer() else { return };
     let Some(scene) = Scene::new() else { return };

@@ -151,8 +151,8 @@ mod tests {
         }
         // unshare's child is the namespace's first process.
         let all = fs::read_dir("/proc").unwrap().flatten();
-        let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-        let init = pids.filter(|pid| state_and_parent(*pid).is_some_and(|(_, parent)| parent == child.id())).next();
+        let mut pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let init = pids.find(|pid| state_and_parent(*pid).is_some_and(|(_, parent)| parent == child.id()));
         let tree = Tree::of(init.unwrap()).unwrap();
         assert!(tree.has_own_namespace());
         let members = tree.processes().unwrap();

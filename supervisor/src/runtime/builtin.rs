@@ -5,6 +5,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 
+use countersign_wire::obligations::RuntimeFlag;
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
@@ -121,6 +122,11 @@ impl Settings {
             }
         }
         Ok(settings)
+    }
+
+    /// Own processes, nothing of the host and no privileges are so anyway.
+    pub(super) fn oblige(&mut self, demanded: &[RuntimeFlag]) {
+        self.no_network |= demanded.contains(&RuntimeFlag::NetNone);
     }
 
     /// Whether something of the host is to be seen in the container.

@@ -33,6 +33,20 @@ pub(crate) const IMA: &[u8] = include_bytes!("../../../fixtures/sb-ms-shim-grub2
 pub(crate) const SECRET: &str = "the seventh secret\n";
 pub(crate) const SUPERVISOR: &str = env!("CARGO_BIN_EXE_supervisor");
 
+/// A workload policy that demands every flag of the runtime.
+pub(crate) const DEMANDS_ALL: &str = r#"package countersign.workload
+
+default verdict := {
+	"allow": true,
+	"reasons": [],
+	"obligations": {"runtime_flags": ["net-none", "pid", "containall", "no-privs"]},
+}
+"#;
+
+/// A shell's command that names the network interfaces.
+pub(crate) const INTERFACES: &str =
+    "while read name rest; do case $name in *:*) echo ${name%%:*};; esac; done < /proc/net/dev";
+
 /// Whether containers can be started here; says aloud why not.
 pub(crate) fn can_run() -> bool {
     let missing = ["swtpm", "squashfuse", "bwrap", "mksquashfs", "busybox"].into_iter().find(|name| !installed(name));
