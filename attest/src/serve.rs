@@ -25,7 +25,7 @@ const WAIT: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(
 /// Within which time a host attests that was asked to: all hosts are asked at once when a policy changes.
 const SPREAD: Duration = Duration::from_secs(5);
 /// How full the run log is when people are told, percent; again at each further one.
-const FILLING: u64 = 75;
+const FILLING: u64 = 50;
 
 /// What happened, as one line of text or JSON.
 #[derive(Debug, Clone, Serialize)]
@@ -75,7 +75,7 @@ impl Line<'_> {
             Self::Failed { error, hint, next_s } => format!("failed: {error} (hint: {hint}); again in {next_s} s"),
             Self::Filling { percent } => {
                 format!(
-                    "this boot's run log is {percent} % full: reboot this host before it is full, then nothing is attested"
+                    "this boot's run log is {percent} % full: reboot this host; above 75 % no run starts, at 100 % nothing is attested"
                 )
             }
             Self::Connected => "the verifier's events are heard".into(),
