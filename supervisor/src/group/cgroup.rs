@@ -198,16 +198,36 @@ fn own() -> Result<PathBuf, String> {
     folder(&text("/proc/self/mountinfo")?, &text("/proc/self/cgroup")?)
 }
 
-/// From /proc/self/mountinfo and /proc/self/cgroup (proc(5), cgroups(7)).
-fn folder(mountinfo: &str, cgroup: &str) -> Result<PathBuf, String> {
-    let own = cgroup.lines().find_map(|line| line.strip_prefix("0::")).ok_or("this system has no cgroup v2")?;
-    let mounts = mountinfo.lines().filter_map(|line| {
+/// Where cgroup v2 is mounted and to be reached, for this process.
+pub(crate) fn mount_points() -> io::Result<Vec<PathBuf>> {
+    /// CGROUP2_SUPER_MAGIC.
+    const MAGIC: u64 = 0x6367_7270;
+    let text = fs::read_to_string("/proc/self/mountinfo")?;
+    let places = mounts(&text).map(|(_, place)| PathBuf::from(unescaped(place)));
+    // Another mount may lie over it.
+    Ok(places.filter(|place| rustix::fs::statfs(place).is_ok_and(|at| u64::try_from(at.f_type) == Ok(MAGIC))).collect())
+}
+
+/// White space and backslashes are three octal digits in mountinfo.
+fn unescaped(place: &str) -> String {
+    let escapes = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
+    escapes.iter().fold(place.to_owned(), |text, (from, to)| text.replace(from, to))
+}
+
+/// Mounts of cgroup v2: which part of it, and where.
+fn mounts(mountinfo: &str) -> impl Iterator<Item = (&str, &str)> {
+    mountinfo.lines().filter_map(|line| {
         let (before, after) = line.split_once(" - ")?;
         let mut fields = before.split(' ').skip(3);
         let (root, place) = (fields.next()?, fields.next()?);
         after.starts_with("cgroup2 ").then_some((root, place))
-    });
-    let mut inside = mounts.filter_map(|(root, place)| {
+    })
+}
+
+/// From /proc/self/mountinfo and /proc/self/cgroup (proc(5), cgroups(7)).
+fn folder(mountinfo: &str, cgroup: &str) -> Result<PathBuf, String> {
+    let own = cgroup.lines().find_map(|line| line.strip_prefix("0::")).ok_or("this system has no cgroup v2")?;
+    let mut inside = mounts(mountinfo).filter_map(|(root, place)| {
         let rest = Path::new(own).strip_prefix(root).ok()?;
         Some(Path::new(place).join(rest))
     });
