@@ -201,11 +201,11 @@ fn own() -> Result<PathBuf, String> {
 /// Where cgroup v2 is mounted and to be reached, for this process.
 pub(crate) fn mount_points() -> io::Result<Vec<PathBuf>> {
     /// CGROUP2_SUPER_MAGIC.
-    const MAGIC: u64 = 0x6367_7270;
+    const MAGIC: rustix::fs::FsWord = 0x6367_7270;
     let text = fs::read_to_string("/proc/self/mountinfo")?;
     let places = mounts(&text).map(|(_, place)| PathBuf::from(unescaped(place)));
     // Another mount may lie over it.
-    Ok(places.filter(|place| rustix::fs::statfs(place).is_ok_and(|at| u64::try_from(at.f_type) == Ok(MAGIC))).collect())
+    Ok(places.filter(|place| rustix::fs::statfs(place).is_ok_and(|at| at.f_type == MAGIC)).collect())
 }
 
 /// White space and backslashes are three octal digits in mountinfo.
