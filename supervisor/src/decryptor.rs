@@ -138,8 +138,15 @@ fn serve(channel: &Channel) -> Result<(), Failure> {
     // The file may have been written to since: well signed is not enough, it must be the workload that the supervisor said yes to.
     let found = image.binding().workload;
     if found != order.workload {
-        let what = format!("the image was changed while it was started: it holds workload {found}, checked was {}", order.workload);
-        return Err(Failure::new(Stage::Binding, what, "run the command again, and write to no image that is being started"));
+        let what = format!(
+            "the image was changed while it was started: it holds workload {found}, checked was {}",
+            order.workload
+        );
+        return Err(Failure::new(
+            Stage::Binding,
+            what,
+            "run the command again, and write to no image that is being started",
+        ));
     }
     let user = order.user;
     let (view, released) = release(&image, order)?;

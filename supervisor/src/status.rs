@@ -199,7 +199,7 @@ mod tests {
         drop(status);
         let text = reading.join().unwrap();
         let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        let of = |stage: &str| lines.iter().filter(|line| line["stage"] == stage).count() as u64;
+        let of = |stage: &str| u64::try_from(lines.iter().filter(|line| line["stage"] == stage).count()).unwrap();
         let left_out: u64 = lines.iter().filter_map(|line| line["detail"]["lines"].as_u64()).sum();
         assert!(left_out > 0 && of("warning") + left_out == SAID, "{left_out} + {}", of("warning"));
         assert_eq!(lines.last().unwrap()["stage"], "ended");

@@ -245,7 +245,7 @@ impl Caller {
                 Ok(image)
             }
             Ok(Some((Reply::Refused(failure), _))) => Err(failure),
-            Ok(Some((Reply::Turn | Reply::Runs(_), _)) | None) | Err(_) => Err(daemon_gone()),
+            Ok(Some((Reply::Turn | Reply::Runs(..), _)) | None) | Err(_) => Err(daemon_gone()),
         }
     }
 

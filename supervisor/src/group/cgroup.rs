@@ -30,11 +30,14 @@ impl Cgroup {
     pub(crate) fn make(name: &str) -> Result<Self, String> {
         let parent = own()?;
         sweep(&parent);
-        let path = parent.join(name);
-        let at = |e: io::Error| format!("{}: {e}", path.display());
-        // Another supervisor that tidies up may take it before it is locked: once more.
-        for _ in 0..3 {
-            fs::create_dir(&path).map_err(at)?;
+        // Another supervisor that tidies up may take it before it is locked, or somebody has the name: once more, under another one.
+        for again in 0..3 {
+            let path = parent.join(if again == 0 { name.to_owned() } else { format!("{name}-{}", fresh()) });
+            let at = |e: io::Error| format!("{}: {e}", path.display());
+            match fs::create_dir(&path) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
+                made => made.map_err(at)?,
+            }
             let locked = lock(&path).map_err(at)?;
             if let Some(lock) = locked.filter(|_| path.exists()) {
                 let open = OpenOptions::new().write(true).open(path.join("cgroup.procs"));
@@ -52,7 +55,7 @@ impl Cgroup {
                 };
             }
         }
-        Err(format!("{}: others keep removing it", path.display()))
+        Err(format!("{}: others keep removing what is made there", parent.display()))
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -132,6 +135,11 @@ impl Drop for Cgroup {
         let _ = self.kill();
         remove(&self.path);
     }
+}
+
+/// A name that nobody has thought of.
+fn fresh() -> String {
+    hex::encode(countersign_attest::random::random::<8>())
 }
 
 fn read(path: &Path) -> io::Result<String> {
@@ -263,6 +271,10 @@ mod tests {
             Err(why) => return println!("skipped: {why}"),
         };
         let path = cgroup.path().to_owned();
+        // Where the name is taken there is a cgroup all the same, and it is another one.
+        let beside = Cgroup::make(&name).unwrap();
+        assert!(beside.path() != path && beside.path().parent() == path.parent(), "{}", beside.path().display());
+        drop(beside);
         let mut command = Command::new("sleep");
         countersign_sys::join_cgroup(&mut command, cgroup.entrance().try_clone().unwrap().into());
         let mut child = command.arg("1000").spawn().unwrap();

@@ -50,8 +50,7 @@ impl Recorder {
         let host = Host::open(config)?;
         let lease = host.lease(run)?;
         let (sender, receiver) = channel();
-        let mut work =
-            Work { host, run, outbox, next: None, retry: RETRY, denied: String::new() };
+        let mut work = Work { host, run, outbox, next: None, retry: RETRY, denied: String::new() };
         work.leased(lease);
         let thread = std::thread::spawn(move || work.go_on(&receiver));
         Ok(Self { sender: Some(sender), thread: Some(thread), budget: Budget::default() })

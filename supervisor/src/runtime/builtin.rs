@@ -399,10 +399,7 @@ mod tests {
 
     #[test]
     fn variables_are_arguments_of_their_own() {
-        let settings = |value: &str| Settings {
-            variables: vec![("A".into(), value.into())],
-            ..Settings::default()
-        };
+        let settings = |value: &str| Settings { variables: vec![("A".into(), value.into())], ..Settings::default() };
         let arguments = settings("b c").environment_arguments().unwrap();
         let text = String::from_utf8_lossy(&arguments);
         assert!(text.starts_with("--clearenv\0--setenv\0PATH\0") && text.ends_with("\0--setenv\0A\0b c\0"), "{text}");

@@ -105,12 +105,7 @@ pub fn start_in_new_session(command: &mut Command) -> &mut Command {
 pub fn filter_calls<'a>(command: &'a mut Command, filter: &[u8]) -> &'a mut Command {
     let instruction = |bytes: &[u8]| {
         let &[code, more, jt, jf, a, b, c, d] = bytes else { return None };
-        Some(libc::sock_filter {
-            code: u16::from_ne_bytes([code, more]),
-            jt,
-            jf,
-            k: u32::from_ne_bytes([a, b, c, d]),
-        })
+        Some(libc::sock_filter { code: u16::from_ne_bytes([code, more]), jt, jf, k: u32::from_ne_bytes([a, b, c, d]) })
     };
     let instructions: Vec<libc::sock_filter> = filter.chunks(8).filter_map(instruction).collect();
     let child = move || {
