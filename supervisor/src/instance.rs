@@ -204,9 +204,12 @@ fn stop_one(instance: &Instance, note: &Note, grace: Duration) -> Result<&'stati
     Ok("killed with its supervisor")
 }
 
-/// A handle on the instance's supervisor; none when it has ended. The lock says that the process of this id is still that one.
+/// A handle on the instance's supervisor; none when it has ended. The lock and the same note, read again, say that the process of this id is
+/// still that one: another may have been started under the name.
 fn living(instance: &Instance, note: &Note) -> Result<Option<OwnedFd>, Failure> {
-    handle(note.pid).map_or(Ok(None), |process| Ok(instance.note()?.map(|_| process)))
+    let Some(process) = handle(note.pid) else { return Ok(None) };
+    let same = |now: Note| now.pid == note.pid && now.run == note.run;
+    Ok(instance.note()?.is_some_and(same).then_some(process))
 }
 
 fn handle(pid: u32) -> Option<OwnedFd> {

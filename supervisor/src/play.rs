@@ -65,6 +65,10 @@ impl Play<'_> {
             }
             let due = self.reactor.tick(self.status);
             self.act(due)?;
+            // Whatever was heard: a workload that keeps us busy has no longer grace.
+            if let Some((number, _)) = self.ending.filter(|(_, asked)| asked.elapsed() >= GRACE) {
+                return Err(self.ended_by(number));
+            }
         }
     }
 
@@ -94,11 +98,7 @@ impl Play<'_> {
                 self.end_by(number)?;
             }
             Heard::Signal(number) => return Err(self.ended_by(number)),
-            Heard::Nothing => {
-                if let Some((number, _)) = self.ending.filter(|(_, asked)| asked.elapsed() >= GRACE) {
-                    return Err(self.ended_by(number));
-                }
-            }
+            Heard::Nothing => {}
         }
         Ok(None)
     }

@@ -221,6 +221,7 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
         state_dir: plan.state_dir.clone(),
         signers,
         run,
+        workload,
         user: caller.and_then(Caller::decryptor),
     };
     let turn = match caller.map(|caller| caller.turn(run, &watch)).transpose()? {

@@ -27,7 +27,7 @@ pub(crate) use arguments::split;
 pub(crate) use builtin::Settings;
 pub use flags::Given;
 pub(crate) use outer::{drop_privileges, main as agent};
-pub(crate) use terminal::{Lent, is_ours as has_terminal};
+pub(crate) use terminal::{Lent, filter as terminal_filter, is_ours as has_terminal};
 
 /// Longest answer to `--version` that is read, bytes.
 const VERSION: u64 = 4096;

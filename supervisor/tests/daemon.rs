@@ -14,7 +14,6 @@ mod support;
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
@@ -23,13 +22,11 @@ use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
-};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::processes::{Family, Process, signal};
-use support::{SECRET, SUPERVISOR, Scene, failed, is_root, stderr, stdout};
+use support::{SECRET, SUPERVISOR, Scene, failed, is_root, receive, send, stderr, stdout};
 use tempfile::TempDir;
 
 /// Users of the tests, who exist nowhere.
@@ -480,21 +477,6 @@ fn connect(socket: &Path, user: u32) -> OwnedFd {
         fd
     });
     connected.join().unwrap()
-}
-
-fn send(socket: &OwnedFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(32))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    assert!(fds.is_empty() || ancillary.push(SendAncillaryMessage::ScmRights(fds)));
-    let parts = [std::io::IoSlice::new(bytes)];
-    rustix::net::sendmsg(socket, &parts, &mut ancillary, SendFlags::NOSIGNAL).unwrap();
-}
-
-/// The next message; nothing when the other end has closed.
-fn receive(socket: &OwnedFd) -> Option<Value> {
-    let mut bytes = vec![0; 1 << 17];
-    let (n, _) = rustix::net::recv(socket, bytes.as_mut_slice(), rustix::net::RecvFlags::empty()).ok()?;
-    (n > 0).then(|| serde_json::from_slice(&bytes[..n]).unwrap())
 }
 
 #[test]

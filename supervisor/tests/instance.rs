@@ -11,6 +11,7 @@
 
 mod support;
 
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -49,6 +50,29 @@ fn pid(note: &Value, name: &str) -> i32 {
 fn names(scene: &Scene) -> Vec<String> {
     let list = json(&ask(scene, &["--json", "instance", "list"]));
     list["instances"].as_array().unwrap().iter().map(|note| note["name"].as_str().unwrap().to_owned()).collect()
+}
+
+/// What the kernel says of the filter of a shell in an instance that gets the user's terminal.
+fn seccomp_of_a_shell_at_a_terminal(scene: &Scene, name: &str) -> String {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let pty = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&pty).unwrap();
+    unlockpt(&pty).unwrap();
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
+    let terminal = rustix::fs::open(ptsname(&pty, Vec::new()).unwrap(), flags, rustix::fs::Mode::empty()).unwrap();
+    let mut pty = std::fs::File::from(pty);
+    // The terminal belongs to the session of who asks, in its foreground.
+    let mut command = Command::new("setsid");
+    command.args(["--ctty", "--wait", SUPERVISOR, "shell", &format!("instance://{name}")]);
+    command.env("COUNTERSIGN_INSTANCE_DIR", scene.path("instances"));
+    let again = || terminal.try_clone().unwrap();
+    let mut child = command.stdin(again()).stdout(again()).stderr(again()).spawn().unwrap();
+    drop((command, terminal));
+    pty.write_all(b"grep Seccomp: /proc/self/status | tr 'S\t' 's='; exit\n").unwrap();
+    let mut lines = BufReader::new(pty).lines().map_while(Result::ok);
+    let line = lines.find_map(|line| Some(line.split_once("seccomp:=")?.1.trim().to_owned()));
+    assert!(child.wait().unwrap().success());
+    line.unwrap()
 }
 
 /// From its start to its end; whatever runtime it is.
@@ -94,6 +118,10 @@ fn from_start_to_stop() {
     json(&start(&scene, "app.sif", builtin, "two", &["--env", "COLOUR=green"]));
     assert!(ask(&scene, &["exec", "instance://two", "sh", "-c", "echo $COLOUR > /tmp/left"]).status.success());
     assert_eq!(stdout(&ask(&scene, &["exec", "--env", "A=1", "instance://two", "cat", "/tmp/left"])), "green\n");
+    // In a session of its own: not the one of whoever asks, with his terminal.
+    let session = r#"set -- $(cat /proc/$$/stat); [ "$6" = $$ ] && echo own"#;
+    assert_eq!(stdout(&ask(&scene, &["exec", "instance://two", "sh", "-c", session])), "own\n");
+    assert_eq!(seccomp_of_a_shell_at_a_terminal(&scene, "two"), "2");
     failed(&ask(&scene, &["exec", "--nv", "instance://two", "true"]), 200, &["--nv"]);
     json(&ask(&scene, &["--json", "instance", "stop", "--all"]));
     for bad in ["../x", "", "a b", ".hidden"] {

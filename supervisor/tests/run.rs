@@ -88,6 +88,25 @@ fn the_workload_sees_its_image_and_little_else() {
 }
 
 #[test]
+fn values_of_variables_stand_on_no_command_line() {
+    let Some(scene) = Scene::new() else { return };
+    let file = scene.path("variables");
+    std::fs::write(&file, "PASSWORD=of the seventh\n").unwrap();
+    let options = ["--env-file", file.to_str().unwrap()];
+    let mut started = scene.started_with(&options, "echo ready; read -r _; echo $PASSWORD");
+    let family = support::processes::Family::of(started.pid());
+    assert!(family.0.len() > 3);
+    for process in &family.0 {
+        let line = std::fs::read(process.file("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        assert!(!line.contains("of the seventh"), "{line}");
+    }
+    started.say("go on");
+    let (code, out, err) = started.end();
+    assert_eq!((code, out.as_str()), (Some(0), "of the seventh\n"), "{err}");
+}
+
+#[test]
 fn a_runscript_and_a_shell() {
     let Some(scene) = Scene::new() else { return };
     let rootfs = scene.owner.path("rootfs");

@@ -46,6 +46,10 @@ impl Program {
         if self.demanded.contains(&RuntimeFlag::NetNone) {
             command.arg("--unshare-net");
         }
+        // Nobody moves himself out of the run's cgroup, or thaws it.
+        for place in crate::group::mount_points().map_err(start)? {
+            command.arg("--ro-bind").arg(&place).arg(&place);
+        }
         // For the agent, which gives them up; root needs the other one to make a user namespace with itself in it.
         command.args(["--cap-add", "CAP_SYS_ADMIN", "--cap-add", "CAP_SETPCAP"]);
         if root {
