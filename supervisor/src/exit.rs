@@ -9,7 +9,7 @@ pub const TABLE: &str = "\
 Exit codes (all others are the workload's own; a signal that ends a run gives 128 + its number):
   200 usage               201 configuration       202 image unreadable    203 image's signature
   204 image's bindings    205 not enrolled        206 TPM                 207 verifier unreachable
-  208 verifier refused    209 denied              210 not unsealed        211 program missing or too old
+  208 verifier refused    209 denied              210 not unsealed        211 program missing/old
   212 namespaces or FUSE  213 start failed        214 image was changed   215 escrow key
   216 protect or grant    217 ended by monitor    218 decryptor died      219 other";
 

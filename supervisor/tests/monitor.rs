@@ -429,7 +429,9 @@ fn a_full_disk_starts_nothing_and_ends_what_must_be_recorded() {
     let Some(disk) = Disk::on(&state) else { return println!("skipped: no mount") };
     let copied = Command::new("cp").arg("-a").arg(kept.join(".")).arg(&state).status().unwrap();
     assert!(copied.success());
-    let script = "echo ready; read x; cp /bin/busybox /tmp/sleep; /tmp/sleep 1000";
+    // One entry may find room in what the log has already; a page has none for all of these.
+    let script = "echo ready; read x; for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+        /bin/busybox mkdir /tmp/$i; cp /bin/busybox /tmp/$i/sleep; /tmp/$i/sleep 1000 & done; wait";
     let mut run = Watched::new(&scene, "disk", &policy(600, 300, "alert", &[]), script);
     disk.fill();
     run.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();

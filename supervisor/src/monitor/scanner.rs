@@ -24,8 +24,6 @@ const SHORTEST: Duration = Duration::from_secs(1);
 const SHARE: u32 = 400;
 /// How often to look for the workload's first process.
 const BIRTH: Duration = Duration::from_millis(2);
-/// How long to look for it: a run in which none is recognised goes on unwatched, and is ended.
-const UNBORN: Duration = Duration::from_secs(60);
 /// Findings that are remembered, so that each is told once; then they are forgotten, and told again.
 const REMEMBERED: usize = 4096;
 
@@ -89,13 +87,9 @@ struct Work {
 
 impl Work {
     fn go_on(&mut self) -> io::Result<()> {
-        let started = Instant::now();
         let mut baseline = loop {
             match Baseline::take(&self.group, self.nested) {
                 Ok(Some(baseline)) => break baseline,
-                Ok(None) if started.elapsed() > UNBORN => {
-                    return Err(io::Error::new(io::ErrorKind::TimedOut, "no process of the workload is recognised"));
-                }
                 Ok(None) => {}
                 // It has ended before it was looked at.
                 Err(_) if self.gone() => return Ok(()),

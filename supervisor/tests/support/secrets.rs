@@ -102,11 +102,12 @@ impl Secrets {
             return false;
         }
         let (mut at, end) = (u64::from_str_radix(start, 16).unwrap(), u64::from_str_radix(end, 16).unwrap());
-        let mut buffer = vec![0; 1 << 20];
+        let (mut buffer, nothing) = (vec![0; 1 << 16], vec![0; 1 << 16]);
         while at < end {
             let part = usize::try_from(end - at).unwrap().min(buffer.len());
             let Ok(n @ 1..) = memory.read_at(&mut buffer[..part], at) else { return false };
-            if self.within(&buffer[..n]) {
+            // Most of what is mapped was never written.
+            if buffer[..n] != nothing[..n] && self.within(&buffer[..n]) {
                 return true;
             }
             // Parts overlap by more than a needle's length.
