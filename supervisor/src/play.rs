@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::exit::{Failure, Stage};
 use crate::group::Group;
-use crate::monitor::{Act, Executions, Judge, Notice, Outbox, Reactor, Scanner, Seen};
+use crate::monitor::{Act, Executions, Inbox, Judge, Notice, Outbox, Reactor, Scanner, Seen};
 use crate::run::{Stop, died, ended_early};
 use crate::status::Status;
 use crate::watch::{Heard, Watch};
@@ -151,6 +151,7 @@ impl Play<'_> {
             }
             Some(stage::Report::Started(init)) => self.started(init)?,
             Some(stage::Report::Ended(code)) => {
+                self.last_findings();
                 return match (self.found(), self.reactor.violation()) {
                     (Some(found), _) => Err(found),
                     (None, Some(violation)) => Err(Stop::Violation(violation.clone())),
@@ -163,6 +164,20 @@ impl Play<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// What the workload did last is judged and recorded too, though there is nobody left to be stopped.
+    fn last_findings(&mut self) {
+        let Some(scanner) = self.scanner.take() else { return };
+        scanner.stop();
+        let mut over = false;
+        while !over {
+            over = scanner.has_ended();
+            while let Some(notice) = self.watch.monitor.as_ref().and_then(Inbox::take) {
+                let _ = self.reactor.hear(notice, self.status);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn started(&mut self, init: u32) -> Result<(), Stop> {

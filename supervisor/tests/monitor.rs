@@ -448,6 +448,20 @@ fn a_full_disk_starts_nothing_and_ends_what_must_be_recorded() {
 }
 
 #[test]
+fn the_last_thing_that_a_workload_does_is_seen() {
+    let Some(scene) = Scene::new() else { return };
+    let script = "echo ready; read x; cp /bin/busybox /tmp/true; exec /tmp/true";
+    let mut run = Watched::new(&scene, "last", &policy(600, 300, "stop", &[]), script);
+    if run.started["watched"] == "at intervals" {
+        return println!("skipped: executions are seen by root only");
+    }
+    run.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    let (code, words) = run.end();
+    assert_eq!(code, Some(217), "{words}");
+    assert_eq!(logged(&scene), ["process-not-in-image", "stop", "violation"]);
+}
+
+#[test]
 fn tracers_are_seen() {
     let Some(scene) = Scene::new() else { return };
     let script = "echo ready; exec sleep 1000";

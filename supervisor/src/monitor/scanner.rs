@@ -62,9 +62,20 @@ impl Scanner {
     }
 }
 
+impl Scanner {
+    /// Has it tell what was announced until now, and end; it may have to be listened to until it has.
+    pub(crate) fn stop(&self) {
+        let _ = rustix::io::write(&*self.stop, &1_u64.to_ne_bytes());
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+}
+
 impl Drop for Scanner {
     fn drop(&mut self) {
-        let _ = rustix::io::write(&*self.stop, &1_u64.to_ne_bytes());
+        self.stop();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -137,16 +148,13 @@ impl Work {
             Err(e) => return Err(e.into()),
         }
         let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-        if ready.first() == Some(&true) {
-            return Ok(true);
-        }
         let at = boot_time();
         if ready.get(1) == Some(&true)
             && let Some(found) = self.executions.as_ref().map(|executions| executions.take(now_ms()))
         {
             self.tell(found, at);
         }
-        Ok(false)
+        Ok(ready.first() == Some(&true))
     }
 
     fn tell(&mut self, found: Vec<Finding>, at: Duration) {
