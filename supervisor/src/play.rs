@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 use countersign_attest::events::Subscription;
 use countersign_attest::{Config, Host};
 use countersign_sif::SifError;
-use countersign_wire::finding::{Finding, Kind};
+use countersign_wire::finding::Kind;
 use countersign_wire::id::RunId;
 use countersign_wire::obligations::RuntimeFlag;
 use serde_json::json;
 
 use crate::exit::{Failure, Stage};
 use crate::group::Group;
-use crate::monitor::{Act, Executions, Judge, Notice, Outbox, Reactor, Scanner, now_ms};
+use crate::monitor::{Act, Executions, Inbox, Judge, Notice, Outbox, Reactor, Scanner, Seen};
 use crate::run::{Stop, died, ended_early};
 use crate::status::Status;
 use crate::watch::{Heard, Watch};
@@ -135,7 +135,7 @@ impl Play<'_> {
     fn changed(&mut self, block: u64, level: usize) -> Stop {
         let (what, place) =
             ("a block of the image is not what its owner signed", format!("block {block}, level {level}"));
-        let _ = self.reactor.saw(Finding::new(Kind::Integrity, what, &place, now_ms()), self.status);
+        let _ = self.reactor.saw(&Seen::now(Kind::Integrity, what, &place), self.status);
         Stop::Failed(SifError::Integrity { block, level }.into())
     }
 
@@ -155,6 +155,7 @@ impl Play<'_> {
             }
             Some(stage::Report::Started(init)) => self.started(init)?,
             Some(stage::Report::Ended(code)) => {
+                self.last_findings();
                 return match (self.found(), self.reactor.violation()) {
                     (Some(found), _) => Err(found),
                     (None, Some(violation)) => Err(Stop::Violation(violation.clone())),
@@ -167,6 +168,20 @@ impl Play<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// What the workload did last is judged and recorded too, though there is nobody left to be stopped.
+    fn last_findings(&mut self) {
+        let Some(scanner) = self.scanner.take() else { return };
+        scanner.stop();
+        let mut over = false;
+        while !over {
+            over = scanner.has_ended();
+            while let Some(notice) = self.watch.monitor.as_ref().and_then(Inbox::take) {
+                let _ = self.reactor.hear(notice, self.status);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn started(&mut self, init: u32) -> Result<(), Stop> {

@@ -5,9 +5,9 @@
 //! | `verified` | `workload`, `signer` |
 //! | `released` | `verdict`, `lease_s`, `runtime_flags` (that policy demands), `tpm_commands`, `ms`, `locked` (which memory is kept out of swap) |
 //! | `mounted` | - |
-//! | `started` | `run`, `init` (the container's first process) |
+//! | `started` | `run`, `init` (the container's first process), `group` (its cgroup, or why there is none), `watched` (what is seen of it) |
 //! | `events` | `connected`: the verifier's own word is heard, or not (`reason`) |
-//! | `finding` | `finding`, `severity`, `accepted` (by the image's policy), `reaction`, `reasons`, `ms` from the look to the reaction |
+//! | `finding` | `finding`, `severity`, `accepted` (by the image's policy), `reaction`, `reasons`, `ms` from the look to the reaction, by CLOCK_BOOTTIME |
 //! | `reaction` | `reaction` that no finding brought about, `reasons` |
 //! | `warning` | `text` |
 //! | `left-out` | `lines`: how many were not read in time, here |
@@ -214,7 +214,7 @@ mod tests {
         // Returns though nobody ever reads.
         drop(status);
         drop(reader);
-        let (reader, mut status) = super::tests::status();
+        let (reader, mut status) = tests::status();
         drop(reader);
         status.say("ended", json!({"code": 0}));
     }

@@ -287,11 +287,10 @@ fn a_user_runs_it_and_neither_he_nor_others_reach_into_it() {
     let out = as_user(ALICE, "sh").args(["-c", "echo > \"$1\"", "sh"]).arg(host.path("run/x")).output().unwrap();
     assert!(!out.status.success());
 
-    let namespace = stage.mount_namespace();
     signal(run.pid(), Signal::TERM);
     assert_eq!(run.end().0, Some(143));
     family.ended_but(" daemon ");
-    Family(Vec::new()).all_gone(&namespace);
+    Family(Vec::new()).all_gone();
     assert_eq!(host.scene.runs(), ["start", "exit 143"]);
 }
 
@@ -585,32 +584,29 @@ fn whoever_is_killed_nothing_is_left() {
     // The client: its run ends in order.
     let run = host.started(escapes);
     let family = host.family();
-    let namespace = family.find("stage-process").mount_namespace();
     signal(run.pid(), Signal::KILL);
     drop(run);
     family.ended_but(" daemon ");
-    Family(Vec::new()).all_gone(&namespace);
+    Family(Vec::new()).all_gone();
     host.daemon().says("has ended");
     assert_eq!(host.scene.runs(), ["start", "exit 143"]);
 
     // The session: so does its run, and the daemon goes on.
     let run = host.started(escapes);
     let family = host.family();
-    let namespace = family.find("stage-process").mount_namespace();
     family.find("session-process").kill();
     let (code, _, err) = run.end();
     assert_eq!(code, Some(207), "{err}");
     assert!(err.contains("the daemon has ended"), "{err}");
     family.ended_but(" daemon ");
-    Family(Vec::new()).all_gone(&namespace);
+    Family(Vec::new()).all_gone();
 
     // The daemon: everything. Another one takes its place, and ends what has a user of its range.
     let run = host.started(escapes);
     let family = host.family();
-    let namespace = family.find("stage-process").mount_namespace();
     family.0[0].kill();
     assert_eq!(run.end().0, Some(207));
-    family.all_gone(&namespace);
+    family.all_gone();
     let mut left = Command::new("sleep").arg("1000").uid(host.uids.1).gid(host.uids.1).spawn().unwrap();
     let (_, old) = (host.daemon.take(), host.socket().exists());
     assert!(old, "a killed daemon leaves its socket");

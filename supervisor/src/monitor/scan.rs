@@ -45,15 +45,19 @@ impl Baseline {
         let outer = init.namespace("mnt")?;
         let processes: Vec<Process> = group.processes()?.into_iter().filter_map(Process::of).collect();
         let others = processes.iter().filter(|process| **process != init);
-        let Some((first, mounts)) = others.copied().find_map(|process| {
+        let Some((first, mounts, image)) = others.copied().find_map(|process| {
             let (executable, mounts) = (process.executable().ok()?, process.mounts().ok()?);
-            let (mut own, image) = (mounts.iter(), mounts.iter().rev().find(|mount| mount.place == "/")?);
-            // A wrapper around a nested runtime has mounts of its own too, but no image at their root.
-            let container = !nested || image.kind.contains("fuse") || image.kind == "overlay";
-            let set_up = container
-                && own.any(|mount| mount.id == executable.mount)
-                && (process.namespace("mnt").ok()? != outer) == nested;
-            set_up.then_some((process, mounts))
+            let root = root(&mounts)?;
+            let through = mounts.iter().find(|mount| mount.id == executable.mount);
+            // A wrapper around a nested runtime has mounts of its own too, but no image at their root; nor has a container of Apptainer's
+            // `--underlay`, where the image's folders lie on a root in memory.
+            let at_root = !nested || root.kind.contains("fuse") || root.kind == "overlay";
+            let below = through.filter(|mount| mount.kind.contains("squashfuse"));
+            let image = if at_root { root } else { below? }.device.clone();
+            // A file in memory is on no mount; no runtime runs from one, so it is the workload already.
+            let inside = through.is_some() || executable.path.starts_with("/memfd:");
+            let set_up = inside && (process.namespace("mnt").ok()? != outer) == nested;
+            set_up.then_some((process, mounts, image))
         }) else {
             return Ok(None);
         };
@@ -71,12 +75,10 @@ impl Baseline {
         // A workload is quick: what it may have changed already is taken from the runtime's own process where both are in one container.
         let first = if nested { first } else { init };
         let mounts = if nested { mounts } else { init.mounts()? };
-        let image =
-            root(&mounts).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the container has no root"))?;
         let namespaces = NAMESPACES.into_iter().filter_map(|name| Some((name, first.namespace(name).ok()?))).collect();
         Ok(Some(Self {
             first,
-            image: image.to_owned(),
+            image,
             namespaces,
             capabilities: status.capabilities,
             runtime,

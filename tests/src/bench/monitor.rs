@@ -50,7 +50,7 @@ fn measure(bench: &mut Bench) -> anyhow::Result<Vec<Row>> {
 
     let mut frozen = Vec::new();
     for _ in 0..ROUNDS {
-        let mut run = Run::start(site, &image, "echo ready; read x; cp /bin/busybox /tmp/cp; exec /tmp/cp")?;
+        let mut run = Run::start(site, &image, "echo ready; read x; cp /bin/busybox /tmp/sleep; exec /tmp/sleep 1000")?;
         run.child.stdin.as_mut().context("no standard input")?.write_all(b"go\n")?;
         frozen.push(run.finding()?);
     }
