@@ -218,7 +218,10 @@ async fn bundle(
     Path(id): Path<String>,
 ) -> Result<Response, Error> {
     let host = peer.authenticated()?;
+    shared.rates.host(host)?;
     let id: VerdictId = id.parse().map_err(|_| Error::request("malformed", "not a verdict id", None))?;
+    // Evidence is as long here as where it came in.
+    let _turn = shared.appraisals.acquire().await.map_err(|e| Error::Internal(e.to_string()))?;
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], shared.service.bundle(&id, Some(&host)).await?)
         .into_response())
 }
