@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use countersign_attest::events::Subscription;
 use countersign_attest::{Config, Host};
 use countersign_sif::SifError;
-use countersign_wire::finding::{Finding, Kind};
+use countersign_wire::finding::Kind;
 use countersign_wire::id::RunId;
 use serde_json::json;
 
 use crate::exit::{Failure, Stage};
 use crate::group::Group;
-use crate::monitor::{Act, Executions, Judge, Notice, Outbox, Reactor, Scanner, now_ms};
+use crate::monitor::{Act, Executions, Judge, Notice, Outbox, Reactor, Scanner, Seen};
 use crate::run::{Stop, died, ended_early};
 use crate::status::Status;
 use crate::watch::{Heard, Watch};
@@ -131,7 +131,7 @@ impl Play<'_> {
     fn changed(&mut self, block: u64, level: usize) -> Stop {
         let (what, place) =
             ("a block of the image is not what its owner signed", format!("block {block}, level {level}"));
-        let _ = self.reactor.saw(Finding::new(Kind::Integrity, what, &place, now_ms()), self.status);
+        let _ = self.reactor.saw(&Seen::now(Kind::Integrity, what, &place), self.status);
         Stop::Failed(SifError::Integrity { block, level }.into())
     }
 

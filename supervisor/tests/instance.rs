@@ -55,7 +55,6 @@ fn names(scene: &Scene) -> Vec<String> {
 fn lives(scene: &Scene, image: &str, runtime: &Path) {
     let note = json(&start(scene, image, runtime, "web", &["--env", "COLOUR=green"]));
     let family = Family::of(pid(&note, "pid"));
-    let namespace = family.find("stage-process").mount_namespace();
     assert_eq!(names(scene), ["web"]);
     failed(&start(scene, image, runtime, "web", &[]), 200, &["runs already", "instance stop web"]);
 
@@ -79,7 +78,7 @@ fn lives(scene: &Scene, image: &str, runtime: &Path) {
     for process in &family.0 {
         process.gone();
     }
-    family.all_gone(&namespace);
+    family.all_gone();
     failed(&exec(&["true"]), 200, &["no instance web runs"]);
     failed(&ask(scene, &["instance", "stop", "web"]), 200, &["no instance web runs"]);
 }
@@ -149,19 +148,17 @@ fn one_that_was_killed_or_does_not_want_to_end() {
 
     let note = json(&start(&scene, "script.sif", builtin, "stubborn", &[]));
     let family = Family::of(pid(&note, "pid"));
-    let namespace = family.find("stage-process").mount_namespace();
     let stopped = json(&ask(&scene, &["--json", "instance", "stop", "-t", "0", "stubborn"]));
     assert_eq!(stopped["stopped"][0]["how"], "killed", "{stopped}");
-    family.all_gone(&namespace);
+    family.all_gone();
 
     let note = json(&start(&scene, "script.sif", builtin, "gone", &[]));
     let family = Family::of(pid(&note, "pid"));
-    let namespace = family.find("stage-process").mount_namespace();
     signal(pid(&note, "pid"), Signal::KILL);
     for process in &family.0 {
         process.gone();
     }
-    family.all_gone(&namespace);
+    family.all_gone();
     assert!(scene.path("instances/gone/instance.json").exists(), "nobody was left to remove it");
     assert_eq!(names(&scene), Vec::<String>::new());
     assert!(!scene.path("instances/gone/instance.json").exists());

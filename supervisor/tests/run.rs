@@ -206,10 +206,9 @@ fn signals_end_the_container_in_order() {
     std::io::BufRead::read_line(&mut run.stdout, &mut line).unwrap();
     assert_eq!(line, "not me\n");
     let family = support::processes::Family::of(run.pid());
-    let namespace = family.find("stage-process").mount_namespace();
     signal(run.pid(), Signal::TERM);
     assert_eq!(run.end().0, Some(129));
-    family.all_gone(&namespace);
+    family.all_gone();
     assert_eq!(scene.runs(), ["start", "exit 143", "start", "exit 7", "start", "signal 1"]);
 
     // Before anything has started: while the machine's lock is held by another.

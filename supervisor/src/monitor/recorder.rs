@@ -15,7 +15,7 @@ use countersign_wire::limits;
 use countersign_wire::runlog::Event;
 
 use super::inbox::Outbox;
-use super::{Notice, now_ms};
+use super::{Notice, Seen, now_ms};
 
 /// First wait after an attempt that failed; it doubles up to [`LONGEST`].
 const RETRY: Duration = Duration::from_secs(1);
@@ -146,7 +146,7 @@ impl Work {
             // Lost with the state folder, or changed by somebody.
             None => {
                 let what = "the run has no lease in the state folder";
-                self.outbox.send(Notice::Saw(Finding::new(Kind::LeaseExpired, what, "", now_ms())));
+                self.outbox.send(Notice::Saw(Seen::now(Kind::LeaseExpired, what, "")));
                 self.again();
             }
         }
@@ -168,7 +168,7 @@ impl Work {
                 }
                 let place = format!("verdict {}", denied.denial.id);
                 let what = "the verifier refused to renew the lease";
-                self.outbox.send(Notice::Saw(Finding::new(Kind::AttestationDenied, what, &place, now_ms())));
+                self.outbox.send(Notice::Saw(Seen::now(Kind::AttestationDenied, what, &place)));
                 denied.denial.words()
             }
             Err(e) => e.to_string(),

@@ -50,9 +50,9 @@ impl Baseline {
             let (mut own, image) = (mounts.iter(), mounts.iter().rev().find(|mount| mount.place == "/")?);
             // A wrapper around a nested runtime has mounts of its own too, but no image at their root.
             let container = !nested || image.kind.contains("fuse") || image.kind == "overlay";
-            let set_up = container
-                && own.any(|mount| mount.id == executable.mount)
-                && (process.namespace("mnt").ok()? != outer) == nested;
+            // A file in memory is on no mount; no runtime runs from one, so it is the workload already.
+            let inside = own.any(|mount| mount.id == executable.mount) || executable.path.starts_with("/memfd:");
+            let set_up = container && inside && (process.namespace("mnt").ok()? != outer) == nested;
             set_up.then_some((process, mounts))
         }) else {
             return Ok(None);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use countersign_attest::lease::boot_time;
 use countersign_wire::finding::{Finding, Kind, Text};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
@@ -14,7 +15,7 @@ use super::executions::Executions;
 use super::inbox::Outbox;
 use super::judge::Judge;
 use super::scan::Baseline;
-use super::{Notice, now_ms};
+use super::{Notice, Seen, now_ms};
 use crate::group::Group;
 
 /// Shortest time between two looks.
@@ -104,9 +105,9 @@ impl Work {
             self.executions = None;
         }
         loop {
-            let started = Instant::now();
+            let (started, at) = (Instant::now(), boot_time());
             match baseline.look(&self.group, now_ms()) {
-                Ok(found) => self.tell(found),
+                Ok(found) => self.tell(found, at),
                 Err(_) if self.gone() => return Ok(()),
                 Err(e) => return Err(e),
             }
@@ -139,15 +140,16 @@ impl Work {
         if ready.first() == Some(&true) {
             return Ok(true);
         }
+        let at = boot_time();
         if ready.get(1) == Some(&true)
             && let Some(found) = self.executions.as_ref().map(|executions| executions.take(now_ms()))
         {
-            self.tell(found);
+            self.tell(found, at);
         }
         Ok(false)
     }
 
-    fn tell(&mut self, found: Vec<Finding>) {
+    fn tell(&mut self, found: Vec<Finding>, at: Duration) {
         if self.told.len() > REMEMBERED {
             self.told.clear();
         }
@@ -157,7 +159,7 @@ impl Work {
             let place = if finding.kind == Kind::ProcessNotInImage { Text::default() } else { finding.place.clone() };
             let again = finding.pid.is_some() && !self.told.insert((finding.kind, place, finding.executable.clone()));
             if !again {
-                self.outbox.send(Notice::Saw(finding));
+                self.outbox.send(Notice::Saw(Seen { finding, at }));
             }
         }
     }
