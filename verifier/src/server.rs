@@ -312,14 +312,18 @@ pub async fn serve(service: Service, announce: impl FnOnce(&str)) -> Result<Opti
                     continue;
                 }
             },
-            () = signals.ended() => break None,
-            _ = signals.hangup.recv() => match read_anew(&present).await {
-                Ok(next) => break Some(next),
-                Err(e) => {
-                    tracing::error!(error = %e, "SIGHUP: the service goes on as it was");
-                    continue;
+            again = signals.received() => {
+                if !again {
+                    break None;
                 }
-            },
+                match read_anew(&present).await {
+                    Ok(next) => break Some(next),
+                    Err(e) => {
+                        tracing::error!(error = %e, "SIGHUP: the service goes on as it was");
+                        continue;
+                    }
+                }
+            }
         };
         let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { break None };
         let (tls, router, stopped) = (tls.clone(), router.clone(), stopped.clone());
@@ -406,10 +410,12 @@ impl Signals {
         })
     }
 
-    async fn ended(&mut self) {
+    /// Waits for one: whether everything is to be read anew, rather than to end.
+    async fn received(&mut self) -> bool {
         tokio::select! {
-            _ = self.term.recv() => (),
-            _ = self.interrupt.recv() => (),
+            _ = self.term.recv() => false,
+            _ = self.interrupt.recv() => false,
+            _ = self.hangup.recv() => true,
         }
     }
 }
