@@ -48,7 +48,7 @@ bench: build ## measure against floors and peers of the same run; writes target/
 fuzz: ## fuzz every parser, FUZZ_SECONDS (600) each; FUZZ_TARGETS="a b" for some
 	@scripts/fuzz.sh
 
-install: ## install into DESTDIR and PREFIX (/usr/local): programs, units, man pages, completions, example configurations
+install: ## install into DESTDIR and PREFIX (/usr/local): programs (of BIN_FROM, else the optimised ones), units, man pages, completions, example configurations
 	@scripts/install.sh $(or $(BIN_FROM),$(TARGET)/release)
 
 clean: ## remove what was built

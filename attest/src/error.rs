@@ -101,6 +101,9 @@ pub enum HostError {
     /// PCRs kept changing while they were quoted.
     #[error("PCRs changed during each of {0} quotes")]
     Moving(u32),
+    /// The run log has no room for another entry of this kind: starts and findings end before attestations do, and these before ends of runs.
+    #[error("the run log of this boot is full ({0} bytes)")]
+    RunLogFull(usize),
     /// A test ended the operation here.
     #[error("interrupted after {0:?}")]
     Interrupted(Step),
@@ -124,7 +127,7 @@ impl HostError {
         match self {
             Self::Interrupted(_) => Exit::Other,
             Self::Config { .. } => Exit::Config,
-            Self::State { .. } | Self::Corrupt(_) => Exit::State,
+            Self::State { .. } | Self::Corrupt(_) | Self::RunLogFull(_) => Exit::State,
             Self::NotEnrolled => Exit::NotEnrolled,
             Self::Token(_) => Exit::Token,
             Self::Tpm(TpmError::OtherTpm { .. }) => Exit::OtherTpm,
@@ -175,6 +178,7 @@ impl HostError {
             Self::Denied(denial) => denial.hint(),
             Self::Log { .. } => "check event_log, ima_log and systemd_log in the configuration".into(),
             Self::Moving(_) => "run the command again when the host is quieter".into(),
+            Self::RunLogFull(_) => "reboot the host: a new boot begins a new run log".into(),
             Self::Interrupted(_) => String::new(),
         }
     }

@@ -20,6 +20,11 @@ pub(crate) const RECEIPT: &str = "receipt";
 /// resetCount and restartCount at the last look, to notice a TPM Resume.
 const BOOT: &str = "boot";
 
+/// What an attestation leaves free in the run log, bytes: running workloads must still be able to end in it.
+const RESERVE: usize = limits::RUN_LOG / 64;
+/// What starts of runs and findings may fill of the run log, bytes: leases of what runs must be renewable behind them.
+const ADDED: usize = limits::RUN_LOG / 4 * 3;
+
 /// The logs of what extended PCRs before us, as far as they are configured and exist.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BootLogs {
@@ -127,17 +132,47 @@ impl Journal {
     /// [`HostError`].
     pub fn write(&mut self, state: &StateDir, event: Event) -> Result<Vec<Digest>, HostError> {
         let corrupt = |e: countersign_wire::runlog::BadRunLog| HostError::Corrupt(e.to_string());
+        let adds = matches!(event, Event::Start { .. } | Event::Finding { .. });
         let (line, digests) = self.log.next(self.pcr, &self.banks, event).map_err(corrupt)?;
         // A file that is too long to be read again would stop this host for good: not even a reboot would help.
-        let end = self.log.entries.last().map_or(0, |entry| entry.end);
-        if end.saturating_add(line.len()) > limits::RUN_LOG {
-            let full = format!("the run log is full ({} bytes); reboot to begin a new one", limits::RUN_LOG);
-            return Err(HostError::Corrupt(full));
+        let most = if adds { ADDED } else { limits::RUN_LOG };
+        if self.length().saturating_add(line.len()) > most {
+            return Err(HostError::RunLogFull(most));
         }
         state.append(FILE, &line)?;
         let bytes = state.read(FILE, limits::RUN_LOG)?.unwrap_or_default();
         self.log = RunLog::parse(&bytes).map_err(corrupt)?;
         Ok(digests)
+    }
+
+    fn length(&self) -> usize {
+        self.log.entries.last().map_or(0, |entry| entry.end)
+    }
+
+    /// Whether another receipt fits. To be asked before a challenge is: one that could not be extended would only be void.
+    ///
+    /// # Errors
+    /// [`HostError::RunLogFull`].
+    pub fn has_room(&self) -> Result<(), HostError> {
+        if self.length() > limits::RUN_LOG.saturating_sub(RESERVE) {
+            return Err(HostError::RunLogFull(limits::RUN_LOG.saturating_sub(RESERVE)));
+        }
+        Ok(())
+    }
+
+    /// How full the log is for attestations, percent.
+    ///
+    /// # Errors
+    /// [`HostError::State`].
+    pub fn filled(state: &StateDir) -> Result<u64, HostError> {
+        let path = state.path(FILE);
+        let length = match std::fs::metadata(&path) {
+            Ok(meta) => meta.len(),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
+            Err(source) => return Err(HostError::State { path, source }),
+        };
+        let room = u64::try_from(limits::RUN_LOG.saturating_sub(RESERVE)).unwrap_or(u64::MAX);
+        Ok(length.saturating_mul(100).checked_div(room).unwrap_or(100))
     }
 
     /// Runs that have started and not ended in this log, oldest first.
@@ -192,6 +227,9 @@ fn read_pcr(tpm: &mut Tpm, alg: HashAlg, pcr: u8) -> Result<Digest, HostError> {
 
 #[cfg(test)]
 mod tests {
+    use countersign_wire::finding::{Finding, Kind, Reaction};
+    use countersign_wire::id::WorkloadId;
+
     use super::*;
 
     #[test]
@@ -204,9 +242,49 @@ mod tests {
             journal.write(&state, entry()).unwrap();
         }
         let before = Journal::bytes(&state).unwrap();
-        let error = journal.write(&state, entry()).unwrap_err().to_string();
-        assert!(error.contains("full") && error.contains("reboot"), "{error}");
+        let error = journal.write(&state, entry()).unwrap_err();
+        assert!(matches!(error, HostError::RunLogFull(_)) && error.hint().contains("reboot"), "{error}");
         assert_eq!(Journal::bytes(&state).unwrap(), before);
         journal.write(&state, Event::Resume {}).unwrap();
+    }
+
+    #[test]
+    fn attestations_end_before_the_log_is_full_and_runs_can_still_end() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        assert_eq!(Journal::filled(&state).unwrap(), 0);
+        let mut journal = Journal { log: RunLog::empty(), pcr: 13, banks: vec![HashAlg::Sha256] };
+        let end = |length: usize| Event::End { run: RunId([1; 16]), status: "x".repeat(length) };
+        journal.write(&state, end((limits::RUN_LOG - RESERVE) / 2)).unwrap();
+        assert_eq!(Journal::filled(&state).unwrap(), 50);
+        journal.has_room().unwrap();
+        journal.write(&state, end((limits::RUN_LOG - RESERVE) / 2)).unwrap();
+        assert_eq!(Journal::filled(&state).unwrap(), 100);
+        assert!(matches!(journal.has_room(), Err(HostError::RunLogFull(_))));
+        for _ in 0..100 {
+            journal.write(&state, end(16)).unwrap();
+        }
+        assert!(RunLog::parse(&Journal::bytes(&state).unwrap()).is_ok());
+    }
+
+    #[test]
+    fn runs_and_findings_leave_room_for_attestations_and_ends() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let mut journal = Journal { log: RunLog::empty(), pcr: 13, banks: vec![HashAlg::Sha256] };
+        let run = RunId([1; 16]);
+        let start = || Event::Start { run, workload: WorkloadId([2; 32]), time_ms: 1 };
+        let finding = || Event::Finding { run, finding: Finding::new(Kind::Ptrace, "a", "b", 1) };
+        let end = |length: usize| Event::End { run, status: "x".repeat(length) };
+        journal.write(&state, end(ADDED - 4096)).unwrap();
+        journal.write(&state, start()).unwrap();
+        journal.write(&state, finding()).unwrap();
+        journal.write(&state, end(4096)).unwrap();
+        for more in [start(), finding()] {
+            assert!(matches!(journal.write(&state, more), Err(HostError::RunLogFull(ADDED))));
+        }
+        journal.has_room().unwrap();
+        journal.write(&state, Event::Reaction { run, reaction: Reaction::Kill, time_ms: 1 }).unwrap();
+        journal.write(&state, end(16)).unwrap();
     }
 }

@@ -24,6 +24,8 @@ const ENDING: [i32; 2] = [2, 15];
 const WAIT: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 /// Within which time a host attests that was asked to: all hosts are asked at once when a policy changes.
 const SPREAD: Duration = Duration::from_secs(5);
+/// How full the run log is when people are told, percent; again at each further one.
+const FILLING: u64 = 50;
 
 /// What happened, as one line of text or JSON.
 #[derive(Debug, Clone, Serialize)]
@@ -45,6 +47,9 @@ enum Line<'a> {
         error: String,
         hint: String,
         next_s: u64,
+    },
+    Filling {
+        percent: u64,
     },
     Connected,
     Lost {
@@ -68,6 +73,11 @@ impl Line<'_> {
                 format!("denied: verdict {verdict}: {}; next in {next_s} s", ids.join(", "))
             }
             Self::Failed { error, hint, next_s } => format!("failed: {error} (hint: {hint}); again in {next_s} s"),
+            Self::Filling { percent } => {
+                format!(
+                    "this boot's run log is {percent} % full: reboot this host; above 75 % no run starts, at 100 % nothing is attested"
+                )
+            }
             Self::Connected => "the verifier's events are heard".into(),
             Self::Lost { reason, next_s } => {
                 format!("the verifier's events are not heard: {reason}; again in {next_s} s")
@@ -97,6 +107,8 @@ struct Service {
     /// An outcome from before this does not count.
     since: Duration,
     wait: Duration,
+    /// How full the run log was when people were told last, percent.
+    filled: u64,
 }
 
 /// Serves until SIGTERM or SIGINT.
@@ -111,7 +123,7 @@ pub fn serve(host: Host, json: bool) -> Result<(), HostError> {
     let events = Subscription::start(&host)?;
     let notify = Notify::from_env();
     let now = boot_time();
-    let mut service = Service { host, json, notify, due: now, since: Duration::ZERO, wait: WAIT.0 };
+    let mut service = Service { host, json, notify, due: now, since: Duration::ZERO, wait: WAIT.0, filled: 0 };
     service.say(&Line::Started { host: id });
     service.notify.say("READY=1");
     loop {
@@ -132,6 +144,11 @@ pub fn serve(host: Host, json: bool) -> Result<(), HostError> {
     }
 }
 
+/// From when on an outcome is new enough for a host that attests at least once in `most`: a shared one that is as old is due itself.
+fn oldest(now: Duration, most: Duration) -> Duration {
+    now.checked_sub(most).map_or(Duration::ZERO, |before| before.saturating_add(Duration::from_millis(1)))
+}
+
 impl Service {
     /// True when a signal says that this is the end.
     fn wait_for(&self, signals: &OwnedFd, events: &Subscription, patience: Duration) -> std::io::Result<bool> {
@@ -145,7 +162,8 @@ impl Service {
     }
 
     fn attest(&mut self) -> Result<(), HostError> {
-        let outcome = self.host.renew_since(self.since);
+        let since = self.since.max(oldest(boot_time(), self.host.config().reattest_max));
+        let outcome = self.host.renew_since(since);
         let now = boot_time();
         match outcome {
             Ok(Renewal::Accepted(accepted)) => {
@@ -154,6 +172,11 @@ impl Service {
                 let bound = accepted.at.saturating_add(self.host.config().reattest_max);
                 self.due = accepted.next(&accepted.terms).min(bound).max(now);
                 self.say(&Line::Accepted { verdict: accepted.verdict, next_s: self.next_s() });
+                let percent = self.host.run_log_filled()?;
+                if percent >= FILLING && percent > self.filled {
+                    self.say(&Line::Filling { percent });
+                }
+                self.filled = percent;
             }
             Ok(Renewal::Denied(denied)) => {
                 self.again_later(now);
@@ -204,5 +227,20 @@ impl Service {
         self.notify.say(&format!("STATUS={}", out::printable(&line.words())));
         // A log that nobody reads any more is no reason to stop attesting.
         let _ = out::raw(format!("{text}\n").as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outcome_that_is_due_by_the_hosts_own_bound_is_not_shared_again() {
+        // As Service::attest makes it: the bound behind the last one, however long policy lets it be shared.
+        let (at, most) = (Duration::from_secs(1000), Duration::from_secs(60));
+        let due = at.saturating_add(most);
+        assert!(oldest(due, most) > at);
+        assert!(oldest(due - Duration::from_millis(2), most) < at, "others' is shared until then");
+        assert_eq!(oldest(Duration::from_secs(5), most), Duration::ZERO, "just booted");
     }
 }

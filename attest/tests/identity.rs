@@ -26,10 +26,9 @@ use support::stage::{Stage, VOLUME_KEY};
 const RUN: RunId = RunId([3; 16]);
 
 fn refused(result: Result<countersign_wire::enrol::Enrolled, HostError>) -> String {
-    match result.unwrap_err() {
-        HostError::Refused { problem, .. } => problem.id,
-        other => panic!("{other}"),
-    }
+    let error = result.unwrap_err();
+    let HostError::Refused { problem, .. } = error else { panic!("{error}") };
+    problem.id
 }
 
 #[test]
@@ -142,7 +141,14 @@ fn an_ek_without_certificate_needs_the_operators_list() {
     // Not an EK: neither an AK nor rubbish.
     assert!(allow(&countersign_tpm::ak::template().to_bytes()).is_err());
     assert!(allow(b"rubbish").is_err());
-    allow(&ek).unwrap();
+    // As attest writes it, as other TPM tools do, and as a plain public key: one EK.
+    let spki = Public::parse(&ek).unwrap().spki().unwrap();
+    assert!(allow(&spki[..spki.len() - 1]).is_err());
+    let sized = [&u16::try_from(ek.len()).unwrap().to_be_bytes()[..], &ek].concat();
+    for form in [&ek, &sized, &spki] {
+        allow(form).unwrap();
+        assert_eq!(stage.verifier.ask(Request::EkList {})["eks"].as_array().unwrap().len(), 1);
+    }
     let enrolled = host.enroll(&stage.verifier.token(None), "bare").unwrap();
     assert_eq!(enrolled.state, HostState::Active);
     host.attest().unwrap();

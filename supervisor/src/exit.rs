@@ -132,9 +132,11 @@ impl Failure {
 impl From<HostError> for Failure {
     fn from(error: HostError) -> Self {
         let stage = match &error {
-            HostError::Config { .. } | HostError::State { .. } | HostError::Corrupt(_) | HostError::Log { .. } => {
-                Stage::Configuration
-            }
+            HostError::Config { .. }
+            | HostError::State { .. }
+            | HostError::Corrupt(_)
+            | HostError::RunLogFull(_)
+            | HostError::Log { .. } => Stage::Configuration,
             HostError::NotEnrolled | HostError::Token(_) | HostError::NoCertificate => Stage::NotEnrolled,
             HostError::Tpm(_) | HostError::Moving(_) => Stage::Tpm,
             HostError::Unseal(_) => Stage::Unseal,

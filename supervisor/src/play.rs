@@ -9,6 +9,7 @@ use countersign_attest::{Config, Host};
 use countersign_sif::SifError;
 use countersign_wire::finding::{Finding, Kind};
 use countersign_wire::id::RunId;
+use countersign_wire::obligations::RuntimeFlag;
 use serde_json::json;
 
 use crate::exit::{Failure, Stage};
@@ -20,7 +21,7 @@ use crate::watch::{Heard, Watch};
 use crate::{decryptor, stage};
 
 /// How long the workload may take to end after a signal; then, or at a second signal, it is killed.
-const GRACE: Duration = Duration::from_secs(10);
+pub(crate) const GRACE: Duration = Duration::from_secs(10);
 /// SIGINT.
 const INTERRUPT: u8 = 2;
 /// SIGTERM.
@@ -39,6 +40,8 @@ pub(crate) struct Play<'a> {
     pub(crate) group: Arc<Group>,
     /// The runtime makes the container in namespaces of its own.
     pub(crate) nested: bool,
+    /// Flags that policy demands of the runtime.
+    pub(crate) demanded: Vec<RuntimeFlag>,
     pub(crate) judge: Arc<Judge>,
     pub(crate) config: Config,
     pub(crate) outbox: Outbox<Notice>,
@@ -51,7 +54,8 @@ impl Play<'_> {
     /// Plays it; the workload's exit code.
     pub(crate) fn play(&mut self, fuse: &OwnedFd) -> Result<u8, Stop> {
         self.watch.decryptor.send(&decryptor::Word::Serve, &[fuse.as_fd()]).map_err(|_| died())?;
-        self.watch.stage.send(&stage::Word::Serving, &[]).map_err(|_| ended_early())?;
+        let serving = stage::Word::Serving(self.demanded.clone());
+        self.watch.stage.send(&serving, &[]).map_err(|_| ended_early())?;
         loop {
             let grace = self.ending.map(|(_, asked)| GRACE.saturating_sub(asked.elapsed()));
             let patience = grace.into_iter().chain(self.reactor.patience()).min();
@@ -61,6 +65,10 @@ impl Play<'_> {
             }
             let due = self.reactor.tick(self.status);
             self.act(due)?;
+            // Whatever was heard: a workload that keeps us busy has no longer grace.
+            if let Some((number, _)) = self.ending.filter(|(_, asked)| asked.elapsed() >= GRACE) {
+                return Err(self.ended_by(number));
+            }
         }
     }
 
@@ -90,11 +98,7 @@ impl Play<'_> {
                 self.end_by(number)?;
             }
             Heard::Signal(number) => return Err(self.ended_by(number)),
-            Heard::Nothing => {
-                if let Some((number, _)) = self.ending.filter(|(_, asked)| asked.elapsed() >= GRACE) {
-                    return Err(self.ended_by(number));
-                }
-            }
+            Heard::Nothing => {}
         }
         Ok(None)
     }

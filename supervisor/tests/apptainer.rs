@@ -200,6 +200,39 @@ fn a_signal_does_what_it_does_to_plain_apptainer() {
 }
 
 #[test]
+fn flags_that_policy_demands() {
+    let Some(pair) = Pair::new() else { return };
+    let image = pair.scene.with_policy("strict", support::DEMANDS_ALL);
+    let runtime = pair.apptainer.display().to_string();
+    let run = |flags: &[&str], script: &str| {
+        let options = [&["--runtime", runtime.as_str()], flags].concat();
+        let mut command = pair.scene.command("exec", &options, &image, &["sh", "-c", script]);
+        command.env("FROM_OUTSIDE", "seen").current_dir(pair.scene.dir.path());
+        command.stdin(Stdio::null()).output().unwrap()
+    };
+    // No network, nothing of the host's files or environment, own processes.
+    let data = pair.scene.path("data");
+    std::fs::create_dir(&data).unwrap();
+    let script =
+        format!("{}; ls {} 2> /dev/null; echo \"$FROM_OUTSIDE.\"; echo $A", support::INTERFACES, data.display());
+    let out = run(&["--env", "A=1"], &script);
+    assert_eq!(stdout(&out), "lo\n.\n1\n", "{}", stderr(&out));
+    let bind = format!("{}:/data", data.display());
+    for (flags, words) in [
+        (&["--bind", bind.as_str()][..], "--bind="),
+        (&["--net", "--network", "bridge"][..], "--network=bridge is refused"),
+        (&["--nv"][..], "--nv is refused"),
+        (&["--no-privs=false"][..], "--no-privs=false is refused"),
+    ] {
+        failed(&run(flags, "true"), 200, &[words, "policy that released the key demands", "hint: leave the flag away"]);
+    }
+    let options = ["--runtime", runtime.as_str()];
+    let out = pair.scene.command("exec", &options, &image, &["true"]).env("APPTAINER_BIND", "/data").output().unwrap();
+    failed(&out, 200, &["APPTAINER_BIND is refused", "unset APPTAINER_BIND"]);
+    assert_eq!(pair.scene.runs(), ["start", "exit 0"], "nothing else was started");
+}
+
+#[test]
 fn a_runtime_that_is_missing_too_old_or_no_runtime() {
     let Some(scene) = Scene::new() else { return };
     let image = scene.owner.path("app.sif");

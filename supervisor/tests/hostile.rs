@@ -13,12 +13,13 @@ mod support;
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Read as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use support::processes::{Family, Process};
-use support::{SECRET, SUPERVISOR, Scene, failed, is_root, stderr, stdout};
+use support::{SECRET, SUPERVISOR, Scene, failed, is_root, receive, send, stderr, stdout};
 
 /// A workload that escapes from its shell: double fork, a session of its own.
 const ESCAPES: &str = "(setsid sleep 1001 &) ; (setsid sh -c 'sleep 1002; sleep 1003' &) ; echo ready; sleep 1000";
@@ -179,6 +180,44 @@ fn an_image_exchanged_between_check_and_use() {
     out.read_to_string(&mut rest).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
     assert!(rest.contains(SECRET) && !rest.contains("another"), "{rest}");
+}
+
+#[test]
+fn an_image_overwritten_between_check_and_use() {
+    let Some(scene) = Scene::new() else { return };
+    let image = scene.owner.path("app.sif");
+    std::fs::write(scene.owner.path("rootfs/secret.txt"), "another\n").unwrap();
+    let made = scene.owner.protect(&scene.owner.path("rootfs"), "other.sif", &[]);
+    assert!(made.status.success(), "{}", stderr(&made));
+    // Well signed and registered: asked for by itself, its key is released.
+    scene.owner.register(&scene.verifier, "other.sif");
+    let [checked, other] = ["app.sif", "other.sif"].map(|name| scene.owner.image(name).binding().workload);
+    let bytes = std::fs::read(scene.owner.path("other.sif")).unwrap();
+    // The decryptor of a run, told what a supervisor tells it; `checked` is what was admitted.
+    let told = |workload| {
+        let flags = rustix::net::SocketFlags::CLOEXEC;
+        let kind = rustix::net::SocketType::SEQPACKET;
+        let (ours, theirs) = rustix::net::socketpair(rustix::net::AddressFamily::UNIX, kind, flags, None).unwrap();
+        let mut child = Command::new(SUPERVISOR).arg("decryptor-process").stdin(Stdio::from(theirs)).spawn().unwrap();
+        let file = File::open(&image).unwrap();
+        // In place, behind the descriptor that was checked.
+        std::fs::write(&image, &bytes).unwrap();
+        let signer = std::fs::read_to_string(scene.owner.path("owner.pub.pem")).unwrap();
+        let order = serde_json::json!({
+            "config": scene.path("attest.toml"), "tpm": null, "state_dir": null, "signers": [signer],
+            "run": countersign_wire::id::RunId([7; 16]), "workload": workload, "user": null,
+        });
+        send(&ours, order.to_string().as_bytes(), &[file.as_fd()]);
+        let report = receive(&ours).unwrap();
+        drop(ours);
+        (report, child.wait().unwrap().code())
+    };
+    let (report, code) = told(checked);
+    assert_eq!((report["Failed"]["stage"].as_str(), code), (Some("binding"), Some(204)), "{report}");
+    assert!(report["Failed"]["error"].as_str().unwrap().contains(&checked.to_string()), "{report}");
+    assert_eq!(scene.runs(), Vec::<String>::new());
+    let (report, _) = told(other);
+    assert!(report["Released"]["verdict"].is_string(), "{report}");
 }
 
 /// Whether any of the needles is in a process's memory. Parts that cannot be read (device mappings) are skipped.

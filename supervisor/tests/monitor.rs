@@ -141,7 +141,7 @@ fn logged(scene: &Scene) -> Vec<String> {
         Event::Finding { finding, .. } => Some(finding.kind.to_string()),
         Event::Reaction { reaction, .. } => Some(reaction.to_string()),
         Event::End { status, .. } => Some(status.split(':').next().unwrap().to_owned()),
-        _ => None,
+        Event::Receipt { .. } | Event::Start { .. } | Event::Resume { .. } | Event::Other { .. } => None,
     };
     log.entries.iter().filter_map(|entry| say(&entry.event)).collect()
 }

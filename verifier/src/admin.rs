@@ -71,7 +71,7 @@ pub enum Request {
     },
     /// Lists the EK of a TPM without a certificate.
     EkAllow {
-        /// TPMT_PUBLIC (base64).
+        /// TPMT_PUBLIC, TPM2B_PUBLIC or SubjectPublicKeyInfo in DER (base64).
         ek: String,
         /// Label.
         name: String,

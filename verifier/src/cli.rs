@@ -178,7 +178,7 @@ enum EkRoot {
 enum Ek {
     /// Trust one EK: only when you know that it is that host's, for it can be any key
     Allow {
-        /// What `attest ek -o` or `attest show -o` wrote on the host
+        /// What `attest ek -o` or `attest show -o` wrote on the host; or the public key, PEM or as TPM tools write it
         file: PathBuf,
         /// A name for people (default: the file's)
         #[arg(long)]
@@ -518,7 +518,7 @@ fn request(command: &Command) -> Result<Option<Request>, Failure> {
         Command::Ek(Ek::Allow { file, name, development }) => {
             let bytes = read(file)?;
             let card = artefact::from_file::<countersign_wire::enrol::HostCard>(&bytes);
-            let ek = card.map_or(bytes, |card| card.ek_public);
+            let ek = card.map_or_else(|_| crate::tls::public_key(bytes), |card| card.ek_public);
             let stem = || file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             let name = name.clone().unwrap_or_else(stem);
             Request::EkAllow { ek: STANDARD.encode(ek), name, development: *development }

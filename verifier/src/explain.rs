@@ -14,6 +14,8 @@ pub use bundle::explain_bundle;
 pub use countersign_wire::explanation::{EventWords, Explanation, FileWords, Finding, Nearest, Since};
 pub(crate) use nearest::explain_wants;
 
+use std::collections::BTreeSet;
+
 use countersign_policy::input::Reference;
 use countersign_wire::record::Record;
 use serde::Deserialize;
@@ -124,14 +126,20 @@ pub(crate) fn explain(material: &Material) -> Result<Explanation, String> {
         let events = boot.events();
         let search = nearest::Search::new(&reference, &events);
         let mut named = Vec::new();
+        let mut replaced = BTreeSet::new();
         for finding in &mut findings {
             let Some(event) = finding.subject.as_deref().and_then(nearest::event_index) else { continue };
             let Some(event) = events.iter().find(|known| known.index == event) else { continue };
             named.push(event.index);
+            replaced.insert(format!("PCR {}", event.pcr));
             if named.len() <= SHOWN {
                 search.explain(event, finding);
             }
         }
+        // Where another thing was measured, the accepted one is missing: that is the same fact, and the event says more of it.
+        findings.retain(|finding| {
+            finding.id != "pcr-complete" || finding.subject.as_ref().is_none_or(|pcr| !replaced.contains(pcr))
+        });
         if !vouched && !named.is_empty() {
             notes.push("the log does not lead to the quoted PCRs: what it says of an event proves nothing".to_owned());
         }
@@ -232,7 +240,8 @@ fn shorten(findings: Vec<Finding>) -> Vec<Finding> {
             None => kinds.push(vec![finding]),
         }
     }
-    kinds.sort_by_key(Vec::len);
+    // What is missing says less than what is there.
+    kinds.sort_by_key(|kind| (kind.len(), kind.first().is_some_and(|first| first.id == "pcr-complete")));
     for kind in &mut kinds {
         // Those that say most first, then in the order of the log.
         kind.sort_by_key(|found| (found.nearest.is_none(), found.event.as_ref().map(|event| event.index)));

@@ -7,7 +7,7 @@ use countersign_wire::id::HostId;
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType, SubjectPublicKeyInfo};
 use rustls::RootCertStore;
 use rustls::server::{ServerConfig, WebPkiClientVerifier};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, SubjectPublicKeyInfoDer};
 
 use crate::error::Error;
 use crate::keys::Keys;
@@ -98,4 +98,29 @@ pub fn pem_certificates(file: &[u8]) -> Vec<Vec<u8>> {
         return vec![file.to_vec()];
     }
     CertificateDer::pem_slice_iter(file).filter_map(Result::ok).map(|der| der.to_vec()).collect()
+}
+
+/// The public key in a PEM file (SubjectPublicKeyInfo, DER); any other file as it is.
+#[must_use]
+pub fn public_key(file: Vec<u8>) -> Vec<u8> {
+    use rustls_pki_types::pem::PemObject as _;
+    SubjectPublicKeyInfoDer::from_pem_slice(&file).map_or(file, |der| der.to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+
+    use super::public_key;
+
+    #[test]
+    fn a_public_key_in_pem_is_read_and_other_files_stay() {
+        let der = vec![0x30, 3, 2, 1, 5];
+        let pem = format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", STANDARD.encode(&der));
+        assert_eq!(public_key(pem.clone().into_bytes()), der);
+        for other in [der, b"\0\x01 rubbish".to_vec(), pem.replace("PUBLIC", "PRIVATE").into_bytes()] {
+            assert_eq!(public_key(other.clone()), other);
+        }
+    }
 }

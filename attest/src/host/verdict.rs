@@ -46,6 +46,7 @@ impl Operation<'_> {
         let keys = self.host.keys()?;
         let ek = self.ek(&keys)?;
         let mut journal = self.journal(keys.card.run_pcr)?;
+        journal.has_room()?;
         let challenge = self.challenge(&client, &keys, Purpose::Attest, None)?;
         let evidence = self.quoted(&keys, ek, &challenge, None)?;
         let asked = boot_time();
@@ -101,6 +102,7 @@ impl Operation<'_> {
         let keys = self.host.keys()?;
         let ek = self.ek(&keys)?;
         let mut journal = self.journal(keys.card.run_pcr)?;
+        journal.has_room()?;
         let challenge = self.challenge(&client, &keys, Purpose::Release, Some(workload))?;
         self.expect_sealed(&client, &keys, &challenge, &workload)?;
         let (commands, busy) = (self.tpm.commands(), self.tpm.busy());

@@ -9,6 +9,7 @@ use x509_cert::certificate::{CertificateInner, Raw};
 use x509_cert::der::Decode as _;
 use x509_cert::der::asn1::ObjectIdentifier;
 use x509_cert::ext::pkix::{BasicConstraints, KeyUsage as KeyUsageExtension};
+use x509_cert::spki::SubjectPublicKeyInfoOwned;
 
 use crate::alg::HashAlg;
 use crate::codec::{Malformed, Reader};
@@ -166,7 +167,21 @@ pub fn certified_key(der: &[u8]) -> Result<CertifiedKey, EkCertError> {
 }
 
 fn key_of(certificate: &CertificateInner<Raw>) -> Result<CertifiedKey, EkCertError> {
-    let spki = certificate.tbs_certificate().subject_public_key_info();
+    key_in(certificate.tbs_certificate().subject_public_key_info())
+}
+
+/// The public area that a TPM has whose EK is this SubjectPublicKeyInfo (DER): the template for its kind of key with the numbers in it.
+///
+/// # Errors
+/// [`EkCertError::TooLarge`], [`EkCertError::Parse`]; [`EkCertError::Key`] for a key that no accepted template has.
+pub fn from_spki(der: &[u8]) -> Result<Public, EkCertError> {
+    bounded("bytes of a key", der.len(), limits::CERTIFICATE)?;
+    let spki = SubjectPublicKeyInfoOwned::from_der(der).map_err(|e| EkCertError::Parse(e.to_string()))?;
+    let key = key_in(&spki)?;
+    Template::rebuild(&key).map(|(_, public)| public).ok_or_else(|| EkCertError::Key(kind(&key)))
+}
+
+fn key_in(spki: &SubjectPublicKeyInfoOwned) -> Result<CertifiedKey, EkCertError> {
     let bits = spki.subject_public_key.as_bytes().ok_or_else(|| EkCertError::Key("unused bits".into()))?;
     let algorithm = spki.algorithm.oid;
     if algorithm == RSA_ENCRYPTION || algorithm == RSAES_OAEP {

@@ -8,7 +8,7 @@ use countersign_attest::lease::boot_time;
 use countersign_policy::verdict::OnViolation;
 use countersign_wire::event::HostEvent;
 use countersign_wire::finding::{Finding, Kind, Reaction};
-use countersign_wire::terms::Terms;
+use countersign_wire::obligations::Obligations;
 use serde_json::json;
 
 use super::recorder::Record;
@@ -39,7 +39,7 @@ pub(crate) struct Reactor {
     judge: Arc<Judge>,
     recorder: Recorder,
     webhook: Option<Webhook>,
-    terms: Terms,
+    terms: Obligations,
     /// End of the lease, CLOCK_BOOTTIME.
     lease: Option<Duration>,
     /// Until when a frozen container is kept.
@@ -50,7 +50,7 @@ pub(crate) struct Reactor {
 
 impl Reactor {
     pub(crate) fn new(group: Arc<Group>, judge: Arc<Judge>, recorder: Recorder, webhook: Option<Webhook>) -> Self {
-        let (terms, lease, frozen, violation) = (Terms::default(), None, None, None);
+        let (terms, lease, frozen, violation) = (Obligations::default(), None, None, None);
         Self { group, judge, recorder, webhook, terms, lease, frozen, violation }
     }
 
@@ -169,6 +169,7 @@ impl Reactor {
             (true, _) => OnViolation::Alert,
             (false, _) => asked,
         };
+        let (was_frozen, was_ending) = (self.is_frozen(), self.violation.is_some());
         // First what must not wait.
         let hold = judgement.freeze_hold_s.or(self.terms.freeze_hold_s).unwrap_or(HOLD_S);
         let (done, act) = match reaction {
@@ -187,7 +188,13 @@ impl Reactor {
         if act == Act::Kill {
             let _ = self.group.kill();
         }
-        self.tell(&finding, done, judgement.accepted, &judgement.reasons, status);
+        let changes = match done {
+            Reaction::Alert | Reaction::Thaw => false,
+            Reaction::Freeze => !was_frozen,
+            Reaction::Stop => !was_ending,
+            Reaction::Kill => true,
+        };
+        self.tell(&finding, (done, changes), (judgement.accepted, &judgement.reasons), status);
         if act != Act::GoOn {
             let words = judgement.reasons.iter().map(|reason| format!("  {reason}\n")).collect();
             let hint = "the run log and the verifier have the finding; the image's policy says what is done about it";
@@ -218,7 +225,13 @@ impl Reactor {
         self.done(Reaction::Thaw, &format!("the verifier's operator: {reason}"), status);
     }
 
-    fn tell(&self, finding: &Finding, done: Reaction, accepted: bool, reasons: &[String], status: &mut Status) {
+    fn tell(
+        &mut self,
+        finding: &Finding,
+        (done, changes): (Reaction, bool),
+        (accepted, reasons): (bool, &[String]),
+        status: &mut Status,
+    ) {
         let severity = finding.kind.severity();
         // From when it was looked for to when it was acted on.
         let ms = now_ms().saturating_sub(finding.time_ms);
@@ -227,11 +240,10 @@ impl Reactor {
         if !accepted {
             out::warn(&format!("{finding}: {done}"));
         }
-        self.recorder.send(Record::Finding(finding.clone()));
-        self.recorder.send(Record::Reaction(done));
+        let recorded = self.recorder.found(finding, done, changes);
         // What the verifier itself said, or cannot hear, needs no report; the end of a run brings its own.
         let known = matches!(finding.kind, Kind::AttestationDenied | Kind::LeaseExpired | Kind::Revoked);
-        if !known && matches!(done, Reaction::Alert | Reaction::Freeze) {
+        if recorded && !known && matches!(done, Reaction::Alert | Reaction::Freeze) {
             self.recorder.send(Record::Report);
         }
         if let Some(webhook) = &self.webhook {

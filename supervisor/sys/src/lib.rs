@@ -1,15 +1,19 @@
 //! The few system calls that need unsafe code. Everything else in the workspace forbids it.
 
+mod peer;
 mod signals;
+mod user;
 
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
 use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
 
+pub use peer::{peer, peer_groups, peer_process};
 pub use signals::signals;
+pub use user::become_user;
 
 /// Moves this process, which must have one thread, into a new user and mount namespace in which it is root; mounts made here are seen nowhere else.
 ///
@@ -89,6 +93,34 @@ pub fn start_in_foreground(command: &mut Command) -> &mut Command {
     unsafe { command.pre_exec(child) }
 }
 
+/// Has the command's process start in a session of its own, without a terminal.
+pub fn start_in_new_session(command: &mut Command) -> &mut Command {
+    let child = || rustix::process::setsid().map(|_| ()).map_err(io::Error::from);
+    // SAFETY: between fork and exec `child` makes one system call; it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(child) }
+}
+
+/// Has the command's process start under a seccomp filter: an array of `struct sock_filter`, as its bytes. This process must have given up
+/// gaining privileges (PR_SET_NO_NEW_PRIVS), else the command is not started.
+pub fn filter_calls<'a>(command: &'a mut Command, filter: &[u8]) -> &'a mut Command {
+    let instruction = |bytes: &[u8]| {
+        let &[code, more, jt, jf, a, b, c, d] = bytes else { return None };
+        Some(libc::sock_filter { code: u16::from_ne_bytes([code, more]), jt, jf, k: u32::from_ne_bytes([a, b, c, d]) })
+    };
+    let instructions: Vec<libc::sock_filter> = filter.chunks(8).filter_map(instruction).collect();
+    let child = move || {
+        let len = u16::try_from(instructions.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let program = libc::sock_fprog { len, filter: instructions.as_ptr().cast_mut() };
+        // SAFETY: the kernel copies the `len` instructions at `filter`, which live as long as this closure, and writes none.
+        let result = unsafe {
+            libc::prctl(libc::PR_SET_SECCOMP, libc::c_ulong::from(libc::SECCOMP_MODE_FILTER), &raw const program)
+        };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    };
+    // SAFETY: between fork and exec `child` makes one system call; it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(child) }
+}
+
 /// Has the command's process enter a cgroup before it executes anything. `procs` is that cgroup's `cgroup.procs`, opened for writing by
 /// whoever may move processes there: the kernel goes by who opened it (Linux 5.16).
 pub fn join_cgroup(command: &mut Command, procs: OwnedFd) -> &mut Command {
@@ -97,14 +129,15 @@ pub fn join_cgroup(command: &mut Command, procs: OwnedFd) -> &mut Command {
     unsafe { command.pre_exec(child) }
 }
 
-/// Puts another file in the place of standard input.
+/// Makes a descriptor this process's standard input, in place of what that was.
 ///
 /// # Errors
 /// The system call fails.
-pub fn replace_stdin(file: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: dup2 closes what was open under 0 and makes it another name of `file`: standard input is nobody's property in this workspace, each
+pub fn set_standard_input(fd: impl AsFd) -> io::Result<()> {
+    // SAFETY: dup2 closes what was open under 0 and makes it another name of `fd`: standard input is nobody's property in this workspace, each
     // use of it asks for the number.
-    if unsafe { libc::dup2(file.as_raw_fd(), 0) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    let result = unsafe { libc::dup2(fd.as_fd().as_raw_fd(), 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Marks all descriptors from 3 on close-on-exec: programs that this process starts get the standard ones and what they are given.
@@ -158,7 +191,6 @@ fn heap(maps: &str) -> Option<(usize, usize)> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use std::io::{Read as _, Write as _};
-    use std::os::fd::AsRawFd as _;
     use std::process::{Command, Stdio};
 
     use super::*;

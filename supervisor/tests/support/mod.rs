@@ -5,6 +5,8 @@ pub(crate) mod processes;
 
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -25,6 +27,7 @@ use countersign_verifier::{config, keys, server};
 use countersign_wire::runlog::{Event, RunLog};
 use openssl::pkey::PKey;
 use openssl::rsa::Rsa;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -32,6 +35,20 @@ pub(crate) const BOOT: &[u8] = include_bytes!("../../../fixtures/sb-ms-shim-grub
 pub(crate) const IMA: &[u8] = include_bytes!("../../../fixtures/sb-ms-shim-grub212/ima_binary");
 pub(crate) const SECRET: &str = "the seventh secret\n";
 pub(crate) const SUPERVISOR: &str = env!("CARGO_BIN_EXE_supervisor");
+
+/// A workload policy that demands every flag of the runtime.
+pub(crate) const DEMANDS_ALL: &str = r#"package countersign.workload
+
+default verdict := {
+	"allow": true,
+	"reasons": [],
+	"obligations": {"runtime_flags": ["net-none", "pid", "containall", "no-privs"]},
+}
+"#;
+
+/// A shell's command that names the network interfaces.
+pub(crate) const INTERFACES: &str =
+    "while read name rest; do case $name in *:*) echo ${name%%:*};; esac; done < /proc/net/dev";
 
 /// Whether containers can be started here; says aloud why not.
 pub(crate) fn can_run() -> bool {
@@ -211,7 +228,7 @@ impl Owner {
         assert!(out.status.success(), "{}", stderr(&out));
     }
 
-    fn image(&self, name: &str) -> Image {
+    pub(crate) fn image(&self, name: &str) -> Image {
         let signer = SignerKey::from_pem(&std::fs::read(self.path("owner.pub.pem")).unwrap()).unwrap();
         Image::open(&self.path(name), &[signer]).unwrap()
     }
@@ -383,7 +400,7 @@ pub(crate) struct Started {
 }
 
 impl Started {
-    fn new(mut command: Command) -> Self {
+    pub(crate) fn new(mut command: Command) -> Self {
         let mut child = command.spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
@@ -427,6 +444,22 @@ pub(crate) fn stdout(out: &Output) -> String {
 
 pub(crate) fn stderr(out: &Output) -> String {
     String::from_utf8_lossy(&out.stderr).into_owned()
+}
+
+/// Sends a message of one of the supervisor's processes, with descriptors.
+pub(crate) fn send(socket: &OwnedFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(32))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    assert!(fds.is_empty() || ancillary.push(SendAncillaryMessage::ScmRights(fds)));
+    let parts = [std::io::IoSlice::new(bytes)];
+    rustix::net::sendmsg(socket, &parts, &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+}
+
+/// The next message; nothing when the other end has closed.
+pub(crate) fn receive(socket: &OwnedFd) -> Option<Value> {
+    let mut bytes = vec![0; 1 << 17];
+    let (n, _) = rustix::net::recv(socket, bytes.as_mut_slice(), rustix::net::RecvFlags::empty()).ok()?;
+    (n > 0).then(|| serde_json::from_slice(&bytes[..n]).unwrap())
 }
 
 /// Exit code and words of a failure.

@@ -147,14 +147,19 @@ impl Service {
         Ok(Some(Trusted { nv_index: 0, public: shown.clone(), checked, record }))
     }
 
-    /// Lists an EK that has no certificate.
+    /// Lists an EK that has no certificate: TPMT_PUBLIC, TPM2B_PUBLIC, or SubjectPublicKeyInfo in DER.
     ///
     /// # Errors
     /// [`Error::Request`]: it is no EK of an accepted template.
     pub(crate) async fn allow_ek(&self, ek: &[u8], name: &str, development: bool, actor: &str) -> Result<Value, Error> {
         let refuse =
             |title: String| Error::request("ek", title, Some("attest ek -o EK.pub on the host, or attest show -o"));
-        let public = Public::parse(ek).map_err(|e| refuse(format!("EK: {e}")))?;
+        // A DER SEQUENCE; no TPM algorithm or size of an EK begins so.
+        let public = if ek.starts_with(&[0x30]) {
+            ekcert::from_spki(ek).map_err(|e| refuse(format!("EK: {e}")))?
+        } else {
+            Public::parse_file(ek).map_err(|e| refuse(format!("EK: {e}")))?
+        };
         if Template::of(&public).is_none() {
             return Err(refuse("not an EK by one of the templates RSA-2048, P-256 and P-384".into()));
         }
