@@ -311,9 +311,10 @@ mod tests {
         let (host, run, gone) = (HostId([1; 32]), RunId([4; 16]), RunId([5; 16]));
         let start = |run| Event::Start { run, workload: WorkloadId([6; 32]), time_ms: 7 };
         let finding = || Event::Finding { run, finding: Finding::new(Kind::Ptrace, "traced", "", 7).of(9, "/bin/x") };
-        let log = |events: Vec<Event>| RunLog {
-            entries: events.into_iter().map(|event| Entry { event, digests: Vec::new(), end: 0 }).collect(),
-            ..RunLog::empty()
+        let log = |events: Vec<Event>| {
+            let mut log = RunLog::empty();
+            log.entries = events.into_iter().map(|event| Entry { event, digests: Vec::new(), end: 0 }).collect();
+            log
         };
         replay(&mut transaction, &host, 1, &log(vec![start(gone)])).await.unwrap();
         // Another boot: what ran is lost.
