@@ -126,12 +126,15 @@ fn state(path: &Path, e: &dyn std::fmt::Display) -> Error {
     Error::State { path: path.display().to_string(), reason: e.to_string() }
 }
 
+/// rowid, time, verdict id, document, record.
+type StoredVerdict = (i64, i64, Vec<u8>, Vec<u8>, Vec<u8>);
+
 /// The next verdicts behind a cursor, by row, with their entries; empty at the end. Of long records fewer: each may have tens of megabytes of logs.
 pub(super) async fn read(service: &Service, cursor: Cursor, masks: &[String]) -> Result<Vec<(i64, Vec<Value>)>, Error> {
     let mut after = cursor.after(service).await?;
     let (mut made, mut bytes) = (Vec::new(), 0_usize);
     while made.len() < BATCH && bytes < BATCH_BYTES {
-        let next: Option<(i64, i64, Vec<u8>, Vec<u8>, Vec<u8>)> = sqlx::query_as(
+        let next: Option<StoredVerdict> = sqlx::query_as(
             "SELECT rowid, time_ms, id, document, record FROM verdicts WHERE rowid > ? ORDER BY rowid LIMIT 1",
         )
         .bind(after)

@@ -328,11 +328,12 @@ mod tests {
             sqlx::query_scalar("SELECT status FROM runs ORDER BY run").fetch_all(&mut *transaction).await.unwrap();
         assert_eq!(lost, [Some(LOST.to_owned()), Some(LOST.to_owned())]);
         replay(&mut transaction, &host, 5, &log(longer)).await.unwrap();
-        let rows: Vec<(Vec<u8>, i64, i64, Option<String>, Option<i64>)> =
-            sqlx::query_as("SELECT run, life, findings, status, ended_ms FROM runs ORDER BY run")
-                .fetch_all(&mut *transaction)
-                .await
-                .unwrap();
+        // Run, life, findings, status, end.
+        type Row = (Vec<u8>, i64, i64, Option<String>, Option<i64>);
+        let rows: Vec<Row> = sqlx::query_as("SELECT run, life, findings, status, ended_ms FROM runs ORDER BY run")
+            .fetch_all(&mut *transaction)
+            .await
+            .unwrap();
         assert_eq!(rows[0], (run.0.to_vec(), 5, 2, None, None));
         assert_eq!((&rows[1].0, rows[1].1, rows[1].3.as_deref()), (&gone.0.to_vec(), 1, Some(LOST)));
         let entries: Vec<(i64, i64)> = sqlx::query_as("SELECT life, recnum FROM run_entries ORDER BY recnum")
