@@ -24,6 +24,9 @@ const SHORTEST: Duration = Duration::from_secs(1);
 const SHARE: u32 = 400;
 /// How often to look for the workload's first process.
 const BIRTH: Duration = Duration::from_millis(2);
+/// How long it may take until there is something to look at: with the built-in runtime the run is ended then, whatever hides its first process; a
+/// runtime may keep a container in which nothing runs, so with another one it is said.
+const SET_UP: Duration = Duration::from_secs(30);
 /// Findings that are remembered, so that each is told once; then they are forgotten, and told again.
 const REMEMBERED: usize = 4096;
 
@@ -98,6 +101,8 @@ struct Work {
 
 impl Work {
     fn go_on(&mut self) -> io::Result<()> {
+        let begun = boot_time();
+        let mut said = false;
         let mut baseline = loop {
             match Baseline::take(&self.group, self.nested) {
                 Ok(Some(baseline)) => break baseline,
@@ -105,6 +110,13 @@ impl Work {
                 // It has ended before it was looked at.
                 Err(_) if self.gone() => return Ok(()),
                 Err(e) => return Err(e),
+            }
+            if !said && boot_time().saturating_sub(begun) > SET_UP {
+                if !self.nested && !self.gone() {
+                    return Err(io::Error::other("its first process shows itself to nobody"));
+                }
+                said = true;
+                self.outbox.send(Notice::Warning("nothing in the container can be watched yet".into()));
             }
             if self.wait(BIRTH)? {
                 return Ok(());
