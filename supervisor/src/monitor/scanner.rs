@@ -14,6 +14,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use super::executions::Executions;
 use super::inbox::Outbox;
 use super::judge::Judge;
+use super::process::Process;
 use super::scan::Baseline;
 use super::{Notice, Seen, now_ms};
 use crate::group::Group;
@@ -144,8 +145,9 @@ impl Work {
         }
     }
 
+    /// Whether the run's first process has ended, or is about to: then it has no namespaces to show any more, and is still there for a moment.
     fn gone(&self) -> bool {
-        self.group.init().is_some_and(|init| super::process::Process::of(init).is_none())
+        self.group.init().is_some_and(|init| Process::of(init).is_none_or(Process::is_ending))
     }
 
     /// Waits, and tells what the kernel announces meanwhile; true when it is over.

@@ -169,10 +169,10 @@ impl Store {
             }
             Ok(())
         });
-        indexed.map_err(|e| match e {
-            SifError::Io(e) => bad(format!("the archive ends or breaks behind {count} members: {e}")),
-            other => other,
-        })?;
+        if let Err(SifError::Io(e)) = indexed {
+            return Err(bad(format!("the archive ends or breaks behind {count} members: {e}")));
+        }
+        indexed?;
         if !files.contains_key(b"oci-layout".as_slice()) {
             return Err(bad(
                 "the archive holds no oci-layout; skopeo copy docker-archive:IN oci-archive:OUT makes one",
