@@ -21,7 +21,7 @@ pub(crate) const RECEIPT: &str = "receipt";
 const BOOT: &str = "boot";
 
 /// What an attestation leaves free in the run log, bytes: running workloads must still be able to end in it.
-const RESERVE: usize = limits::RUN_LOG / 64;
+const RESERVE: usize = 256 * 1024;
 
 /// The logs of what extended PCRs before us, as far as they are configured and exist.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -136,8 +136,7 @@ impl Journal {
             return Err(HostError::RunLogFull(limits::RUN_LOG));
         }
         state.append(FILE, &line)?;
-        let bytes = state.read(FILE, limits::RUN_LOG)?.unwrap_or_default();
-        self.log = RunLog::parse(&bytes).map_err(corrupt)?;
+        self.log.push(&line).map_err(corrupt)?;
         Ok(digests)
     }
 
