@@ -342,8 +342,8 @@ fn a_copy_that_catches_up_by_resets_is_found() {
     let mut copy = stage.sim.clone_to(stage.path("copy")).unwrap();
     let folder = stage.path("host-copy");
     std::fs::create_dir(&folder).unwrap();
-    for entry in std::fs::read_dir(stage.path("host")).unwrap() {
-        let entry = entry.unwrap();
+    let entries = std::fs::read_dir(stage.path("host")).unwrap().map(Result::unwrap);
+    for entry in entries.filter(|entry| entry.file_type().unwrap().is_file()) {
         std::fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
     }
     copy.start().unwrap();
@@ -372,8 +372,8 @@ fn a_copy_of_a_tpm_and_its_folder_is_found() {
     copy.start().unwrap();
     let folder = stage.path("host-copy");
     std::fs::create_dir(&folder).unwrap();
-    for entry in std::fs::read_dir(stage.path("host")).unwrap() {
-        let entry = entry.unwrap();
+    let entries = std::fs::read_dir(stage.path("host")).unwrap().map(Result::unwrap);
+    for entry in entries.filter(|entry| entry.file_type().unwrap().is_file()) {
         std::fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
     }
     let mut config = stage.config();

@@ -433,10 +433,11 @@ fn a_part_of_a_run_log_goes_on_from_what_was_proved() {
 
 #[test]
 fn a_whole_run_log_that_does_not_go_on_is_another_machines() {
-    let case = next(Case::attest().logged(&[1, 2]).named(2));
+    let machine = Case::attest();
+    let case = next(machine.clone().logged(&[1, 2]).named(2));
     accepted(&case.judge());
     for logged in [&[][..], &[1], &[1, 3], &[1, 3, 2]] {
-        let mut copy = Case::attest().logged(logged).named(2);
+        let mut copy = machine.clone().logged(logged).named(2);
         copy.context.host = case.context.host.clone();
         copy.clock = case.clock;
         suspended(&copy.judge(), "receipts", "receipts");
