@@ -4,7 +4,9 @@ set -eu
 cd "$(dirname "$0")/.."
 corpus=${1:-tests/fuzz/corpus}
 for target in tests/fuzz/fuzz_targets/*.rs; do
-	mkdir -p "$corpus/$(basename "$target" .rs)"
+	name=$(basename "$target" .rs)
+	mkdir -p "$corpus/$name"
+	cp "tests/fuzz/regressions/$name"/* "$corpus/$name/"
 done
 
 for folder in fixtures/*/; do

@@ -38,7 +38,7 @@ for page in "$scratch"/man/*.1; do
     install -D -m 0644 "$page" "$root$share/man/man1/$(basename "$page")"
 done
 
-for unit in "$here"/packaging/systemd/*.service; do
+for unit in "$here"/packaging/systemd/*.service "$here"/packaging/systemd/*.socket; do
     sed "s|@BINDIR@|$bin|" "$unit" > "$scratch/unit"
     install -D -m 0644 "$scratch/unit" "$root$units/$(basename "$unit")"
 done
@@ -48,6 +48,8 @@ for config in attest verifier; do
     "$from/$config" config > "$scratch/$config.toml"
     install -D -m 0644 "$scratch/$config.toml" "$root$share/doc/countersign/$config.toml.example"
 done
+"$from/supervisor" daemon --example > "$scratch/supervisor.toml"
+install -D -m 0644 "$scratch/supervisor.toml" "$root$share/doc/countersign/supervisor.toml.example"
 # The host's programs read this one; it holds no secret. The verifier's lies in its state folder (verifier init).
 if [ ! -e "$root$sysconf/countersign/attest.toml" ]; then
     install -D -m 0644 "$scratch/attest.toml" "$root$sysconf/countersign/attest.toml"

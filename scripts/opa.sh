@@ -4,21 +4,24 @@
 #   scripts/opa.sh path    prints the program's path when it was built before; status 1 otherwise
 #   scripts/opa.sh build   builds it if it is not there, and prints its path
 #
-# It lies in the cache folder, keyed by this script's hash. For tests only: Debian's version is older than 1.21.3, which production needs.
+# It lies in the cache folder, keyed by the hash of what builds it below. For tests only: Debian's version is older than 1.21.3, which production needs.
 set -euo pipefail
-key=$(sha256sum "$0" | cut -c1-16)
+key=$(sed -n '/^mirror=/,$p' "$0" | sha256sum | cut -c1-16)
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/countersign/opa/$key"
 opa="$cache/opa"
 
 case "${1:-}" in
-path) [ -x "$opa" ] && echo "$opa" ;;
+path)
+	[ -x "$opa" ] || exit 1
+	echo "$opa"
+	exit
+	;;
 build) ;;
 *)
 	echo "usage: scripts/opa.sh path|build" >&2
 	exit 2
 	;;
 esac
-[ "$1" = build ] || exit $?
 
 mkdir -p "$cache"
 exec 9>"$cache/lock"

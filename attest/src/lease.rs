@@ -14,7 +14,7 @@ use countersign_tpm::alg::HashAlg;
 use countersign_tpm::kdf::hmac;
 use countersign_wire::id::{RunId, VerdictId, WorkloadId};
 use countersign_wire::limits;
-use countersign_wire::terms::Terms;
+use countersign_wire::obligations::Obligations;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
@@ -68,7 +68,7 @@ pub struct Accepted {
     #[serde(with = "millis")]
     pub at: Duration,
     /// What the host policy asks for. A run's own terms are at least as strict.
-    pub terms: Terms,
+    pub terms: Obligations,
 }
 
 /// An attestation that was refused.
@@ -91,13 +91,13 @@ pub struct Lease {
     /// When to renew it, CLOCK_BOOTTIME: policy's interval, with jitter.
     pub next: Duration,
     /// What policy asks for.
-    pub terms: Terms,
+    pub terms: Obligations,
 }
 
 impl Accepted {
     /// From when on a run with these terms has no lease any more, CLOCK_BOOTTIME.
     #[must_use]
-    pub fn until(&self, terms: &Terms) -> Duration {
+    pub fn until(&self, terms: &Obligations) -> Duration {
         let lease_s = self.terms.lease_s().min(terms.lease_s());
         self.at.saturating_add(Duration::from_secs(lease_s.into()))
     }
@@ -105,14 +105,14 @@ impl Accepted {
     /// When whoever keeps these terms should renew, CLOCK_BOOTTIME: in the last fifth of the interval, chosen at random, so that neither the
     /// programs of a host nor the hosts of a verifier ask in step.
     #[must_use]
-    pub fn next(&self, terms: &Terms) -> Duration {
+    pub fn next(&self, terms: &Obligations) -> Duration {
         let interval = Duration::from_secs(self.terms.interval_s().min(terms.interval_s()).into());
         self.at.saturating_add(interval.saturating_sub(part_of(interval.mul_f64(0.2))))
     }
 
     /// The lease of a run with these terms.
     #[must_use]
-    pub fn lease(&self, terms: &Terms) -> Lease {
+    pub fn lease(&self, terms: &Obligations) -> Lease {
         let terms = self.terms.stricter(terms);
         Lease { verdict: self.verdict, until: self.until(&terms), next: self.next(&terms), terms }
     }
@@ -163,7 +163,7 @@ impl Leases {
         state.write(FILE, format!("{}\n{text}\n", hex::encode(mac(&key, text.as_bytes())?)).as_bytes())
     }
 
-    fn until(&self, terms: &Terms) -> Duration {
+    fn until(&self, terms: &Obligations) -> Duration {
         self.accepted.as_ref().map_or(Duration::ZERO, |accepted| accepted.until(terms))
     }
 
@@ -207,7 +207,7 @@ impl Leases {
     fn interval(&self) -> Duration {
         let host = self.accepted.as_ref().map(|accepted| &accepted.terms);
         let all = host.into_iter().chain(self.runs.values().map(|run| &run.released.terms));
-        let shortest = all.map(Terms::interval_s).min().unwrap_or_else(|| Terms::default().interval_s());
+        let shortest = all.map(Obligations::interval_s).min().unwrap_or_else(|| Obligations::default().interval_s());
         Duration::from_secs(shortest.into())
     }
 

@@ -3,10 +3,11 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketFlags, SocketType,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -14,11 +15,17 @@ use serde::de::DeserializeOwned;
 /// Longest message.
 const MAX: usize = 128 * 1024;
 /// Most descriptors in a message.
-const FDS: usize = 4;
+pub(crate) const FDS: usize = 5;
 
 /// One end.
 #[derive(Debug)]
 pub(crate) struct Channel(OwnedFd);
+
+impl From<OwnedFd> for Channel {
+    fn from(socket: OwnedFd) -> Self {
+        Self(socket)
+    }
+}
 
 impl Channel {
     /// Both ends of a new one.
@@ -36,6 +43,16 @@ impl Channel {
     /// The system call fails.
     pub(crate) fn from_stdin() -> io::Result<Self> {
         Ok(Self(io::stdin().as_fd().try_clone_to_owned()?))
+    }
+
+    /// A new one to whoever listens at a path.
+    ///
+    /// # Errors
+    /// Nobody does, or it is not to be reached.
+    pub(crate) fn connect(path: &Path) -> io::Result<Self> {
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+        Ok(Self(socket))
     }
 
     /// To be handed to a child as its standard input.
@@ -79,7 +96,7 @@ impl Channel {
     /// Receives a message and its descriptors; `None` when the other end is gone.
     ///
     /// # Errors
-    /// A message that is not the one expected.
+    /// A message that is not the one expected, is too long, or has too many descriptors.
     pub(crate) fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
         let mut bytes = vec![0; MAX];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS))];
@@ -92,6 +109,10 @@ impl Channel {
                 other => break other?,
             }
         };
+        if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+            let what = format!("a message of more than {MAX} bytes or {FDS} descriptors");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
         if received.bytes == 0 {
             return Ok(None);
         }

@@ -1,12 +1,13 @@
 //! The `supervisor` command line.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use countersign_sif::escrow::{Escrow, EscrowKey};
 use serde_json::Value;
 
+use crate::daemon::{self, EXAMPLE, HostPlace};
 use crate::doctor::{self, Finding, Outcome};
 use crate::exit::{Failure, Stage, TABLE};
 use crate::grant::{self, grant};
@@ -28,6 +29,10 @@ Examples:
   supervisor exec --signer owner.pub.pem --nv -B /data --pwd /data app.sif train.py
   supervisor instance start --signer owner.pub.pem app.sif web
   supervisor doctor";
+
+const DAEMON: &str = "\
+Users then run images with `supervisor run IMAGE`; docs/operations.md says how to set a host with several users up.
+SIGHUP (systemctl reload) reads the rules again; SIGTERM ends the runs, then the daemon.";
 
 /// Protects container images, and runs them on hosts that TPM and policy accept.
 #[derive(Debug, Parser)]
@@ -102,6 +107,27 @@ enum Command {
     /// Runs that stay: start, list, stop, use of machine
     #[command(subcommand)]
     Instance(InstanceCommand),
+    /// Serve the users of this host, who get no access to its TPM: started by systemd, as root
+    #[command(after_help = DAEMON)]
+    Daemon {
+        #[command(flatten)]
+        host: HostArgs,
+        /// Who may run what (default: /etc/countersign/supervisor.toml)
+        #[arg(long, value_name = "FILE")]
+        rules: Option<PathBuf>,
+        /// Where to listen (default: as the rules' file says, or systemd)
+        #[arg(long, value_name = "PATH")]
+        socket: Option<PathBuf>,
+        /// Print every key of the rules' file with its default, and end
+        #[arg(long)]
+        example: bool,
+    },
+    /// Show what runs under this host's daemon: your own runs, or everybody's to root
+    Ps {
+        /// The daemon's socket (default: as /etc/countersign/supervisor.toml says)
+        #[arg(long, value_name = "SOCKET", env = "COUNTERSIGN_DAEMON")]
+        daemon: Option<PathBuf>,
+    },
     /// Check whether this host can run protected images, and say what to do where it cannot
     Doctor(HostArgs),
     /// Print shell completions
@@ -122,6 +148,8 @@ enum Command {
     NamespaceProcess,
     #[command(hide = true)]
     InstanceProcess,
+    #[command(hide = true)]
+    SessionProcess,
     #[command(hide = true)]
     RuntimeProcess {
         #[arg(long)]
@@ -382,9 +410,19 @@ struct HostArgs {
 
 #[derive(Debug, Args)]
 struct RunArgs {
-    /// The owner's public key (PEM); several may be given
-    #[arg(long, required = true, value_name = "FILE", env = "COUNTERSIGN_SIGNER")]
+    /// The owner's public key (PEM); several may be given. The daemon's rules may know it already
+    #[arg(long, value_name = "FILE", env = "COUNTERSIGN_SIGNER")]
     signer: Vec<PathBuf>,
+    /// Have this host's daemon run it (default: where the TPM is out of your reach and the daemon is there)
+    #[arg(
+        long,
+        value_name = "SOCKET",
+        env = "COUNTERSIGN_DAEMON",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = ""
+    )]
+    daemon: Option<PathBuf>,
     #[command(flatten)]
     host: HostArgs,
     /// The container runtime: auto (what is installed, else the built-in one), builtin, apptainer, singularity, or a path
@@ -412,20 +450,26 @@ pub fn main() -> u8 {
         Err(e) => return out::usage(&e),
     };
     let flags = split.flags;
-    let start = |given, task, flags| out::finish(run(&plan(given, task, flags)), cli.json);
     match cli.command {
         Command::DecryptorProcess => crate::decryptor::main(),
         Command::StageProcess => crate::stage::main(),
         Command::NamespaceProcess => doctor::namespace_process(),
         Command::InstanceProcess => instance::main(),
+        Command::SessionProcess => daemon::session(),
         Command::RuntimeProcess { terminal, instance, program } => {
             runtime::agent(terminal, instance.as_deref(), &program)
         }
         Command::Instance(command) => out::finish(on_instances(command, flags, cli.json), cli.json),
+        Command::Daemon { example: true, .. } => out::finish(out::raw(EXAMPLE.as_bytes()).map(|()| 0), cli.json),
+        Command::Daemon { host, rules, socket, .. } => {
+            let host = HostPlace { config: host.config, tpm: host.tpm, state_dir: host.state_dir };
+            out::finish(daemon::serve(daemon::Options { settings: rules, socket, host }), cli.json)
+        }
+        Command::Ps { daemon } => out::finish(ps(daemon.as_deref(), cli.json), cli.json),
         Command::Doctor(given) => out::finish(examine(given, cli.json), cli.json),
-        Command::Run { run: given, arguments } => start(given, Task::Run(arguments), flags),
-        Command::Exec { run: given, command } => start(given, Task::Exec(command), flags),
-        Command::Shell { run: given, arguments } => start(given, Task::Shell(arguments), flags),
+        Command::Run { run: given, arguments } => out::finish(start(given, Task::Run(arguments), flags), cli.json),
+        Command::Exec { run: given, command } => out::finish(start(given, Task::Exec(command), flags), cli.json),
+        Command::Shell { run: given, arguments } => out::finish(start(given, Task::Shell(arguments), flags), cli.json),
         command @ (Command::Protect(_)
         | Command::Register(_)
         | Command::Grant(_)
@@ -444,7 +488,12 @@ fn on_instances(command: InstanceCommand, flags: Vec<Given>, json: bool) -> Resu
                 let hint = "the command returns when the instance runs; supervisor instance list --json";
                 return Err(Failure::new(Stage::Usage, "--status-fd is for runs that do not stay", hint));
             }
+            if run.daemon.is_some() {
+                let hint = "run it as root, without --daemon: instances belong to who started them";
+                return Err(Failure::new(Stage::Usage, "the daemon keeps no instances", hint));
+            }
             let plan = plan(run, Task::Run(Vec::new()), flags);
+            signed(&plan)?;
             instance::start(place.instance_dir.as_deref(), &name, arguments, plan)?
         }
         InstanceCommand::List { place } => instance::list(place.instance_dir.as_deref())?,
@@ -494,6 +543,32 @@ fn examine(given: HostArgs, json: bool) -> Result<u8, Failure> {
     Ok(if problems { Stage::Other.code() } else { 0 })
 }
 
+fn ps(socket: Option<&Path>, json: bool) -> Result<u8, Failure> {
+    let list = daemon::list(socket)?;
+    out::print(json, &list, || daemon::table(&list))?;
+    Ok(0)
+}
+
+/// Runs it, or has the daemon do so.
+fn start(given: RunArgs, task: Task, flags: Vec<Given>) -> Result<u8, Failure> {
+    let socket = given.daemon.clone();
+    let plan = plan(given, task, flags);
+    if let Some(socket) = daemon::wanted(socket.as_deref(), &plan)? {
+        return daemon::run(&socket, &plan);
+    }
+    signed(&plan)?;
+    run(&plan)
+}
+
+/// Without the daemon, whose rules may know signers, somebody has to be trusted.
+fn signed(plan: &Plan) -> Result<(), Failure> {
+    if plan.signers.is_empty() {
+        let hint = "--signer FILE: the owner's public key, which `supervisor inspect IMAGE` names";
+        return Err(Failure::new(Stage::Usage, "no signer is trusted", hint));
+    }
+    Ok(())
+}
+
 fn plan(given: RunArgs, task: Task, flags: Vec<Given>) -> Plan {
     Plan {
         image: given.image,
@@ -506,6 +581,7 @@ fn plan(given: RunArgs, task: Task, flags: Vec<Given>) -> Plan {
         state_dir: given.host.state_dir,
         bundle: given.bundle,
         status_fd: given.status_fd,
+        caller: None,
     }
 }
 
@@ -595,6 +671,9 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
         | Command::StageProcess
         | Command::NamespaceProcess
         | Command::InstanceProcess
+        | Command::SessionProcess
+        | Command::Daemon { .. }
+        | Command::Ps { .. }
         | Command::RuntimeProcess { .. }
         | Command::Instance(_)
         | Command::Doctor(_) => Ok(()),

@@ -15,6 +15,7 @@ use countersign_wire::id::{RunId, VerdictId};
 use serde::{Deserialize, Serialize};
 
 use crate::channel::Channel;
+use crate::confine;
 use crate::exit::{Failure, Stage};
 use crate::served::{self, Gate, THREADS};
 
@@ -29,6 +30,8 @@ pub(crate) struct Order {
     pub(crate) state_dir: Option<PathBuf>,
     pub(crate) signers: Vec<String>,
     pub(crate) run: RunId,
+    /// Becomes this user once the key is there (under the daemon, which is root).
+    pub(crate) user: Option<u32>,
 }
 
 /// What the supervisor tells it once the key is there.
@@ -122,12 +125,19 @@ fn lock_memory() -> String {
 fn serve(channel: &Channel) -> Result<(), Failure> {
     harden()?;
     let Some((order, mut fds)) = channel.receive::<Order>().map_err(other)? else { return Ok(()) };
+    if order.user.is_some() {
+        confine::begin().map_err(other)?;
+    }
     let image = fds.pop().ok_or_else(|| other("no image was handed over"))?;
     let trusted: Result<Vec<SignerKey>, SifError> =
         order.signers.iter().map(|pem| SignerKey::from_pem(pem.as_bytes())).collect();
     // The same descriptor that the supervisor checked, checked again here: this process trusts nobody with its key.
     let image = Image::from_file(File::from(image), &trusted?, false)?;
+    let user = order.user;
     let (view, released) = release(&image, order)?;
+    if let Some(user) = user {
+        confine::finish(user).map_err(other)?;
+    }
     channel.send(&Report::Released(released), &[]).map_err(other)?;
 
     let Some((Word::Serve, mut fds)) = channel.receive::<Word>().map_err(other)? else { return Ok(()) };

@@ -117,7 +117,7 @@ fn supervise(channel: &Channel) -> Result<u8, Failure> {
     // Away from the terminal and its signals; the lock stays with this process.
     rustix::process::setsid().map_err(other)?;
     let nothing = std::fs::File::open("/dev/null").map_err(other)?;
-    countersign_sys::replace_stdin(nothing.as_fd()).map_err(other)?;
+    countersign_sys::set_standard_input(&nothing).map_err(other)?;
     let instance = Instances::open(Some(&instances))?.named(&name)?;
     let (noted, told, image) = (instance.clone(), channel.try_clone().map_err(other)?, plan.image.clone());
     let runtime = plan.runtime.clone();

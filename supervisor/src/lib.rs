@@ -5,6 +5,8 @@
 
 mod channel;
 pub mod cli;
+mod confine;
+mod daemon;
 mod decryptor;
 pub mod doctor;
 pub mod exit;

@@ -19,7 +19,7 @@ mod webhook;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use countersign_wire::finding::Finding;
-use countersign_wire::terms::Terms;
+use countersign_wire::obligations::Obligations;
 
 pub(crate) use executions::Executions;
 pub(crate) use inbox::{Inbox, Outbox, channel};
@@ -39,7 +39,7 @@ pub(crate) enum Notice {
         /// Its end, CLOCK_BOOTTIME.
         until: Duration,
         /// What policy asks for.
-        terms: Terms,
+        terms: Obligations,
     },
     /// Something that policy asks for cannot be recorded.
     Unrecorded(String),

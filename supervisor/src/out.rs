@@ -62,6 +62,11 @@ pub fn warn(text: &str) {
     let _ = writeln!(anstream::stderr().lock(), "{HINT}warning:{HINT:#} {text}");
 }
 
+/// A line of a service's log, on standard error.
+pub fn note(text: &str) {
+    let _ = writeln!(anstream::stderr().lock(), "{text}");
+}
+
 /// Prints a failure, if it is one, and returns the exit code.
 #[must_use]
 pub fn finish(result: Result<u8, Failure>, json: bool) -> u8 {

@@ -20,7 +20,7 @@ use crate::watch::{Heard, Watch};
 use crate::{decryptor, stage};
 
 /// How long the workload may take to end after a signal; then, or at a second signal, it is killed.
-const GRACE: Duration = Duration::from_secs(10);
+pub(crate) const GRACE: Duration = Duration::from_secs(10);
 /// SIGINT.
 const INTERRUPT: u8 = 2;
 /// SIGTERM.

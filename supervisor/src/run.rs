@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::channel::Channel;
+use crate::daemon::Caller;
 use crate::exit::{Failure, Stage};
 use crate::group::Group;
 use crate::monitor::{self, Executions, Judge, Reactor, Recorder, Webhook, now_ms};
@@ -30,6 +31,9 @@ use crate::status::Status;
 use crate::watch::{Heard, Watch};
 use crate::{decryptor, out, stage};
 
+/// Roles of this program's helpers.
+const DECRYPTOR: &str = "decryptor-process";
+const STAGE: &str = "stage-process";
 /// How long the stage may take to unmount.
 const LEAVE: Duration = Duration::from_secs(2);
 
@@ -56,6 +60,9 @@ pub struct Plan {
     pub bundle: Option<PathBuf>,
     /// Descriptor to write JSON lines about the stages to.
     pub status_fd: Option<u32>,
+    /// On whose behalf, under the daemon: image, signers and standard streams are the caller's.
+    #[serde(skip)]
+    pub(crate) caller: Option<Arc<Caller>>,
 }
 
 /// Why a run ended without the workload's own exit code.
@@ -148,10 +155,17 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
             return Err(Failure::new(Stage::Usage, what, "--bundle takes a file in a folder that exists").into());
         }
     }
-    let keys: Result<Vec<(SignerKey, String)>, Failure> = plan.signers.iter().map(|path| signer(path)).collect();
+    let caller = plan.caller.as_deref();
+    let keys: Result<Vec<(SignerKey, String)>, Failure> = match caller {
+        Some(caller) => caller.signers(),
+        None => plan.signers.iter().map(|path| signer(path)).collect(),
+    };
     let (trusted, signers): (Vec<SignerKey>, Vec<String>) = keys?.into_iter().unzip();
-    // Before anybody is asked for anything: one descriptor, opened here, is checked and used throughout.
-    let image = Image::open(&plan.image, &trusted).map_err(|e| of_image(&plan.image, e))?;
+    // Before anybody is asked for anything: one descriptor, opened here or by the caller, is checked and used throughout.
+    let image = match caller {
+        Some(caller) => caller.image(&trusted)?,
+        None => Image::open(&plan.image, &trusted).map_err(|e| of_image(&plan.image, e))?,
+    };
     let workload = image.binding().workload;
     status.say("verified", json!({"workload": workload, "signer": image.signer}));
     let config = config(plan.config.as_deref(), plan.tpm.as_deref(), plan.state_dir.clone())?;
@@ -164,23 +178,28 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     // Both helpers first: where namespaces or FUSE are missing nothing is released.
     let signals = Watch::signals()?;
     let (to_decryptor, theirs) = Channel::pair().map_err(other)?;
-    let mut decryptor = helper("decryptor-process", theirs)?;
+    let mut decryptor = helper(DECRYPTOR, theirs, None)?;
     let (to_stage, theirs) = Channel::pair().map_err(other)?;
-    let mut on_stage = helper("stage-process", theirs)?;
+    let mut on_stage = helper(STAGE, theirs, caller)?;
     let (outbox, inbox) = monitor::channel().map_err(other)?;
     let mut watch = Watch::new(signals, to_decryptor, to_stage, inbox);
     let group = Arc::new(Group::make(&run.to_string()));
-    let runtime = runtime.with(&plan.flags)?;
+    let runtime = match caller {
+        Some(caller) => caller.runtime(),
+        None => runtime.with(&plan.flags)?,
+    };
     let order = stage::Order {
         task: plan.task.clone(),
+        ids: caller.map(Caller::ids),
         runtime: runtime.clone(),
-        folder,
+        folder: if caller.is_some() { Caller::FOLDER.into() } else { folder },
         name: plan.image.file_name().unwrap_or_default().to_owned(),
         terminal: runtime::has_terminal(),
     };
     let lent = order.terminal.then_some(runtime::Lent);
-    let stdin = std::io::stdin();
-    let given: Vec<_> = std::iter::once(stdin.as_fd()).chain(group.entrance().map(|file| file.as_fd())).collect();
+    let own = std::io::stdin();
+    let stdin = caller.map_or_else(|| own.as_fd(), Caller::stdin);
+    let given: Vec<_> = std::iter::once(stdin).chain(group.entrance().map(|file| file.as_fd())).collect();
     watch.stage.send(&order, &given).map_err(other)?;
     let fuse = mounted(&watch)?;
     let order = decryptor::Order {
@@ -189,9 +208,19 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
         state_dir: plan.state_dir.clone(),
         signers,
         run,
+        user: caller.and_then(Caller::decryptor),
+    };
+    let turn = match caller.map(|caller| caller.turn(run, &watch)).transpose()? {
+        // A signal, or a helper that has ended, came first.
+        Some(None) => {
+            released(&watch, status)?;
+            return Err(died().into());
+        }
+        turn => turn.flatten(),
     };
     watch.decryptor.send(&order, &[image.file().as_fd()]).map_err(other)?;
     let verdict = released(&watch, status)?;
+    drop(turn);
     if let Some(path) = &plan.bundle {
         let bundle = host.bundle(verdict)?;
         std::fs::write(path, bundle).map_err(|e| other(format!("{}: {e}", path.display())))?;
@@ -275,8 +304,11 @@ pub fn config(file: Option<&Path>, tpm: Option<&str>, state_dir: Option<PathBuf>
 
 /// This very program again, as one of its own helpers. It is in a process group of its own: a terminal's signals reach the supervisor only,
 /// which ends the run in order.
-fn helper(role: &str, channel: Channel) -> Result<Ended, Failure> {
+fn helper(role: &str, channel: Channel, caller: Option<&Caller>) -> Result<Ended, Failure> {
     let mut command = Command::new("/proc/self/exe");
+    if let Some(caller) = caller {
+        caller.dress(&mut command)?;
+    }
     countersign_sys::end_with_parent(&mut command);
     command.arg(role).process_group(0).stdin(Stdio::from(channel.into_fd()));
     Ok(Ended(command.spawn().map_err(other)?))

@@ -22,6 +22,7 @@ use crate::channel::Channel;
 use crate::exit::{Failure, Stage};
 
 pub(crate) use arguments::split;
+pub(crate) use builtin::Settings;
 pub use flags::Given;
 pub(crate) use outer::{drop_privileges, main as agent};
 pub(crate) use terminal::{Lent, is_ours as has_terminal};
@@ -138,7 +139,7 @@ impl Found {
     /// [`Stage::Missing`] for one that is too old or of another make, [`Stage::Usage`] for a flag that it does not have.
     pub(crate) fn with(self, flags: &[Given]) -> Result<Chosen, Failure> {
         match self {
-            Self::Builtin => Ok(Chosen::Builtin(builtin::Settings::of(flags)?)),
+            Self::Builtin => Ok(Chosen::Builtin(Settings::of(flags)?)),
             Self::Program { path, mut asked } => {
                 let mut text = String::new();
                 let read = asked.stdout.take().map(|out| out.take(VERSION).read_to_string(&mut text));
@@ -183,7 +184,7 @@ fn version(text: &str) -> Option<(Make, (u32, u32))> {
 /// A runtime and how it is to run, for the stage.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Chosen {
-    Builtin(builtin::Settings),
+    Builtin(Settings),
     Program(outer::Program),
 }
 
@@ -253,7 +254,7 @@ impl Chosen {
 }
 
 /// The user's ids, which the workload keeps.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Ids {
     pub(crate) user: u32,
     pub(crate) group: u32,

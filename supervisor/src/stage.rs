@@ -29,6 +29,8 @@ const LEAVE: Duration = Duration::from_secs(1);
 pub(crate) struct Order {
     /// What to run.
     pub(crate) task: Task,
+    /// The ids that the workload sees; this process's own if not given.
+    pub(crate) ids: Option<Ids>,
     /// By which runtime.
     pub(crate) runtime: Chosen,
     /// The host's state folder: the run's mounts go over it, so that it is out of the workload's reach.
@@ -96,7 +98,7 @@ fn play(channel: &Channel) -> Result<(), Failure> {
     let Some((order, mut fds)) = channel.receive::<Order>().map_err(start)? else { return Ok(()) };
     let cgroup = if fds.len() > 1 { fds.pop() } else { None };
     let stdin = fds.pop().ok_or_else(|| start("no standard input was handed over"))?;
-    let ids = Ids::own();
+    let ids = order.ids.unwrap_or_else(Ids::own);
     let places = Places::make(&order)?;
     channel.send(&Report::Fuse, &[places.mount_fuse()?.as_fd()]).map_err(start)?;
     // The supervisor says when the decryptor serves; without that word the run is over.

@@ -1,7 +1,7 @@
 //! What a run waits for: its two helpers and the user's signals, whichever comes first.
 
 use std::cell::OnceCell;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use countersign_attest::events::{self, Subscription};
@@ -14,7 +14,7 @@ use crate::monitor::{Inbox, Notice};
 use crate::stage;
 
 /// Signals that end a run: SIGHUP, SIGINT, SIGTERM.
-const ENDING: [i32; 3] = [1, 2, 15];
+pub(crate) const ENDING: [i32; 3] = [1, 2, 15];
 
 /// The descriptors to wait on.
 pub(crate) struct Watch {
@@ -98,6 +98,26 @@ impl Watch {
         }
         let notice = self.monitor.as_ref().filter(|_| monitor).and_then(Inbox::take);
         Ok(notice.map_or(Heard::Nothing, Heard::Monitor))
+    }
+
+    /// Waits until something can be read from `fd`; false when something of this is to be heard first.
+    pub(crate) fn until(&self, fd: BorrowedFd<'_>) -> Result<bool, Failure> {
+        loop {
+            let mut fds = [
+                PollFd::new(&self.signals, PollFlags::IN),
+                PollFd::from_borrowed_fd(self.decryptor.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(self.stage.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(fd, PollFlags::IN),
+            ];
+            match poll(&mut fds, None) {
+                Err(rustix::io::Errno::INTR) => {}
+                polled => {
+                    polled.map_err(other)?;
+                    let [signals, decryptor, stage, _] = fds.map(|fd| !fd.revents().is_empty());
+                    return Ok(!signals && !decryptor && !stage);
+                }
+            }
+        }
     }
 
     /// What the decryptor has said that was not heard yet, if it has.

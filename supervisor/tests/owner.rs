@@ -147,6 +147,41 @@ fn protect_keeps_its_secrets() {
     }
 }
 
+/// Most memory that a process had, bytes, read until it ends.
+fn peak(mut child: std::process::Child) -> u64 {
+    let mut peak = 0;
+    while child.try_wait().unwrap().is_none() {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        peak = line.map_or(peak, |line| line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024);
+    }
+    assert!(child.wait().unwrap().success());
+    peak
+}
+
+#[test]
+fn protect_takes_the_same_memory_for_any_size() {
+    let Some((_dir, owner)) = owner() else { return };
+    let source = owner.path("source.sqfs");
+    let mut made = Command::new("mksquashfs");
+    made.arg(owner.path("rootfs")).arg(&source).args(["-quiet", "-no-progress"]).stdout(Stdio::null());
+    assert!(made.status().unwrap().success());
+    let measure = || {
+        let mut command = Command::new(SUPERVISOR);
+        command.arg("protect").arg(&source).arg("--sign").arg(owner.path("owner.pem")).arg("--force");
+        command.arg("--escrow").arg(owner.path("escrow.pub.pem")).arg("-o").arg(owner.path("large.sif"));
+        peak(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap())
+    };
+    let small = measure();
+    assert!(small > 1 << 20, "it was seen: {small}");
+    // Zeros behind a file system are part of it. Four times what it may take.
+    let size: u64 = 256 << 20;
+    std::fs::File::options().write(true).open(&source).unwrap().set_len(size).unwrap();
+    let large = measure();
+    assert!(std::fs::metadata(owner.path("large.sif")).unwrap().len() > size);
+    assert!(large < small + (64 << 20), "{small} bytes for a small one, {large} for one of {size}");
+}
+
 #[test]
 fn a_full_disk_leaves_nothing() {
     let Some((_dir, owner)) = owner() else { return };

@@ -12,6 +12,7 @@ mod measure;
 mod monitor;
 mod plain;
 mod policy;
+mod protect;
 mod quote;
 mod report;
 mod start;
@@ -56,6 +57,7 @@ const TOPICS: &[Topic] = &[
     ima::TOPIC,
     idle::TOPIC,
     xts::TOPIC,
+    protect::TOPIC,
     unseal::TOPIC,
     start::TOPIC,
     monitor::TOPIC,

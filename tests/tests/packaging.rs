@@ -39,6 +39,8 @@ fn everything_is_installed_and_no_configuration_is_replaced() {
         ("usr/bin/verifier", 0o755),
         ("usr/bin/supervisor", 0o755),
         ("usr/lib/systemd/system/countersign-attest.service", 0o644),
+        ("usr/lib/systemd/system/countersign-supervisor.service", 0o644),
+        ("usr/lib/systemd/system/countersign-supervisor.socket", 0o644),
         ("usr/lib/systemd/system/countersign-verifier.service", 0o644),
         ("usr/lib/sysusers.d/countersign-verifier.conf", 0o644),
         ("usr/share/man/man1/attest.1", 0o644),
@@ -47,6 +49,7 @@ fn everything_is_installed_and_no_configuration_is_replaced() {
         ("usr/share/bash-completion/completions/supervisor", 0o644),
         ("usr/share/zsh/site-functions/_attest", 0o644),
         ("usr/share/fish/vendor_completions.d/verifier.fish", 0o644),
+        ("usr/share/doc/countersign/supervisor.toml.example", 0o644),
         ("usr/share/doc/countersign/verifier.toml.example", 0o644),
         ("etc/countersign/attest.toml", 0o644),
     ] {
@@ -67,17 +70,19 @@ fn systemd_takes_the_units() {
     let mut units = Vec::new();
     for entry in fs::read_dir(checkout().join("packaging/systemd")).unwrap() {
         let path = entry.unwrap().path();
-        if path.extension().is_some_and(|extension| extension == "service") {
+        if path.extension().is_some_and(|extension| extension == "service" || extension == "socket") {
             // Any program that is there: what is looked at is the unit.
             let text = fs::read_to_string(&path).unwrap();
-            let text = text.replace("@BINDIR@/attest", "/bin/true").replace("@BINDIR@/verifier", "/bin/true");
+            let text = ["attest", "verifier", "supervisor"]
+                .into_iter()
+                .fold(text, |text, name| text.replace(&format!("@BINDIR@/{name}"), "/bin/true"));
             assert!(!text.contains('@') || text.contains("@system-service"), "{}", path.display());
             let unit = folder.path().join(path.file_name().unwrap());
             fs::write(&unit, text).unwrap();
             units.push(unit);
         }
     }
-    assert_eq!(units.len(), 2);
+    assert_eq!(units.len(), 4);
     let verified = Command::new("systemd-analyze").args(["verify", "--man=no"]).args(&units).output();
     let Ok(out) = verified else {
         println!("skipped: systemd-analyze is not installed");

@@ -76,7 +76,7 @@ enum Command {
         #[arg(long, default_value = "https://127.0.0.1:7448")]
         url: String,
     },
-    /// Serve hosts and operators over HTTPS until SIGTERM
+    /// Serve hosts and operators over HTTPS until SIGTERM; SIGHUP has configuration and keys read anew
     Serve,
     /// Join tokens
     #[command(subcommand)]
@@ -658,11 +658,14 @@ fn serve(cli: &Cli) -> Result<(), Failure> {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let json = cli.json;
     runtime(true)?.block_on(async {
-        let service = Service::open(&dir).await?.tried_in(Trial::own());
+        let mut next = Some(Service::open(&dir).await?.tried_in(Trial::own()));
         let announce = |url: &str| {
             let _ = out::print(json, &json!({"ready": url}), || format!("ready {url}"));
         };
-        Ok(crate::server::serve(service, announce).await?)
+        while let Some(service) = next {
+            next = crate::server::serve(service, announce).await?;
+        }
+        Ok(())
     })
 }
 

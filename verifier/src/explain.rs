@@ -14,6 +14,8 @@ pub use bundle::explain_bundle;
 pub use countersign_wire::explanation::{EventWords, Explanation, FileWords, Finding, Nearest, Since};
 pub(crate) use nearest::explain_wants;
 
+use std::collections::BTreeSet;
+
 use countersign_policy::input::Reference;
 use countersign_wire::record::Record;
 use serde::Deserialize;
@@ -124,14 +126,20 @@ pub(crate) fn explain(material: &Material) -> Result<Explanation, String> {
         let events = boot.events();
         let search = nearest::Search::new(&reference, &events);
         let mut named = Vec::new();
+        let mut replaced = BTreeSet::new();
         for finding in &mut findings {
             let Some(event) = finding.subject.as_deref().and_then(nearest::event_index) else { continue };
             let Some(event) = events.iter().find(|known| known.index == event) else { continue };
             named.push(event.index);
+            replaced.insert(format!("PCR {}", event.pcr));
             if named.len() <= SHOWN {
                 search.explain(event, finding);
             }
         }
+        // Where another thing was measured, the accepted one is missing: that is the same fact, and the event says more of it.
+        findings.retain(|finding| {
+            finding.id != "pcr-complete" || finding.subject.as_ref().is_none_or(|pcr| !replaced.contains(pcr))
+        });
         if !vouched && !named.is_empty() {
             notes.push("the log does not lead to the quoted PCRs: what it says of an event proves nothing".to_owned());
         }

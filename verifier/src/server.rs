@@ -261,11 +261,12 @@ async fn operate(
     answer
 }
 
-/// Serves until SIGTERM or SIGINT. `announce` is told the address once connections are accepted.
+/// Serves until SIGTERM or SIGINT, and then returns nothing; or until SIGHUP, and then returns the service to go on with: its configuration and
+/// keys were read anew. One that cannot be read is logged, and the present one goes on. `announce` is told the address once connections are accepted.
 ///
 /// # Errors
 /// The address cannot be listened on, or a key cannot be read.
-pub async fn serve(service: Service, announce: impl FnOnce(&str)) -> Result<(), Error> {
+pub async fn serve(service: Service, announce: impl FnOnce(&str)) -> Result<Option<Service>, Error> {
     service.try_own_policy().await?;
     let (host, port) = split(&service.config.url)?;
     let listen = service.config.listen.clone().unwrap_or_else(|| format!("{host}:{port}"));
@@ -295,11 +296,13 @@ pub async fn serve(service: Service, announce: impl FnOnce(&str)) -> Result<(), 
     let housekeeping = tokio::spawn(crate::service::retention::keep_house(service.clone()));
     let rates = Arc::default();
     let budget = Budget::default();
+    let present = service.clone();
     let router = router(Shared { service, rates, operator, appraisals, budget, hub, stopped: stopped.clone() });
-    announce(&url);
+    // Before anybody is told to send any.
     let mut signals = Signals::new()?;
+    announce(&url);
     let connections = Arc::new(Semaphore::new(CONNECTIONS.saturating_add(events::STREAMS)));
-    loop {
+    let next = loop {
         let (stream, address) = tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
@@ -309,9 +312,16 @@ pub async fn serve(service: Service, announce: impl FnOnce(&str)) -> Result<(), 
                     continue;
                 }
             },
-            () = signals.received() => break,
+            () = signals.ended() => break None,
+            _ = signals.hangup.recv() => match read_anew(&present).await {
+                Ok(next) => break Some(next),
+                Err(e) => {
+                    tracing::error!(error = %e, "SIGHUP: the service goes on as it was");
+                    continue;
+                }
+            },
         };
-        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { break };
+        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { break None };
         let (tls, router, stopped) = (tls.clone(), router.clone(), stopped.clone());
         tokio::spawn(async move {
             if let Err(e) = connection(tls, router, stream, address, stopped).await {
@@ -319,13 +329,20 @@ pub async fn serve(service: Service, announce: impl FnOnce(&str)) -> Result<(), 
             }
             drop(permit);
         });
-    }
+    };
     drop(listener);
     housekeeping.abort();
     let _ = stop.send(true);
     let all = connections.acquire_many(u32::try_from(CONNECTIONS.saturating_add(events::STREAMS)).unwrap_or(u32::MAX));
     let _ = tokio::time::timeout(GRACE, all).await;
-    Ok(())
+    Ok(next)
+}
+
+/// The service of the same state folder, as it would start now.
+async fn read_anew(present: &Service) -> Result<Service, Error> {
+    let next = Service::open(&present.dir).await?.tried_in(present.trial.clone());
+    next.try_own_policy().await?;
+    Ok(next)
 }
 
 /// As many descriptors as this process may have: each stream of events holds one.
@@ -375,6 +392,7 @@ fn split(url: &str) -> Result<(String, u16), Error> {
 struct Signals {
     term: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
 }
 
 impl Signals {
@@ -384,10 +402,11 @@ impl Signals {
         Ok(Self {
             term: signal(SignalKind::terminate()).map_err(failed)?,
             interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+            hangup: signal(SignalKind::hangup()).map_err(failed)?,
         })
     }
 
-    async fn received(&mut self) {
+    async fn ended(&mut self) {
         tokio::select! {
             _ = self.term.recv() => (),
             _ = self.interrupt.recv() => (),

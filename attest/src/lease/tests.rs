@@ -9,15 +9,15 @@ fn folder() -> (tempfile::TempDir, StateDir) {
     (dir, state)
 }
 
-fn terms(lease_s: u32, reattest_s: u32) -> Terms {
-    Terms { lease_s: Some(lease_s), reattest_s: Some(reattest_s), ..Terms::default() }
+fn terms(lease_s: u32, reattest_s: u32) -> Obligations {
+    Obligations { lease_s: Some(lease_s), reattest_s: Some(reattest_s), ..Obligations::default() }
 }
 
 fn ago(seconds: u64) -> Duration {
     boot_time() - Duration::from_secs(seconds)
 }
 
-fn accepted(at: Duration, terms: Terms) -> Accepted {
+fn accepted(at: Duration, terms: Obligations) -> Accepted {
     Accepted { verdict: VerdictId([1; 16]), at: Duration::from_millis(u64::try_from(at.as_millis()).unwrap()), terms }
 }
 

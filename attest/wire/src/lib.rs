@@ -29,7 +29,6 @@ pub mod release;
 pub mod runlog;
 pub mod statement;
 pub mod systemd_log;
-pub mod terms;
 pub mod time;
 pub mod trust;
 

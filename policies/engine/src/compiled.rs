@@ -17,7 +17,7 @@ use crate::input::Input;
 use crate::inspect::{inspect, slim};
 use crate::settings::Settings;
 use crate::verdict::{Decision, Source};
-use crate::{limits, programs, reason};
+use crate::{heads, limits, programs, reason};
 
 /// What a policy decides about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -298,6 +298,12 @@ fn compile(bundle: &PolicyBundle, role: Role) -> Result<Arc<Program>, PolicyErro
     engine.set_strict_builtin_errors(true);
     for (path, text) in bundle.modules() {
         engine.add_policy(path.clone(), text.clone()).map_err(|e| failed(&e))?;
+    }
+    for module in engine.get_modules() {
+        if let Some((line, head)) = module.policy.iter().find_map(|rule| heads::misread(rule)) {
+            let file = module.package.span.source.get_path();
+            return Err(PolicyError::Compile(format!("{file}:{line}: {head}: {}; {}", heads::WHY, heads::HINT)));
+        }
     }
     let entry = format!("data.{}.verdict", role.package());
     let policy = engine.compile_with_entrypoint(&regorus::Rc::from(entry.as_str())).map_err(|e| failed(&e))?;

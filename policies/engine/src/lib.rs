@@ -19,6 +19,7 @@ mod compiled;
 pub mod docs;
 mod document;
 mod error;
+mod heads;
 pub mod input;
 mod inspect;
 pub mod limits;

@@ -7,6 +7,7 @@
 //! | `allow-unconditional` | a verdict whose `allow` is the constant `true` | nothing has to be proved |
 //! | `allow-unchecked` | a rule `allow` that compares nothing with a set of required checks, or `default allow := true` | one missing rule would be a yes |
 //! | `builtin` | a builtin that is not among those that both engines share | it is refused when the policy is loaded |
+//! | `head` | a rule's head that is no name and no `name[key] := value` | the embedded engine takes it for something else; it is refused when the policy is loaded |
 //! | `no-metadata` | a rule `passed` or `verdict` without `# METADATA` above it | users see its name and need its meaning |
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,7 +17,7 @@ use regorus::unstable::{BoolOp, Expr, Literal, Module, Query, Rule, RuleHead};
 use serde::Serialize;
 
 use crate::error::PolicyError;
-use crate::limits;
+use crate::{heads, limits};
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -91,6 +92,10 @@ impl Visit<'_> {
     }
 
     fn rule(&mut self, lines: &[&str]) {
+        if let Some((line, head)) = heads::misread(self.rule) {
+            let message = format!("{head}: {}", heads::WHY);
+            self.add(line, "head", Severity::Error, message, heads::HINT);
+        }
         match self.rule {
             Rule::Default { span, refr, value, .. } => {
                 let name = refr.span().text();

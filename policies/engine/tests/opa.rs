@@ -164,3 +164,52 @@ fn the_embedded_engine_has_every_shared_builtin() {
     let odd: Vec<&&str> = limits::BUILTINS.iter().filter(|name| !names.contains(*name)).collect();
     assert_eq!(odd, [&"__builtin_sets.intersection", &"__builtin_sets.union"]);
 }
+
+/// Rules, and an expression that is true of them in Rego; whether the embedded engine takes them for what they are.
+const HEADS: [(&str, &str, bool); 14] = [
+    ("default owners := 1", "owners == 1", true),
+    ("default owners.a := 1", "owners == {\"a\": 1}", false),
+    ("owners contains v if some v in [1, 2]", "owners == {1, 2}", true),
+    ("owners[k] := v if some k, v in {\"a\": 1, \"b\": 2}", "owners == {\"a\": 1, \"b\": 2}", true),
+    ("owners[k] if some k in [\"a\"]", "owners == {\"a\": true}", true),
+    ("owners.a contains v if some v in [1, 2]", "owners == {\"a\": {1, 2}}", false),
+    ("owners.a := 1\n\nowners.b := 2", "owners == {\"a\": 1, \"b\": 2}", false),
+    ("owners.a[k] := v if some k, v in {\"x\": 1}", "owners == {\"a\": {\"x\": 1}}", false),
+    ("owners[k] contains v if some k, v in {\"a\": 1, \"b\": 2}", "owners == {\"a\": {1}, \"b\": {2}}", false),
+    ("owners.a[k] contains v if some k, v in {\"x\": 1}", "owners == {\"a\": {\"x\": {1}}}", false),
+    ("owners[k].rank := v if some k, v in {\"a\": 1}", "owners == {\"a\": {\"rank\": 1}}", false),
+    ("owners[k].all contains v if some k, v in {\"a\": 1}", "owners == {\"a\": {\"all\": {1}}}", false),
+    ("owners[k][v] := 1 if some k, v in {\"a\": \"b\"}", "owners == {\"a\": {\"b\": 1}}", false),
+    ("owners[k][v] if some k, v in {\"a\": \"b\"}", "owners == {\"a\": {\"b\": true}}", false),
+];
+
+/// A head that the embedded engine would misread is refused; every other one means the same in both engines.
+#[test]
+fn heads_mean_the_same_in_both_engines_or_are_refused() {
+    let opa = support::opa();
+    let input = support::input();
+    let mut wrong = Vec::new();
+    for (rules, fact, known) in HEADS {
+        let text = format!(
+            "package countersign.host\n\n{rules}\n\nverdict := {{\"allow\": true, \"obligations\": {{}}, \"reasons\": []}} if {fact}\n"
+        );
+        if let Some(opa) = &opa {
+            let place = tempfile::tempdir().unwrap();
+            std::fs::write(place.path().join("p.rego"), &text).unwrap();
+            let place = place.path().to_str().unwrap();
+            let theirs = passes(opa, &["eval", "--format", "raw", "-d", place, "data.countersign.host.verdict.allow"]);
+            assert_eq!(String::from_utf8_lossy(&theirs).trim(), "true", "{rules}");
+        }
+        let files = BTreeMap::from([("p.rego".to_owned(), text.into_bytes())]);
+        let bundle = PolicyBundle::parse(&PolicyBundle::build(files).unwrap()).unwrap();
+        let came = Compiled::new(&bundle, Role::Host).map(|policy| policy.decide(&input, &json!({})).allow);
+        let as_told = match &came {
+            Ok(same) => known && *same,
+            Err(e) => !known && e.to_string().contains("p.rego:3: owners"),
+        };
+        if !as_told {
+            wrong.push(format!("{rules}: {came:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}

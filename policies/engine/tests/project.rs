@@ -182,7 +182,9 @@ fn each_trap_is_found_on_its_line() {
         \n\
         late if time.now_ns() > 0\n\
         \n\
-        passed contains \"x\" if input.x == true\n";
+        passed contains \"x\" if input.x == true\n\
+        \n\
+        owners[k] contains \"x\" if some k in input.names\n";
     let findings = lint(&BTreeMap::from([("h.rego".to_owned(), text.to_owned())])).unwrap();
     let found: Vec<(u32, &str)> = findings.iter().map(|finding| (finding.line, finding.id)).collect();
     let want = [
@@ -193,6 +195,7 @@ fn each_trap_is_found_on_its_line() {
         (11, "not-unbound"),
         (19, "builtin"),
         (21, "no-metadata"),
+        (23, "head"),
     ];
     assert_eq!(found, want);
 }

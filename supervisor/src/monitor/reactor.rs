@@ -8,7 +8,7 @@ use countersign_attest::lease::boot_time;
 use countersign_policy::verdict::OnViolation;
 use countersign_wire::event::HostEvent;
 use countersign_wire::finding::{Finding, Kind, Reaction};
-use countersign_wire::terms::Terms;
+use countersign_wire::obligations::Obligations;
 use serde_json::json;
 
 use super::recorder::Record;
@@ -39,7 +39,7 @@ pub(crate) struct Reactor {
     judge: Arc<Judge>,
     recorder: Recorder,
     webhook: Option<Webhook>,
-    terms: Terms,
+    terms: Obligations,
     /// End of the lease, CLOCK_BOOTTIME.
     lease: Option<Duration>,
     /// Until when a frozen container is kept.
@@ -50,7 +50,7 @@ pub(crate) struct Reactor {
 
 impl Reactor {
     pub(crate) fn new(group: Arc<Group>, judge: Arc<Judge>, recorder: Recorder, webhook: Option<Webhook>) -> Self {
-        let (terms, lease, frozen, violation) = (Terms::default(), None, None, None);
+        let (terms, lease, frozen, violation) = (Obligations::default(), None, None, None);
         Self { group, judge, recorder, webhook, terms, lease, frozen, violation }
     }
 

@@ -70,7 +70,7 @@ fn usage(what: String, hint: &str) -> Failure {
 impl Settings {
     /// # Errors
     /// [`Stage::Usage`] names a flag that it does not have, or a value that is none.
-    pub(super) fn of(flags: &[Given]) -> Result<Self, Failure> {
+    pub(crate) fn of(flags: &[Given]) -> Result<Self, Failure> {
         let mut settings = Self::default();
         let (mut net, mut network) = (false, None);
         for given in flags.iter().filter(|given| !given.is_off()) {
@@ -121,6 +121,11 @@ impl Settings {
             }
         }
         Ok(settings)
+    }
+
+    /// Whether something of the host is to be seen in the container.
+    pub(crate) const fn has_binds(&self) -> bool {
+        !self.binds.is_empty()
     }
 
     /// bubblewrap's command line, and what it starts in words.

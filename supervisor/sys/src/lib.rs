@@ -1,15 +1,19 @@
 //! The few system calls that need unsafe code. Everything else in the workspace forbids it.
 
+mod peer;
 mod signals;
+mod user;
 
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
 use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
 
+pub use peer::{peer, peer_groups, peer_process};
 pub use signals::signals;
+pub use user::become_user;
 
 /// Moves this process, which must have one thread, into a new user and mount namespace in which it is root; mounts made here are seen nowhere else.
 ///
@@ -97,14 +101,15 @@ pub fn join_cgroup(command: &mut Command, procs: OwnedFd) -> &mut Command {
     unsafe { command.pre_exec(child) }
 }
 
-/// Puts another file in the place of standard input.
+/// Makes a descriptor this process's standard input, in place of what that was.
 ///
 /// # Errors
 /// The system call fails.
-pub fn replace_stdin(file: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: dup2 closes what was open under 0 and makes it another name of `file`: standard input is nobody's property in this workspace, each
+pub fn set_standard_input(fd: impl AsFd) -> io::Result<()> {
+    // SAFETY: dup2 closes what was open under 0 and makes it another name of `fd`: standard input is nobody's property in this workspace, each
     // use of it asks for the number.
-    if unsafe { libc::dup2(file.as_raw_fd(), 0) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    let result = unsafe { libc::dup2(fd.as_fd().as_raw_fd(), 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Marks all descriptors from 3 on close-on-exec: programs that this process starts get the standard ones and what they are given.
@@ -158,7 +163,6 @@ fn heap(maps: &str) -> Option<(usize, usize)> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use std::io::{Read as _, Write as _};
-    use std::os::fd::AsRawFd as _;
     use std::process::{Command, Stdio};
 
     use super::*;

@@ -92,6 +92,14 @@ impl Family {
         }
     }
 
+    /// Waits until all have ended but the one whose command line has this word.
+    #[track_caller]
+    pub(crate) fn ended_but(&self, word: &str) {
+        for process in self.0.iter().filter(|process| !process.command.contains(word)) {
+            process.gone();
+        }
+    }
+
     /// Waits until they have ended; then no process may be in the mount namespace of the run, and nothing of it is mounted here.
     #[track_caller]
     pub(crate) fn all_gone(&self, namespace: &str) {

@@ -6,6 +6,7 @@
 mod files;
 mod ima;
 mod logs;
+mod oci;
 mod programs;
 mod tpm;
 mod wire;
@@ -14,7 +15,7 @@ mod wire;
 pub type Target = fn(&[u8]);
 
 /// All targets by name: each has a file in `fuzz_targets/` and a folder in `regressions/`.
-pub const TARGETS: [(&str, Target); 29] = [
+pub const TARGETS: [(&str, Target); 30] = [
     ("attest", tpm::attest),
     ("boot_diff", logs::boot_diff),
     ("ccel", logs::ccel),
@@ -33,6 +34,7 @@ pub const TARGETS: [(&str, Target); 29] = [
     ("learn_initrd", programs::learn_initrd),
     ("learn_rpm", programs::learn_rpm),
     ("messages", wire::messages),
+    ("oci", oci::oci),
     ("pcr_selection", tpm::pcr_selection),
     ("pcrs_json", programs::pcrs_json),
     ("policy_bundle", files::policy_bundle),

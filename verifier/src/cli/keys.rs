@@ -15,7 +15,7 @@ use crate::service::Service;
 pub(super) enum Command {
     /// The trust bundle's digest and the Names of the approval and verdict keys
     Show,
-    /// Make a new key, and a trust bundle that leads hosts to it; restart `verifier serve` afterwards
+    /// Make a new key, and a trust bundle that leads hosts to it; send `verifier serve` a SIGHUP afterwards
     ///
     /// Hosts follow at their next run by themselves, and keys that this verifier holds are wrapped anew for them as they come. Grants by owners
     /// who hold their keys themselves are void: they make new ones with the new trust bundle.
@@ -54,7 +54,7 @@ pub(super) fn run(dir: &Path, command: &Command) -> Result<Value, Failure> {
             if let Some(fields) = shown.as_object_mut() {
                 fields.insert("was".into(), json!(hex::encode(was)));
                 fields
-                    .insert("todo".into(), json!("restart verifier serve; owners who hold their keys make new grants"));
+                    .insert("todo".into(), json!("systemctl reload countersign-verifier, or SIGHUP to verifier serve: it signs with the old key until then; owners who hold their keys make new grants"));
             }
             Ok::<_, Error>(shown)
         })

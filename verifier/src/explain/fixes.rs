@@ -72,6 +72,7 @@ pub(super) fn of(finding: &Finding, hint: Option<String>, place: &Place<'_>, off
     }
     match finding.id.as_str() {
         "secure-boot" => vec![SECURE_BOOT.to_owned()],
+        "pcr-complete" if off => vec![SECURE_BOOT.to_owned()],
         "host-suspended" => vec![format!("verifier host admit {}", place.host)],
         "host-state" => hint.into_iter().collect(),
         "reference-missing" => {

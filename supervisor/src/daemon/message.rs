@@ -1,0 +1,160 @@
+//! What is said between a client, its session and the daemon: one JSON document a message, over sockets that keep message boundaries
+//! (SOCK_SEQPACKET), so that there is no half message and no length to lie about.
+
+use std::path::PathBuf;
+
+use countersign_wire::id::{RunId, WorkloadId};
+use serde::{Deserialize, Serialize};
+
+use super::peer::Peer;
+use super::rules::Grant;
+use crate::exit::Failure;
+use crate::runtime::{Settings, Task};
+
+/// Variables of the caller's environment that the workload gets.
+pub(super) const ENVIRONMENT: [&str; 3] = ["TERM", "LANG", "TZ"];
+/// Longest value of one of them, bytes.
+pub(super) const VALUE: usize = 256;
+/// Most signers that a client may bring.
+pub(super) const SIGNERS: usize = 16;
+/// Descriptors that come with [`Request::Run`]: image, standard input, output and error; the status descriptor may follow.
+pub(super) const GIVEN: usize = 4;
+
+/// What a client asks for, once, as the first thing.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) enum Request {
+    /// Run an image; its descriptors come along.
+    Run(Box<Start>),
+    /// Say what runs: the caller's own, everybody's for root.
+    List,
+}
+
+/// A run as a client wants it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Start {
+    /// What to run.
+    pub(super) task: Task,
+    /// What the flags of the built-in runtime ask for, as the client has read them.
+    pub(super) settings: Settings,
+    /// The client sits at a terminal: a shell gets one of its own in its place.
+    pub(super) terminal: bool,
+    /// Trusted signers, PEM texts. Whether they count is for the rules to say.
+    pub(super) signers: Vec<String>,
+    /// Name and value; names that are not in [`ENVIRONMENT`] are refused.
+    pub(super) environment: Vec<(String, String)>,
+}
+
+/// What a client says later.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Word {
+    /// It got this signal.
+    Signal(u8),
+}
+
+/// What a client is told.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Answer {
+    /// The daemon listens. A client says nothing before it has heard this: what nobody reads would void the refusal.
+    Ready,
+    /// A shell's terminal comes along, for the client to relay.
+    Terminal,
+    /// The run has ended with this exit code.
+    Ended(u8),
+    /// It failed, or was refused.
+    Failed(Failure),
+    /// What runs.
+    Runs(Vec<Listed>),
+}
+
+/// A session, as `supervisor ps` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Listed {
+    /// The run, once it has an id.
+    pub(super) run: Option<RunId>,
+    /// The workload, once the image was read.
+    pub(super) workload: Option<WorkloadId>,
+    /// Who asked for it.
+    pub(super) user: u32,
+    /// Process that asked.
+    pub(super) client: u32,
+    /// The rule that admits it.
+    pub(super) rule: String,
+    /// Where it is.
+    pub(super) state: State,
+    /// When the client came, seconds since 1970.
+    pub(super) since: u64,
+    /// User that the container's processes run as.
+    pub(super) uid: Option<u32>,
+}
+
+/// How far a session has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum State {
+    /// The request or the image is being read.
+    Asking,
+    /// The image was admitted.
+    Admitted,
+    /// It waits for its turn at the TPM.
+    Waiting,
+    /// The key is being released.
+    Releasing,
+    /// It runs.
+    Running,
+}
+
+/// What the daemon tells a new session first; the connection comes along, and a handle on the client's process where there is one.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Brief {
+    pub(super) peer: Peer,
+    pub(super) grant: Grant,
+    pub(super) host: HostPlace,
+}
+
+/// Where the host's things are, as the daemon was told.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct HostPlace {
+    /// Configuration file.
+    pub(crate) config: Option<PathBuf>,
+    /// TPM, if not from the configuration.
+    pub(crate) tpm: Option<String>,
+    /// State folder, if not from the configuration.
+    pub(crate) state_dir: Option<PathBuf>,
+}
+
+/// What a session asks the daemon for.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Ask {
+    /// To run this workload.
+    Admit(WorkloadId),
+    /// For its turn at the TPM.
+    Turn(RunId),
+    /// Nothing any more: its turn is over.
+    Released,
+    /// What runs.
+    List,
+}
+
+/// What the daemon answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Reply {
+    /// It may run, under these users.
+    Admitted(Uids),
+    /// It may not.
+    Refused(Failure),
+    /// It is its turn.
+    Turn,
+    /// What runs.
+    Runs(Vec<Listed>),
+}
+
+/// The users of one run: nobody else's, for as long as it lasts. Each has the group of the same number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Uids {
+    /// Of the container, squashfuse and bubblewrap.
+    pub(super) container: u32,
+    /// Of the decryptor, once the key is there.
+    pub(super) decryptor: u32,
+}

@@ -1,0 +1,724 @@
+//! `supervisor daemon` with several users on one host: what they get, what they are refused, and what nobody reaches. The users exist as
+//! numbers only; switching to them needs root.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::arithmetic_side_effects,
+    reason = "tests"
+)]
+
+mod support;
+
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use support::processes::{Family, Process, signal};
+use support::{SECRET, SUPERVISOR, Scene, failed, is_root, stderr, stdout};
+use tempfile::TempDir;
+
+/// Users of the tests, who exist nowhere.
+const ALICE: u32 = 54_331;
+const BOB: u32 = 54_332;
+
+static RANGES: AtomicU32 = AtomicU32::new(0);
+
+/// A host with a daemon, and a folder that every user can read.
+struct Host {
+    scene: Scene,
+    public: TempDir,
+    uids: (u32, u32),
+    daemon: Option<Daemon>,
+}
+
+struct Daemon {
+    child: Child,
+    stderr: BufReader<ChildStderr>,
+}
+
+impl Daemon {
+    /// Waits for a line of its log that has these words.
+    fn says(&mut self, words: &str) -> String {
+        let mut line = String::new();
+        while !line.contains(words) {
+            line.clear();
+            assert_ne!(self.stderr.read_line(&mut line).unwrap(), 0, "the daemon has not said {words:?}");
+        }
+        line
+    }
+
+    fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).unwrap()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Host {
+    /// `None`, said aloud, where it cannot be had.
+    fn new(rules: &str) -> Option<Self> {
+        if !is_root() {
+            return None;
+        }
+        let scene = Scene::new()?;
+        let public = TempDir::new().unwrap();
+        fs::set_permissions(public.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let first = 2_000_000_000 + std::process::id() % 100_000 * 1000 + RANGES.fetch_add(1, Ordering::Relaxed) * 50;
+        let host = Self { scene, public, uids: (first, first + 49), daemon: None };
+        fs::copy(SUPERVISOR, host.path("supervisor")).unwrap();
+        fs::set_permissions(host.path("supervisor"), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::copy(host.scene.owner.path("owner.pub.pem"), host.path("owner.pub.pem")).unwrap();
+        host.image_of(ALICE, &host.scene.owner.path("app.sif"), "alice.sif");
+        host.image_of(BOB, &host.scene.owner.path("app.sif"), "bob.sif");
+        host.write_rules(rules);
+        let mut host = host;
+        host.start();
+        Some(host)
+    }
+
+    /// With a rule for Alice that trusts the owner.
+    fn of_alice() -> Option<Self> {
+        Self::new(&rule("alice", ALICE, "runs = 4"))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.public.path().join(name)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.path("run/supervisor.sock")
+    }
+
+    /// A copy that this user alone can read.
+    fn image_of(&self, user: u32, from: &Path, name: &str) {
+        fs::copy(from, self.path(name)).unwrap();
+        fs::set_permissions(self.path(name), fs::Permissions::from_mode(0o400)).unwrap();
+        std::os::unix::fs::chown(self.path(name), Some(user), Some(user)).unwrap();
+    }
+
+    /// The rules' file; SIGNER stands for the owner's key.
+    fn write_rules(&self, rules: &str) {
+        let signer = self.path("owner.pub.pem").display().to_string();
+        let text = format!(
+            "[daemon]\nsocket = {:?}\nuids = \"{}-{}\"\n{}\n",
+            self.socket(),
+            self.uids.0,
+            self.uids.1,
+            rules.replace("SIGNER", &signer)
+        );
+        fs::write(self.path("supervisor.toml"), text).unwrap();
+    }
+
+    fn daemon_command(&self) -> Command {
+        let mut command = Command::new(SUPERVISOR);
+        command.arg("daemon").arg("--config").arg(self.scene.path("attest.toml"));
+        command.arg("--rules").arg(self.path("supervisor.toml"));
+        command.stdin(Stdio::null()).stderr(Stdio::piped());
+        command
+    }
+
+    fn start(&mut self) {
+        let mut child = self.daemon_command().spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut daemon = Daemon { child, stderr };
+        daemon.says("listening on");
+        self.daemon = Some(daemon);
+    }
+
+    fn daemon(&mut self) -> &mut Daemon {
+        self.daemon.as_mut().unwrap()
+    }
+
+    fn reload(&mut self, rules: &str) {
+        self.write_rules(rules);
+        signal(self.daemon().pid(), Signal::HUP);
+        self.daemon().says("rules read again");
+    }
+
+    fn family(&self) -> Family {
+        Family::of(self.daemon.as_ref().unwrap().pid())
+    }
+
+    /// The supervisor as a user, who has no group but his own.
+    fn command(&self, user: u32, arguments: &[&str]) -> Command {
+        let mut command = as_user(user, self.path("supervisor"));
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn exec_command(&self, user: u32, image: &str, options: &[&str], command_line: &[&str]) -> Command {
+        let daemon = format!("--daemon={}", self.socket().display());
+        let mut command = self.command(user, &["exec", &daemon]);
+        command.args(options).arg(self.path(image)).args(command_line);
+        command
+    }
+
+    fn exec(&self, user: u32, image: &str, options: &[&str], command_line: &[&str]) -> Output {
+        self.exec_command(user, image, options, command_line).output().unwrap()
+    }
+
+    /// A shell script of Alice's that says `ready`, once it has.
+    fn started(&self, script: &str) -> support::Started {
+        let mut command = self.exec_command(ALICE, "alice.sif", &[], &["sh", "-c", script]);
+        command.stdin(Stdio::piped());
+        support::Started::new(command)
+    }
+
+    fn ps(&self, user: u32) -> Vec<Value> {
+        let socket = self.socket().display().to_string();
+        let out = self.command(user, &["--json", "ps", "--daemon", &socket]).output().unwrap();
+        assert!(out.status.success(), "{}", stderr(&out));
+        let list: Value = serde_json::from_slice(&out.stdout).unwrap();
+        list["runs"].as_array().unwrap().clone()
+    }
+}
+
+fn rule(name: &str, user: u32, more: &str) -> String {
+    format!("[[daemon.rule]]\nname = \"{name}\"\nusers = [\"{user}\"]\nsigners = [\"SIGNER\"]\n{more}\n")
+}
+
+fn as_user(user: u32, program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new("setpriv");
+    let user = user.to_string();
+    command.args(["--reuid", &user, "--regid", &user, "--clear-groups", "--"]).arg(program).env("LC_ALL", "C");
+    command
+}
+
+fn field(process: &Process, name: &str) -> String {
+    let status = fs::read_to_string(process.file("status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn user_of(process: &Process) -> u32 {
+    let users = field(process, "Uid:");
+    let mut users = users.split(' ').map(|user| user.parse().unwrap());
+    let first = users.next().unwrap();
+    assert!(users.all(|user| user == first), "{}", process.command);
+    first
+}
+
+#[test]
+fn a_user_runs_it_and_neither_he_nor_others_reach_into_it() {
+    let Some(host) = Host::of_alice() else { return };
+    let mut run = host.started("echo ready; id -u; id -g; cat /secret.txt; exec sleep 1000");
+    for expected in [format!("{ALICE}\n"), format!("{ALICE}\n"), SECRET.to_owned()] {
+        let mut line = String::new();
+        run.stdout.read_line(&mut line).unwrap();
+        assert_eq!(line, expected);
+    }
+    let family = host.family();
+    // The workload is on its way from one to the other.
+    let is_workload = |process: &&Process| ["sh -c", "sleep"].iter().any(|name| process.command.starts_with(name));
+    let sleep = family.0.iter().find(is_workload).unwrap();
+    let stage = family.find("stage-process");
+    let (squashfuse, decryptor) = (family.find("squashfuse"), family.find("decryptor-process"));
+    let container = user_of(stage);
+    assert!((host.uids.0..=host.uids.1).contains(&container), "{container}");
+    assert_eq!((user_of(sleep), user_of(squashfuse)), (container, container));
+    assert_eq!(user_of(decryptor), container + 1);
+    for process in [sleep, stage, squashfuse, decryptor] {
+        assert_eq!(field(process, "Groups:"), "", "{}", process.command);
+    }
+    // The decryptor may lock memory, where that was its to keep, and can never get anything more.
+    assert!(["0000000000004000", "0000000000000000"].contains(&field(decryptor, "CapPrm:").as_str()));
+    assert_eq!((field(decryptor, "CapBnd:"), field(decryptor, "NoNewPrivs:")), ("0".repeat(16), "1".into()));
+
+    // Neither the caller's other processes nor anybody else's.
+    for user in [ALICE, BOB, container + 1] {
+        for process in [sleep, stage, squashfuse, decryptor] {
+            for file in ["mem", "maps", "environ", "root/secret.txt", "cwd/secret.txt", "exe", "fd/0", "ns/mnt"] {
+                if process.pid == decryptor.pid && user == container + 1 && file == "maps" {
+                    continue;
+                }
+                let path = process.file(file).display().to_string();
+                let out = as_user(user, "cat").arg(&path).output().unwrap();
+                let told = stderr(&out);
+                assert!(!out.status.success() && told.contains("Permission denied"), "{user} {path}: {told}");
+            }
+            if user != container + 1 {
+                let out = as_user(user, "sh").args(["-c", &format!("kill -0 {}", process.pid)]).output().unwrap();
+                assert!(!out.status.success(), "{user} may signal {}", process.command);
+            }
+            let pid = process.pid.to_string();
+            let out = as_user(user, "nsenter").args(["-t", &pid, "-U", "-m", "cat", "/secret.txt"]).output().unwrap();
+            assert!(!out.status.success() && !stdout(&out).contains(SECRET), "{user} {}", process.command);
+        }
+    }
+    // The attempt itself works: the container's own user could.
+    let inside = sleep.file("root/secret.txt");
+    assert_eq!(stdout(&as_user(container, "cat").arg(&inside).output().unwrap()), SECRET);
+
+    // Neither the machine's TPM nor its state folder is his.
+    let tpm = host.scene.sim.tpm_arg();
+    let state = host.scene.path("host").display().to_string();
+    let image = host.path("alice.sif").display().to_string();
+    let signer = host.path("owner.pub.pem").display().to_string();
+    let own = host.path("own-state");
+    fs::create_dir(&own).unwrap();
+    std::os::unix::fs::chown(&own, Some(ALICE), Some(ALICE)).unwrap();
+    let direct = |state: &str| {
+        let mut command =
+            host.command(ALICE, &["exec", "--tpm", &tpm, "--state-dir", state, "--signer", &signer, &image, "true"]);
+        command.output().unwrap()
+    };
+    failed(&direct(&state), 201, &["Permission denied"]);
+    assert!([205, 206].contains(&direct(own.to_str().unwrap()).status.code().unwrap()));
+    for path in ["host/run.log", "host/ak.private"] {
+        assert!(!as_user(ALICE, "cat").arg(host.scene.path(path)).output().unwrap().status.success());
+    }
+    let out = as_user(ALICE, "sh").args(["-c", "echo > \"$1\"", "sh"]).arg(host.path("run/x")).output().unwrap();
+    assert!(!out.status.success());
+
+    let namespace = stage.mount_namespace();
+    signal(run.pid(), Signal::TERM);
+    assert_eq!(run.end().0, Some(143));
+    family.ended_but(" daemon ");
+    Family(Vec::new()).all_gone(&namespace);
+    assert_eq!(host.scene.runs(), ["start", "exit 143"]);
+}
+
+#[test]
+fn streams_exit_codes_and_signals_are_the_workloads() {
+    let Some(mut host) = Host::of_alice() else { return };
+    let flags = ["--status-fd", "2", "--env", "MINE=1", "--scratch", "/tmp/x"];
+    let script = "cat; echo \"$1\" >&2; echo \"$TZ $LD_LIBRARY_PATH $MINE\" >&2; exit 7";
+    let mut command = host.exec_command(ALICE, "alice.sif", &flags, &["sh", "-c", script, "x", "a  b\n'"]);
+    command.env("TZ", "Mars").env("LD_LIBRARY_PATH", "/x").stdin(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"through\n").unwrap();
+    let out = child.wait_with_output().unwrap();
+    let err = stderr(&out);
+    assert_eq!((out.status.code(), stdout(&out).as_str()), (Some(7), "through\n"), "{err}");
+    let (lines, words): (Vec<&str>, Vec<&str>) = err.lines().partition(|line| line.starts_with('{'));
+    assert_eq!(words, ["a  b", "'", "Mars  1"]);
+    let stages = lines.iter().map(|line| serde_json::from_str::<Value>(line).unwrap()["stage"].clone());
+    // What the monitor says between them depends on the machine.
+    let stages: Vec<Value> = stages.filter(|stage| stage != "warning" && stage != "events").collect();
+    assert_eq!(stages, ["verified", "released", "mounted", "started", "ended"]);
+
+    let run = host.started("trap 'exit 9' INT; echo ready; while :; do sleep 0.01; done");
+    let listed = host.ps(ALICE);
+    assert_eq!(listed.len(), 1, "{listed:?}");
+    assert_eq!(
+        (&listed[0]["user"], &listed[0]["rule"], &listed[0]["state"]),
+        (&json!(ALICE), &json!("alice"), &json!("running"))
+    );
+    assert!(listed[0]["run"].is_string() && listed[0]["workload"].is_string());
+    // Root sees all; another user nothing, not even the number of runs.
+    assert_eq!(host.ps(0).len(), 1);
+    host.reload(&format!("{}{}", rule("alice", ALICE, ""), rule("bob", BOB, "")));
+    assert_eq!(host.ps(BOB).len(), 0);
+    signal(run.pid(), Signal::INT);
+    assert_eq!(run.end().0, Some(9));
+
+    // It does not want to hear it: the second one kills.
+    let mut run = host.started("trap 'echo not me' HUP; echo ready; while :; do sleep 0.01; done");
+    signal(run.pid(), Signal::HUP);
+    let mut line = String::new();
+    run.stdout.read_line(&mut line).unwrap();
+    assert_eq!(line, "not me\n");
+    signal(run.pid(), Signal::TERM);
+    assert_eq!(run.end().0, Some(129));
+    failed(&host.exec(ALICE, "alice.sif", &[], &["/bin/nothing"]), 213, &["\"/bin/nothing\""]);
+    // The image at the path is another one by now: what was opened counts.
+    let mut run = host.started("echo ready; read x; cat /secret.txt");
+    fs::rename(host.path("bob.sif"), host.path("alice.sif")).unwrap();
+    run.say("go");
+    assert_eq!(run.end().1, SECRET);
+}
+
+#[test]
+fn a_shell_has_a_terminal_of_its_own() {
+    use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+    use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
+    let Some(host) = Host::of_alice() else { return };
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let pty = openpt(flags).unwrap();
+    unlockpt(&pty).unwrap();
+    let terminal = ioctl_tiocgptpeer(&pty, flags).unwrap();
+    let size = |rows| tcsetwinsize(&pty, Winsize { ws_row: rows, ws_col: 91, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
+    size(37);
+    let before = format!("{:?}", tcgetattr(&terminal).unwrap());
+    let again = || terminal.try_clone().unwrap();
+    let mut command = Command::new("setsid");
+    command.args(["--ctty", "setpriv", "--reuid", "54331", "--regid", "54331", "--clear-groups", "--"]);
+    command.arg(host.path("supervisor")).arg("shell").arg(format!("--daemon={}", host.socket().display()));
+    let mut child = command.arg(host.path("alice.sif")).stdin(again()).stdout(again()).stderr(again()).spawn().unwrap();
+    drop(command);
+    let mut keyboard = File::from(pty.try_clone().unwrap());
+    // What is typed is echoed: hence the quotes.
+    let mut lines = BufReader::new(File::from(pty.try_clone().unwrap())).lines().map_while(Result::ok);
+    let mut shows = |words: &str| assert!(lines.any(|line| line.contains(words)), "{words}");
+    // It is the foreground of its terminal, whose name leads to it, and as large as the user's.
+    keyboard.write_all(b"echo rea''dy > /proc/self/fd/1; stty size\n").unwrap();
+    shows("ready");
+    shows("37 91");
+    size(38);
+    keyboard.write_all(b"until stty size | grep -q '38 91'; do :; done; echo siz''ed\n").unwrap();
+    shows("sized");
+    // A key is a signal for what runs in the foreground, and for nothing else.
+    keyboard.write_all(b"sh -c 'echo as''leep; exec sleep 1000'\n").unwrap();
+    shows("asleep");
+    let shell = host.family();
+    let shell = shell
+        .0
+        .iter()
+        .find(|process| process.command.starts_with("sleep") || process.command.starts_with("sh -c"))
+        .unwrap();
+    assert_ne!(field(shell, "Uid:").split(' ').next(), Some("54331"));
+    keyboard.write_all(b"\x03").unwrap();
+    keyboard.write_all(b"echo ali''ve; exit 5\n").unwrap();
+    shows("alive");
+    assert_eq!(child.wait().unwrap().code(), Some(5));
+    assert_eq!(format!("{:?}", tcgetattr(&terminal).unwrap()), before, "the user's terminal is as it was");
+}
+
+#[test]
+fn who_and_what_is_refused_and_why() {
+    let Some(mut host) = Host::new("") else { return };
+    let file = host.path("supervisor.toml").display().to_string();
+    // Without a rule: root alone, who brings his signers.
+    let no_rule = host.exec(ALICE, "alice.sif", &[], &["true"]);
+    failed(&no_rule, 208, &[&format!("no rule of {file} admits user {ALICE}"), &format!("users = [\"{ALICE}\"]")]);
+    let signer = host.path("owner.pub.pem").display().to_string();
+    let out = host.exec(0, "alice.sif", &["--signer", &signer], &["cat", "/secret.txt"]);
+    assert_eq!(stdout(&out), SECRET, "{}", stderr(&out));
+    failed(&host.exec(0, "alice.sif", &[], &["true"]), 208, &["names no signers", "--signer"]);
+
+    host.reload(&rule("alice", ALICE, "runs = 1"));
+    failed(&host.exec(BOB, "bob.sif", &[], &["true"]), 208, &[&format!("admits user {BOB}")]);
+    // A foreign image, and the attempt to bring its signer along.
+    let stranger = support::Owner::with_image(host.path("stranger"));
+    host.image_of(ALICE, &stranger.path("app.sif"), "foreign.sif");
+    failed(&host.exec(ALICE, "foreign.sif", &[], &["true"]), 203, &["not by a trusted key"]);
+    let foreign = host.path("foreign.pem").display().to_string();
+    fs::copy(stranger.path("owner.pub.pem"), &foreign).unwrap();
+    let brought = host.exec(ALICE, "foreign.sif", &["--signer", &foreign], &["true"]);
+    failed(&brought, 208, &["rule \"alice\" fixes the signers", "leave --signer out"]);
+    assert_eq!(stdout(&host.exec(ALICE, "alice.sif", &["--signer", &signer], &["cat", "/secret.txt"])), SECRET);
+    // What the user may not read is not read for him.
+    failed(&host.exec(ALICE, "bob.sif", &[], &["true"]), 202, &["bob.sif", "Permission denied"]);
+    failed(
+        &host.exec(ALICE, "alice.sif", &["--bind", "/etc:/tmp/etc"], &["true"]),
+        200,
+        &["--bind", "hint: pass data"],
+    );
+    failed(&host.exec(ALICE, "alice.sif", &["--runtime", "apptainer"], &["true"]), 200, &["the built-in runtime only"]);
+    failed(&host.exec(ALICE, "alice.sif", &["--bundle", "x"], &["true"]), 200, &["--bundle", "hint: "]);
+    failed(
+        &host.exec(ALICE, "alice.sif", &["--tpm", "swtpm:unix=/x"], &["true"]),
+        200,
+        &["a configuration of its own"],
+    );
+    let nowhere = format!("--daemon={}", host.path("nowhere").display());
+    failed(
+        &host.command(ALICE, &["exec", &nowhere, host.path("alice.sif").to_str().unwrap(), "true"]).output().unwrap(),
+        207,
+        &["nowhere"],
+    );
+
+    // One at a time.
+    let mut run = host.started("echo ready; read x");
+    failed(
+        &host.exec(ALICE, "alice.sif", &[], &["true"]),
+        208,
+        &["rule \"alice\" allows 1 runs at a time", "supervisor ps"],
+    );
+    run.say("go");
+    assert_eq!(run.end().0, Some(0));
+    // Another workload than the rule lists.
+    host.reload(&rule("alice", ALICE, &format!("workloads = [\"{}\"]", "07".repeat(32))));
+    failed(&host.exec(ALICE, "alice.sif", &[], &["true"]), 208, &["does not list workload", "hint: "]);
+    // Rules that are wrong change nothing.
+    host.write_rules("[[daemon.rule]]\nname = \"x\"\n");
+    signal(host.daemon().pid(), Signal::HUP);
+    host.daemon().says("the old rules stay");
+    host.reload(&rule("alice", ALICE, "own_signers = true"));
+    // The key's release is for the verifier to decide, which does not know this workload.
+    failed(&host.exec(ALICE, "foreign.sif", &["--signer", &foreign], &["true"]), 208, &["hint: "]);
+}
+
+/// No flags of the runtime.
+fn settings() -> Value {
+    json!({"binds": [], "scratch": [], "variables": [], "directory": null, "hostname": null, "shell": null, "no_network": false})
+}
+
+/// A connection as this user: the thread that makes it is one of his.
+fn connect(socket: &Path, user: u32) -> OwnedFd {
+    let socket = socket.to_owned();
+    let connected = std::thread::spawn(move || {
+        use rustix::process::{Gid, Uid};
+        rustix::thread::set_thread_groups(&[]).unwrap();
+        let gid = Gid::from_raw(user);
+        rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
+        let uid = Uid::from_raw(user);
+        rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+        let fd =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        rustix::net::connect(&fd, &SocketAddrUnix::new(&socket).unwrap()).unwrap();
+        fd
+    });
+    connected.join().unwrap()
+}
+
+fn send(socket: &OwnedFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(32))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    assert!(fds.is_empty() || ancillary.push(SendAncillaryMessage::ScmRights(fds)));
+    let parts = [std::io::IoSlice::new(bytes)];
+    rustix::net::sendmsg(socket, &parts, &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+}
+
+/// The next message; nothing when the other end has closed.
+fn receive(socket: &OwnedFd) -> Option<Value> {
+    let mut bytes = vec![0; 1 << 17];
+    let (n, _) = rustix::net::recv(socket, bytes.as_mut_slice(), rustix::net::RecvFlags::empty()).ok()?;
+    (n > 0).then(|| serde_json::from_slice(&bytes[..n]).unwrap())
+}
+
+#[test]
+fn clients_that_send_nonsense_are_told_so_and_hold_nobody_up() {
+    let Some(host) = Host::new(&format!("{}{}", rule("alice", ALICE, "runs = 1"), rule("bob", BOB, ""))) else {
+        return;
+    };
+    let folder = host.public.path();
+    let open = |path: &Path, flags: OFlags| rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty()).unwrap();
+    let image = || open(&host.path("alice.sif"), OFlags::RDONLY);
+    let null = || open(Path::new("/dev/null"), OFlags::RDWR);
+    let (pipe, _writer) = std::io::pipe().unwrap();
+    std::os::unix::fs::symlink(host.path("alice.sif"), host.path("link")).unwrap();
+    let request = json!({"Run": {"task": {"Exec": []}, "settings": settings(), "terminal": false, "signers": [], "environment": []}});
+    let with = |key: &str, value: Value| {
+        let mut request = request.clone();
+        request["Run"][key] = value;
+        serde_json::to_vec(&request).unwrap()
+    };
+    let good = serde_json::to_vec(&request).unwrap();
+    let half = &good[..good.len() / 2];
+    let streams = || vec![null(), null(), null()];
+    let given = |image: OwnedFd| std::iter::once(image).chain(streams()).collect::<Vec<_>>();
+    let many: Vec<OwnedFd> = (0..20).map(|_| null()).collect();
+    let cases: Vec<(&[u8], Vec<OwnedFd>, &str, &str)> = vec![
+        (b"\xff\x00nonsense", vec![], "usage", "does not understand"),
+        (half, given(image()), "usage", "does not understand"),
+        (&good, many, "usage", "more than 131072 bytes or 5 descriptors"),
+        (&good, vec![], "usage", "0 descriptors"),
+        (&good, vec![image(), null()], "usage", "2 descriptors"),
+        (&good, given(open(folder, OFlags::RDONLY)), "image", "Directory"),
+        (&good, given(null()), "image", "CharacterDevice"),
+        (&good, given(pipe.into()), "image", "Fifo"),
+        (&good, given(open(&host.path("alice.sif"), OFlags::PATH)), "image", "not open for reading"),
+        (&good, given(open(&host.path("link"), OFlags::PATH | OFlags::NOFOLLOW)), "image", "not open for reading"),
+        (&good, given(open(&host.path("alice.sif"), OFlags::WRONLY)), "image", "not open for reading"),
+        (&good, given(open(&host.path("owner.pub.pem"), OFlags::RDONLY)), "image", "SIF"),
+        (&good, vec![image(), open(folder, OFlags::RDONLY), null(), null()], "usage", "Directory is refused"),
+        (&good, vec![image(), null(), open(Path::new("/dev/null"), OFlags::PATH), null()], "usage", "only a path"),
+    ];
+    let answer = |bytes: &[u8], fds: &[OwnedFd]| {
+        let client = connect(&host.socket(), ALICE);
+        assert_eq!(receive(&client).unwrap(), "Ready");
+        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(OwnedFd::as_fd).collect();
+        send(&client, bytes, &fds);
+        receive(&client).unwrap()
+    };
+    for (bytes, fds, stage, words) in cases {
+        let told = answer(bytes, &fds);
+        assert_eq!(told["Failed"]["stage"], stage, "{words}: {told}");
+        assert!(told["Failed"]["error"].as_str().unwrap().contains(words), "{words}: {told}");
+    }
+    let huge = vec![b' '; 150_000];
+    let variable = with("environment", json!([["LD_PRELOAD", "/x"]]));
+    let unknown = with("binds", json!(["/"]));
+    let signers = with("signers", json!(vec!["x"; 17]));
+    let mut binds = settings();
+    binds["binds"] = json!([{"source": "/etc", "destination": "/tmp/etc", "read_only": true}]);
+    let binds = with("settings", binds);
+    for (bytes, words) in [
+        (&huge, "131072"),
+        (&binds, "another user than you"),
+        (&variable, "LD_PRELOAD"),
+        (&unknown, "unknown field"),
+        (&signers, "too many"),
+    ] {
+        let told = answer(bytes, &given(image()));
+        assert!(told["Failed"]["error"].as_str().unwrap().contains(words), "{words}: {told}");
+    }
+
+    // Many that connect and say nothing: as many as his rule allows, and the others are not held up.
+    let silent: Vec<OwnedFd> = (0..9).map(|_| connect(&host.socket(), ALICE)).collect();
+    for client in &silent {
+        assert_eq!(receive(client).unwrap(), "Ready");
+    }
+    let told = receive(&connect(&host.socket(), ALICE)).unwrap();
+    assert!(told["Failed"]["error"].as_str().unwrap().contains("too many connections of user"), "{told}");
+    let out = host.exec(BOB, "bob.sif", &[], &["cat", "/secret.txt"]);
+    assert_eq!(stdout(&out), SECRET, "{}", stderr(&out));
+    drop(silent);
+    // Nonsense while it runs ends the run. Their sessions take a moment to end.
+    let client = std::iter::repeat_with(|| connect(&host.socket(), ALICE));
+    let client = client.take(10_000).find(|client| receive(client).unwrap() == "Ready").unwrap();
+    let (out, theirs) = std::io::pipe().unwrap();
+    let words = ["sh", "-c", "echo ready; exec sleep 1000"].map(|word| json!({"Unix": word.as_bytes()}));
+    let run = with("task", json!({"Exec": words}));
+    {
+        let (image, null) = (image(), null());
+        send(&client, &run, &[image.as_fd(), null.as_fd(), theirs.as_fd(), null.as_fd()]);
+    }
+    drop(theirs);
+    let mut out = BufReader::new(out);
+    let mut line = String::new();
+    out.read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n", "{:?}", receive(&client));
+    send(&client, b"{\"Signal\": 9}", &[]);
+    send(&client, b"{", &[]);
+    assert_eq!(out.read_to_string(&mut line).unwrap(), 0);
+    assert_eq!(receive(&client).unwrap(), json!({"Ended": 143}));
+}
+
+#[test]
+fn whoever_is_killed_nothing_is_left() {
+    let Some(mut host) = Host::of_alice() else { return };
+    let escapes = "(setsid sleep 1001 &) ; echo ready; exec sleep 1000";
+    // The client: its run ends in order.
+    let run = host.started(escapes);
+    let family = host.family();
+    let namespace = family.find("stage-process").mount_namespace();
+    signal(run.pid(), Signal::KILL);
+    drop(run);
+    family.ended_but(" daemon ");
+    Family(Vec::new()).all_gone(&namespace);
+    host.daemon().says("has ended");
+    assert_eq!(host.scene.runs(), ["start", "exit 143"]);
+
+    // The session: so does its run, and the daemon goes on.
+    let run = host.started(escapes);
+    let family = host.family();
+    let namespace = family.find("stage-process").mount_namespace();
+    family.find("session-process").kill();
+    let (code, _, err) = run.end();
+    assert_eq!(code, Some(207), "{err}");
+    assert!(err.contains("the daemon has ended"), "{err}");
+    family.ended_but(" daemon ");
+    Family(Vec::new()).all_gone(&namespace);
+
+    // The daemon: everything. Another one takes its place, and ends what has a user of its range.
+    let run = host.started(escapes);
+    let family = host.family();
+    let namespace = family.find("stage-process").mount_namespace();
+    family.0[0].kill();
+    assert_eq!(run.end().0, Some(207));
+    family.all_gone(&namespace);
+    let mut left = Command::new("sleep").arg("1000").uid(host.uids.1).gid(host.uids.1).spawn().unwrap();
+    let (_, old) = (host.daemon.take(), host.socket().exists());
+    assert!(old, "a killed daemon leaves its socket");
+    host.start();
+    assert_eq!(left.wait().unwrap().signal(), Some(9));
+    let out = host.exec(ALICE, "alice.sif", &[], &["cat", "/secret.txt"]);
+    assert_eq!(stdout(&out), SECRET, "{}", stderr(&out));
+    let lost = "lost: its supervisor was killed";
+    assert_eq!(host.scene.runs(), ["start", "exit 143", "start", lost, "start", lost, "start", "exit 0"]);
+    // A second one at the same place is refused.
+    let out = host.daemon_command().output().unwrap();
+    failed(&out, 201, &["another daemon listens there"]);
+
+    // Told to end, it ends its runs in order.
+    let run = host.started(escapes);
+    signal(host.daemon().pid(), Signal::TERM);
+    assert_eq!(run.end().0, Some(143));
+    assert_eq!(host.daemon().child.wait().unwrap().code(), Some(0));
+    assert!(!host.socket().exists());
+    assert_eq!(host.scene.runs()[8..], ["start", "exit 143"]);
+}
+
+#[test]
+fn many_starts_of_several_users() {
+    let Some(host) = Host::new(&format!("{}{}", rule("alice", ALICE, "runs = 6"), rule("bob", BOB, ""))) else {
+        return;
+    };
+    let start = |user, image: &str, n: usize| {
+        let mut command = host.exec_command(user, image, &[], &["sh", "-c", &format!("cat /secret.txt; exit {n}")]);
+        (n, command.spawn().unwrap())
+    };
+    let mut starts: Vec<_> = (0..6).map(|n| start(ALICE, "alice.sif", n)).collect();
+    starts.extend((6..9).map(|n| start(BOB, "bob.sif", n)));
+    for (n, child) in starts {
+        let out = child.wait_with_output().unwrap();
+        assert_eq!((out.status.code(), stdout(&out).as_str()), (i32::try_from(n).ok(), SECRET), "{}", stderr(&out));
+    }
+    assert_eq!(host.scene.runs().len(), 18);
+}
+
+#[test]
+fn what_a_daemon_does_not_start_with() {
+    let Some(mut host) = Host::new("") else { return };
+    drop(host.daemon.take());
+    let start = |host: &Host| host.daemon_command().output().unwrap();
+    // Somebody's users.
+    host.uids = (0xfff0, 0xffff);
+    host.write_rules("");
+    failed(&start(&host), 201, &["uids = \"65520-65535\"", "nobody in /etc/passwd"]);
+    host.uids = (2_090_000_000, 2_090_000_009);
+    // A file, and a key, that others may change.
+    host.write_rules(&rule("alice", ALICE, ""));
+    fs::set_permissions(host.path("supervisor.toml"), fs::Permissions::from_mode(0o666)).unwrap();
+    failed(&start(&host), 201, &["supervisor.toml: others than root may change it", "chmod go-w"]);
+    fs::set_permissions(host.path("supervisor.toml"), fs::Permissions::from_mode(0o644)).unwrap();
+    std::os::unix::fs::chown(host.path("owner.pub.pem"), Some(ALICE), None).unwrap();
+    failed(&start(&host), 201, &["rule \"alice\"", "owner.pub.pem: others than root may change it"]);
+    // And not as anybody else.
+    let out = host.command(ALICE, &["daemon"]).output().unwrap();
+    failed(&out, 201, &["only root can", "systemctl"]);
+}
+
+#[test]
+fn a_socket_of_systemd() {
+    let Some(mut host) = Host::of_alice() else { return };
+    drop(host.daemon.take());
+    fs::remove_file(host.socket()).unwrap();
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    rustix::net::bind(&socket, &SocketAddrUnix::new(host.socket()).unwrap()).unwrap();
+    fs::set_permissions(host.socket(), fs::Permissions::from_mode(0o666)).unwrap();
+    rustix::net::listen(&socket, 8).unwrap();
+    let given = host.daemon_command();
+    let script = "exec 3<&0 0</dev/null; export LISTEN_PID=$$ LISTEN_FDS=1; exec \"$@\"";
+    let activated = |stdin: OwnedFd| {
+        let mut command = Command::new("sh");
+        command.args(["-c", script, "sh"]).arg(given.get_program()).args(given.get_args());
+        command.stdin(Stdio::from(stdin)).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    };
+    let mut child = activated(socket.try_clone().unwrap()).spawn().unwrap();
+    let stderr_of = BufReader::new(child.stderr.take().unwrap());
+    let mut daemon = Daemon { child, stderr: stderr_of };
+    let out = host.exec(ALICE, "alice.sif", &[], &["cat", "/secret.txt"]);
+    assert_eq!(stdout(&out), SECRET, "{}", stderr(&out));
+    daemon.says("has ended");
+    signal(daemon.pid(), Signal::TERM);
+    assert_eq!(daemon.child.wait().unwrap().code(), Some(0));
+    assert!(host.socket().exists(), "it is systemd's");
+    // Something else than a listening socket of that kind.
+    let out = activated(File::open("/dev/null").unwrap().into()).output().unwrap();
+    failed(&out, 201, &["systemd has passed something else", "ListenSequentialPacket="]);
+}
