@@ -196,7 +196,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Serve => Ok(crate::serve::serve(host(&cli)?, cli.json)?),
         Command::Runs { cel } => {
-            let log = host(&cli)?.run_log()?;
+            let host = host(&cli)?;
+            // Nothing is written where nobody enrolled: an empty list would look like an idle host.
+            host.card()?;
+            let log = host.run_log()?;
             let parsed = RunLog::parse(&log).map_err(|e| HostError::Corrupt(e.to_string()))?;
             if *cel {
                 return out::raw(format!("{}\n", runs::canonical(&log)).as_bytes());

@@ -101,7 +101,7 @@ pub enum HostError {
     /// PCRs kept changing while they were quoted.
     #[error("PCRs changed during each of {0} quotes")]
     Moving(u32),
-    /// The run log has no room for another attestation.
+    /// The run log has no room for another entry of this kind: starts and findings end before attestations do, and these before ends of runs.
     #[error("the run log of this boot is full ({0} bytes)")]
     RunLogFull(usize),
     /// A test ended the operation here.

@@ -36,6 +36,8 @@ pub use runs::Running;
 pub use step::{Observer, Step};
 pub(crate) use trust::newest as newest_trust;
 
+/// The reason of a verdict that would be one release too many.
+const CAP_REACHED: &str = "cap-reached";
 /// How long to wait for another program of this host.
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -318,7 +320,13 @@ impl Host {
         self.trust()?;
         match self.operation()?.release(workload, run) {
             // A new operation: what this one holds of a receipt is given up with its lock.
-            Err(HostError::Unseal(e)) if e.is_stale() => self.operation()?.release(workload, run),
+            Err(HostError::Unseal(first)) if first.is_stale() => match self.operation()?.release(workload, run) {
+                // The first attempt was counted though it gave no key: that is what went wrong.
+                Err(HostError::Denied(denial)) if denial.reasons.iter().any(|reason| reason.id == CAP_REACHED) => {
+                    Err(HostError::Unseal(first))
+                }
+                other => other,
+            },
             other => other,
         }
     }

@@ -22,6 +22,8 @@ const BOOT: &str = "boot";
 
 /// What an attestation leaves free in the run log, bytes: running workloads must still be able to end in it.
 const RESERVE: usize = 256 * 1024;
+/// What starts of runs and findings may fill of the run log, bytes: leases of what runs must be renewable behind them.
+const ADDED: usize = limits::RUN_LOG / 4 * 3;
 
 /// The logs of what extended PCRs before us, as far as they are configured and exist.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -130,10 +132,12 @@ impl Journal {
     /// [`HostError`].
     pub fn write(&mut self, state: &StateDir, event: Event) -> Result<Vec<Digest>, HostError> {
         let corrupt = |e: countersign_wire::runlog::BadRunLog| HostError::Corrupt(e.to_string());
+        let adds = matches!(event, Event::Start { .. } | Event::Finding { .. });
         let (line, digests) = self.log.next(self.pcr, &self.banks, event).map_err(corrupt)?;
         // A file that is too long to be read again would stop this host for good: not even a reboot would help.
-        if self.length().saturating_add(line.len()) > limits::RUN_LOG {
-            return Err(HostError::RunLogFull(limits::RUN_LOG));
+        let most = if adds { ADDED } else { limits::RUN_LOG };
+        if self.length().saturating_add(line.len()) > most {
+            return Err(HostError::RunLogFull(most));
         }
         state.append(FILE, &line)?;
         self.log.push(&line).map_err(corrupt)?;
@@ -150,7 +154,7 @@ impl Journal {
     /// [`HostError::RunLogFull`].
     pub fn has_room(&self) -> Result<(), HostError> {
         if self.length() > limits::RUN_LOG.saturating_sub(RESERVE) {
-            return Err(HostError::RunLogFull(limits::RUN_LOG));
+            return Err(HostError::RunLogFull(limits::RUN_LOG.saturating_sub(RESERVE)));
         }
         Ok(())
     }
@@ -222,6 +226,9 @@ fn read_pcr(tpm: &mut Tpm, alg: HashAlg, pcr: u8) -> Result<Digest, HostError> {
 
 #[cfg(test)]
 mod tests {
+    use countersign_wire::finding::{Finding, Kind, Reaction};
+    use countersign_wire::id::WorkloadId;
+
     use super::*;
 
     #[test]
@@ -257,5 +264,26 @@ mod tests {
             journal.write(&state, end(16)).unwrap();
         }
         assert!(RunLog::parse(&Journal::bytes(&state).unwrap()).is_ok());
+    }
+
+    #[test]
+    fn runs_and_findings_leave_room_for_attestations_and_ends() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let mut journal = Journal { log: RunLog::empty(), pcr: 13, banks: vec![HashAlg::Sha256] };
+        let run = RunId([1; 16]);
+        let start = || Event::Start { run, workload: WorkloadId([2; 32]), time_ms: 1 };
+        let finding = || Event::Finding { run, finding: Finding::new(Kind::Ptrace, "a", "b", 1) };
+        let end = |length: usize| Event::End { run, status: "x".repeat(length) };
+        journal.write(&state, end(ADDED - 4096)).unwrap();
+        journal.write(&state, start()).unwrap();
+        journal.write(&state, finding()).unwrap();
+        journal.write(&state, end(4096)).unwrap();
+        for more in [start(), finding()] {
+            assert!(matches!(journal.write(&state, more), Err(HostError::RunLogFull(ADDED))));
+        }
+        journal.has_room().unwrap();
+        journal.write(&state, Event::Reaction { run, reaction: Reaction::Kill, time_ms: 1 }).unwrap();
+        journal.write(&state, end(16)).unwrap();
     }
 }

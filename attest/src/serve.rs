@@ -25,7 +25,7 @@ const WAIT: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(
 /// Within which time a host attests that was asked to: all hosts are asked at once when a policy changes.
 const SPREAD: Duration = Duration::from_secs(5);
 /// How full the run log is when people are told, percent; again at each further one.
-const FILLING: u64 = 75;
+const FILLING: u64 = 50;
 
 /// What happened, as one line of text or JSON.
 #[derive(Debug, Clone, Serialize)]
@@ -75,7 +75,7 @@ impl Line<'_> {
             Self::Failed { error, hint, next_s } => format!("failed: {error} (hint: {hint}); again in {next_s} s"),
             Self::Filling { percent } => {
                 format!(
-                    "this boot's run log is {percent} % full: reboot this host before it is full, then nothing is attested"
+                    "this boot's run log is {percent} % full: reboot this host; above 75 % no run starts, at 100 % nothing is attested"
                 )
             }
             Self::Connected => "the verifier's events are heard".into(),
@@ -144,6 +144,11 @@ pub fn serve(host: Host, json: bool) -> Result<(), HostError> {
     }
 }
 
+/// From when on an outcome is new enough for a host that attests at least once in `most`: a shared one that is as old is due itself.
+fn oldest(now: Duration, most: Duration) -> Duration {
+    now.checked_sub(most).map_or(Duration::ZERO, |before| before.saturating_add(Duration::from_millis(1)))
+}
+
 impl Service {
     /// True when a signal says that this is the end.
     fn wait_for(&self, signals: &OwnedFd, events: &Subscription, patience: Duration) -> std::io::Result<bool> {
@@ -157,7 +162,8 @@ impl Service {
     }
 
     fn attest(&mut self) -> Result<(), HostError> {
-        let outcome = self.host.renew_since(self.since);
+        let since = self.since.max(oldest(boot_time(), self.host.config().reattest_max));
+        let outcome = self.host.renew_since(since);
         let now = boot_time();
         match outcome {
             Ok(Renewal::Accepted(accepted)) => {
@@ -221,5 +227,20 @@ impl Service {
         self.notify.say(&format!("STATUS={}", out::printable(&line.words())));
         // A log that nobody reads any more is no reason to stop attesting.
         let _ = out::raw(format!("{text}\n").as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outcome_that_is_due_by_the_hosts_own_bound_is_not_shared_again() {
+        // As Service::attest makes it: the bound behind the last one, however long policy lets it be shared.
+        let (at, most) = (Duration::from_secs(1000), Duration::from_secs(60));
+        let due = at.saturating_add(most);
+        assert!(oldest(due, most) > at);
+        assert!(oldest(due - Duration::from_millis(2), most) < at, "others' is shared until then");
+        assert_eq!(oldest(Duration::from_secs(5), most), Duration::ZERO, "just booted");
     }
 }

@@ -26,10 +26,9 @@ use support::stage::{Stage, VOLUME_KEY};
 const RUN: RunId = RunId([3; 16]);
 
 fn refused(result: Result<countersign_wire::enrol::Enrolled, HostError>) -> String {
-    match result.unwrap_err() {
-        HostError::Refused { problem, .. } => problem.id,
-        other => panic!("{other}"),
-    }
+    let error = result.unwrap_err();
+    let HostError::Refused { problem, .. } = error else { panic!("{error}") };
+    problem.id
 }
 
 #[test]

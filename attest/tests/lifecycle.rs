@@ -309,6 +309,14 @@ fn a_readmitted_host_may_lose_its_first_answer() {
     assert_eq!(stage.verifier.state(), "active");
 }
 
+/// A copy of the host's state folder with everything in it.
+fn copied(stage: &Stage) -> std::path::PathBuf {
+    let folder = stage.path("host-copy");
+    let status = std::process::Command::new("cp").arg("-a").arg(stage.path("host")).arg(&folder).status().unwrap();
+    assert!(status.success());
+    folder
+}
+
 #[test]
 fn attestations_of_a_long_boot_cost_no_more() {
     let Some(mut stage) = Stage::enrolled() else { return };
@@ -340,12 +348,7 @@ fn a_copy_that_catches_up_by_resets_is_found() {
     let Some(stage) = Stage::enrolled() else { return };
     stage.host().attest().unwrap();
     let mut copy = stage.sim.clone_to(stage.path("copy")).unwrap();
-    let folder = stage.path("host-copy");
-    std::fs::create_dir(&folder).unwrap();
-    let entries = std::fs::read_dir(stage.path("host")).unwrap().map(Result::unwrap);
-    for entry in entries.filter(|entry| entry.file_type().unwrap().is_file()) {
-        std::fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
-    }
+    let folder = copied(&stage);
     copy.start().unwrap();
     let mut config = stage.config();
     config.tpm = copy.tpm_arg().parse().unwrap();
@@ -370,12 +373,7 @@ fn a_copy_of_a_tpm_and_its_folder_is_found() {
     stage.host().attest().unwrap();
     let mut copy = stage.sim.clone_to(stage.path("copy")).unwrap();
     copy.start().unwrap();
-    let folder = stage.path("host-copy");
-    std::fs::create_dir(&folder).unwrap();
-    let entries = std::fs::read_dir(stage.path("host")).unwrap().map(Result::unwrap);
-    for entry in entries.filter(|entry| entry.file_type().unwrap().is_file()) {
-        std::fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
-    }
+    let folder = copied(&stage);
     let mut config = stage.config();
     config.tpm = copy.tpm_arg().parse().unwrap();
     config.state_dir = folder;

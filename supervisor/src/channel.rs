@@ -81,8 +81,12 @@ impl Channel {
     /// The other end is gone, or the message is too long.
     pub(crate) fn send<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         let bytes = serde_json::to_vec(message)?;
-        if bytes.len() > MAX || fds.len() > FDS {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "message too long"));
+        if bytes.len() > MAX {
+            let words = format!("{} bytes as it is handed on, {MAX} at most", bytes.len());
+            return Err(io::Error::new(io::ErrorKind::ArgumentListTooLong, words));
+        }
+        if fds.len() > FDS {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors"));
         }
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);

@@ -521,7 +521,8 @@ fn on_instances(command: InstanceCommand, flags: Vec<Given>, json: bool) -> Resu
 /// Every finding; exit code 219 when one of them is a problem.
 fn examine(given: HostArgs, json: bool) -> Result<u8, Failure> {
     let config = config(given.config.as_deref(), given.tpm.as_deref(), given.state_dir)?;
-    let findings = doctor::examine(&config);
+    let chosen = std::env::var_os("COUNTERSIGN_RUNTIME").unwrap_or_else(|| "auto".into());
+    let findings = doctor::examine(&config, Path::new(&chosen));
     let words = || {
         let line = |finding: &Finding| {
             let mark = match finding.outcome {

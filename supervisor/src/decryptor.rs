@@ -11,7 +11,8 @@ use countersign_attest::{Config, Host, Overrides};
 use countersign_sif::dsse::SignerKey;
 use countersign_sif::xts::{KEY, VolumeKey};
 use countersign_sif::{Image, SifError, View};
-use countersign_wire::id::{RunId, VerdictId};
+use countersign_wire::id::{RunId, VerdictId, WorkloadId};
+use countersign_wire::obligations::RuntimeFlag;
 use serde::{Deserialize, Serialize};
 
 use crate::channel::Channel;
@@ -30,6 +31,8 @@ pub(crate) struct Order {
     pub(crate) state_dir: Option<PathBuf>,
     pub(crate) signers: Vec<String>,
     pub(crate) run: RunId,
+    /// What was checked and, under the daemon, admitted: no other workload's key is asked for.
+    pub(crate) workload: WorkloadId,
     /// Becomes this user once the key is there (under the daemon, which is root).
     pub(crate) user: Option<u32>,
 }
@@ -64,6 +67,8 @@ pub(crate) struct Released {
     pub(crate) verdict: VerdictId,
     /// Seconds that the run may go on without a new verdict.
     pub(crate) lease_s: u32,
+    /// Flags that policy demands of the runtime.
+    pub(crate) runtime_flags: Vec<RuntimeFlag>,
     /// TPM commands from the sealed object's import or load to its unsealing.
     pub(crate) tpm_commands: u64,
     /// Milliseconds from the order to the key.
@@ -133,6 +138,19 @@ fn serve(channel: &Channel) -> Result<(), Failure> {
         order.signers.iter().map(|pem| SignerKey::from_pem(pem.as_bytes())).collect();
     // The same descriptor that the supervisor checked, checked again here: this process trusts nobody with its key.
     let image = Image::from_file(File::from(image), &trusted?, false)?;
+    // The file may have been written to since: well signed is not enough, it must be the workload that the supervisor said yes to.
+    let found = image.binding().workload;
+    if found != order.workload {
+        let what = format!(
+            "the image was changed while it was started: it holds workload {found}, checked was {}",
+            order.workload
+        );
+        return Err(Failure::new(
+            Stage::Binding,
+            what,
+            "run the command again, and write to no image that is being started",
+        ));
+    }
     let user = order.user;
     let (view, released) = release(&image, order)?;
     if let Some(user) = user {
@@ -175,7 +193,7 @@ fn release(image: &Image, order: Order) -> Result<(View, Released), Failure> {
     let config = Config::load(order.config.as_deref(), Overrides { tpm, state_dir: order.state_dir })?;
     let mut host = Host::open(config)?;
     lock_memory();
-    let released = host.release(image.binding().workload, order.run)?;
+    let released = host.release(order.workload, order.run)?;
     if released.key.len() != KEY {
         return Err(other(format!("the unsealed key has {} bytes", released.key.len())));
     }
@@ -186,5 +204,6 @@ fn release(image: &Image, order: Order) -> Result<(View, Released), Failure> {
     let locked = lock_memory();
     let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     let (verdict, lease_s, tpm_commands) = (released.verdict_id, released.lease_s, released.commands);
-    Ok((view, Released { verdict, lease_s, tpm_commands, ms, locked }))
+    let runtime_flags = released.obligations.runtime_flags;
+    Ok((view, Released { verdict, lease_s, runtime_flags, tpm_commands, ms, locked }))
 }

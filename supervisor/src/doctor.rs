@@ -3,6 +3,7 @@
 use std::fs::OpenOptions;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
@@ -10,6 +11,7 @@ use countersign_attest::tpm::{Tpm, TpmAddress};
 use countersign_attest::{Config, Host};
 use serde::Serialize;
 
+use crate::runtime;
 use crate::stage::Program;
 
 /// How long the verifier may take to accept a connection.
@@ -60,9 +62,9 @@ impl Finding {
     }
 }
 
-/// Looks at everything that a run needs, in the order in which a run needs it.
+/// Looks at everything that a run needs, in the order in which a run needs it; `chosen` is the runtime, as of `--runtime`.
 #[must_use]
-pub fn examine(config: &Config) -> Vec<Finding> {
+pub fn examine(config: &Config, chosen: &Path) -> Vec<Finding> {
     let mut findings = vec![tpm(&config.tpm), boot_log(config), ima_log(config)];
     let host = Host::open(config.clone());
     findings.push(state(config, &host));
@@ -71,6 +73,7 @@ pub fn examine(config: &Config) -> Vec<Finding> {
     findings.push(reached);
     findings.push(clock(SystemTime::now(), its_time));
     findings.extend([Program::Squashfuse, Program::Bubblewrap].map(program));
+    findings.push(runtime(chosen));
     findings.extend([fuse(), user_namespaces(), memlock(), cgroups(), swap()]);
     findings
 }
@@ -228,6 +231,14 @@ fn program(program: Program) -> Finding {
     const CHECK: &str = "program";
     match program.find() {
         Ok(path) => Finding::good(CHECK, path.display().to_string()),
+        Err(failure) => Finding::problem(CHECK, failure.error, failure.hint),
+    }
+}
+
+fn runtime(chosen: &Path) -> Finding {
+    const CHECK: &str = "container runtime";
+    match runtime::find(chosen).and_then(|found| found.with(&[])) {
+        Ok(found) => Finding::good(CHECK, found.described()),
         Err(failure) => Finding::problem(CHECK, failure.error, failure.hint),
     }
 }

@@ -1,4 +1,4 @@
-//! Exit codes: ours are 200 to 220, one per failing stage; all others are the workload's own.
+//! Exit codes: ours are 200 to 219, one per failing stage; all others are the workload's own.
 
 use countersign_attest::HostError;
 use countersign_sif::SifError;
@@ -9,10 +9,9 @@ pub const TABLE: &str = "\
 Exit codes (all others are the workload's own; a signal that ends a run gives 128 + its number):
   200 usage               201 configuration       202 image unreadable    203 image's signature
   204 image's bindings    205 not enrolled        206 TPM                 207 verifier unreachable
-  208 verifier refused    209 denied              210 not unsealed        211 program missing or too old
+  208 verifier refused    209 denied              210 not unsealed        211 program missing/old
   212 namespaces or FUSE  213 start failed        214 image was changed   215 escrow key
-  216 protecting          217 registering         218 decryptor died      219 other
-  220 ended by the run's monitor";
+  216 protect or grant    217 ended by monitor    218 decryptor died      219 other";
 
 /// A stage that can fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -50,21 +49,19 @@ pub enum Stage {
     Integrity,
     /// The escrow key does not open the image.
     Escrow,
-    /// The image could not be protected.
+    /// The image could not be protected, or its key not be granted to this host.
     Protect,
-    /// The workload could not be registered.
-    Register,
+    /// The run was ended for what its monitor found.
+    Violation,
     /// The decryptor ended early.
     Decryptor,
     /// Anything else.
     Other,
-    /// The run was ended for what its monitor found.
-    Violation,
 }
 
 impl Stage {
     /// All of them, in the order of their codes from 200 on.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 20] = [
         Self::Usage,
         Self::Configuration,
         Self::Image,
@@ -82,10 +79,9 @@ impl Stage {
         Self::Integrity,
         Self::Escrow,
         Self::Protect,
-        Self::Register,
+        Self::Violation,
         Self::Decryptor,
         Self::Other,
-        Self::Violation,
     ];
 
     /// Its exit code.
@@ -190,7 +186,8 @@ mod tests {
     #[test]
     fn one_code_a_stage() {
         let codes: Vec<u8> = Stage::ALL.iter().map(|stage| stage.code()).collect();
-        assert_eq!(codes, (200..=220).collect::<Vec<u8>>());
-        assert_eq!((Stage::Denied.code(), Stage::Integrity.code(), Stage::Other.code()), (209, 214, 219));
+        assert_eq!(codes, (200..=219).collect::<Vec<u8>>());
+        let codes = [Stage::Denied, Stage::Integrity, Stage::Violation, Stage::Other].map(Stage::code);
+        assert_eq!(codes, [209, 214, 217, 219]);
     }
 }

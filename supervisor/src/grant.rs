@@ -54,7 +54,7 @@ pub struct Plan<'a> {
 }
 
 fn refuse(what: impl std::fmt::Display, hint: &str) -> Failure {
-    Failure::new(Stage::Register, what.to_string(), hint)
+    Failure::new(Stage::Protect, what.to_string(), hint)
 }
 
 /// Checks the host's EK against the owner's own roots, and wraps the volume key to it, for the AK of its card and the keys of the trust bundle.

@@ -2,7 +2,8 @@
 //!
 //! A cgroup v2 of its own for each run where one can be made, as root or below a delegated one. Where none can, the process tree: what
 //! descends from the container's first process or is in its process namespace. Nobody leaves either by forking twice, by a session of his
-//! own or by another name; ending the first process ends a process namespace.
+//! own or by another name; ending the first process ends a process namespace. With a cgroup the tree counts too: a runtime shows the machine's
+//! own files, and somebody may move a process to another cgroup.
 
 mod cgroup;
 mod tree;
@@ -11,7 +12,7 @@ use std::fs::File;
 use std::io;
 use std::sync::OnceLock;
 
-pub(crate) use cgroup::Cgroup;
+pub(crate) use cgroup::{Cgroup, mount_points};
 use tree::Tree;
 
 /// Name of a run's cgroup, before the run id.
@@ -70,10 +71,15 @@ impl Group {
 
     /// Ids of all its processes, here. Those of the runtime that wait for the container's end may be among them.
     pub(crate) fn processes(&self) -> io::Result<Vec<u32>> {
-        match &self.cgroup {
-            Ok(cgroup) => cgroup.processes(),
-            Err(_) => self.tree()?.processes(),
+        let Ok(cgroup) = &self.cgroup else { return self.tree()?.processes() };
+        let mut all = cgroup.processes()?;
+        // Without a process yet there is nobody who could have left.
+        if let Some(tree) = self.init.get() {
+            all.extend(tree.processes()?);
+            all.sort_unstable();
+            all.dedup();
         }
+        Ok(all)
     }
 
     /// None of them runs when this returns.
@@ -81,26 +87,23 @@ impl Group {
     /// # Errors
     /// The system calls fail, or it takes too long: then some may run.
     pub(crate) fn freeze(&self) -> io::Result<()> {
-        match &self.cgroup {
-            Ok(cgroup) => cgroup.freeze(true),
-            Err(_) => self.tree()?.stop(),
-        }
+        let Ok(cgroup) = &self.cgroup else { return self.tree()?.stop(&|| Ok(Vec::new())) };
+        cgroup.freeze(true)?;
+        self.init.get().map_or(Ok(()), |tree| tree.stop(&|| cgroup.processes()))
     }
 
     /// They run again.
     pub(crate) fn thaw(&self) -> io::Result<()> {
-        match &self.cgroup {
-            Ok(cgroup) => cgroup.freeze(false),
-            Err(_) => self.tree()?.go_on(),
-        }
+        let Ok(cgroup) = &self.cgroup else { return self.tree()?.go_on(&|| Ok(Vec::new())) };
+        self.init.get().map_or(Ok(()), |tree| tree.go_on(&|| cgroup.processes()))?;
+        cgroup.freeze(false)
     }
 
     /// All of them are gone when this returns, frozen or not.
     pub(crate) fn kill(&self) -> io::Result<()> {
-        match &self.cgroup {
-            Ok(cgroup) => cgroup.kill(),
-            Err(_) => self.init.get().map_or(Ok(()), Tree::kill),
-        }
+        let cgroup = self.cgroup.as_ref().map_or(Ok(()), Cgroup::kill);
+        // Whatever came of the cgroup.
+        self.init.get().map_or(Ok(()), Tree::kill).and(cgroup)
     }
 }
 
@@ -109,4 +112,45 @@ pub(crate) fn probe() -> Result<String, String> {
     let name = format!("{PREFIX}probe-{}", std::process::id());
     let cgroup = Cgroup::make(&name)?;
     Ok(cgroup.path().parent().map(|path| path.display().to_string()).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead as _, BufReader};
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn who_left_the_cgroup_is_listed_frozen_and_ended_too() {
+        let group = Group::make(&format!("left-{}", std::process::id()));
+        if group.cgroup.is_err() {
+            return println!("skipped: {}", group.words());
+        }
+        // Never in the cgroup: as one who was moved out of it.
+        let mut command = Command::new("unshare");
+        command.args(["-Urpf", "--kill-child", "sh", "-c", "echo $$; echo ready; while :; do :; done"]);
+        let Ok(mut child) = command.stdout(Stdio::piped()).spawn() else { return println!("skipped: no unshare") };
+        let mut words = BufReader::new(child.stdout.take().unwrap()).lines();
+        if words.nth(1).is_none() {
+            child.wait().unwrap();
+            return println!("skipped: no user namespaces");
+        }
+        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
+        let init: u32 = children.trim().parse().unwrap();
+        group.begins_with(init).unwrap();
+        assert_eq!(group.processes().unwrap(), [init]);
+        let state = || {
+            let stat = std::fs::read_to_string(format!("/proc/{init}/stat")).ok()?;
+            stat.rsplit_once(") ")?.1.chars().next()
+        };
+        group.freeze().unwrap();
+        assert_eq!(state(), Some('T'));
+        group.thaw().unwrap();
+        assert_ne!(state(), Some('T'));
+        group.freeze().unwrap();
+        group.kill().unwrap();
+        child.wait().unwrap();
+        assert!(state().is_none_or(|state| state == 'Z'));
+    }
 }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use countersign_wire::obligations::RuntimeFlag;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,7 @@ use serde_json::{Value, json};
 
 use crate::channel::Channel;
 use crate::exit::{Failure, Stage};
-use crate::run::{Plan, Task, run_with};
+use crate::run::{Plan, Task, run_with, too_long};
 use crate::status::Status;
 use folder::{Instance, Instances, Note};
 
@@ -70,7 +71,7 @@ pub fn start(
     command.spawn().map_err(other)?;
     let instances = instance.folder.parent().unwrap_or(Path::new("/")).to_owned();
     let order = Order { plan: Plan { task, ..plan }, instances, name: name.into() };
-    ours.send(&order, &[lock.as_fd()]).map_err(other)?;
+    ours.send(&order, &[lock.as_fd()]).map_err(too_long)?;
     match ours.receive::<Said>().map_err(other)? {
         Some((Said::Started(note), _)) => {
             settled(&instance, &note)?;
@@ -122,12 +123,20 @@ fn supervise(channel: &Channel) -> Result<u8, Failure> {
     let (noted, told, image) = (instance.clone(), channel.try_clone().map_err(other)?, plan.image.clone());
     let runtime = plan.runtime.clone();
     let flags = plan.flags.clone();
+    let mut demanded: Vec<RuntimeFlag> = Vec::new();
     let status = Status::to(Box::new(move |stage: &str, detail: &Value| {
+        if stage == "released" {
+            demanded = detail.get("runtime_flags").and_then(|flags| Vec::deserialize(flags).ok()).unwrap_or_default();
+        }
         if stage != "started" {
             return;
         }
         let number = |name: &str| detail.get(name).and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
-        let note = crate::runtime::find(&runtime).and_then(|found| found.with(&flags)).map(|runtime| Note {
+        let note = crate::runtime::find(&runtime).and_then(|found| found.with(&flags)).map(|mut runtime| {
+            runtime.oblige(&demanded);
+            runtime
+        });
+        let note = note.map(|runtime| Note {
             name: noted.name.clone(),
             pid: std::process::id(),
             init: number("init").unwrap_or(0),
@@ -195,9 +204,12 @@ fn stop_one(instance: &Instance, note: &Note, grace: Duration) -> Result<&'stati
     Ok("killed with its supervisor")
 }
 
-/// A handle on the instance's supervisor; none when it has ended. The lock says that the process of this id is still that one.
+/// A handle on the instance's supervisor; none when it has ended. The lock and the same note, read again, say that the process of this id is
+/// still that one: another may have been started under the name.
 fn living(instance: &Instance, note: &Note) -> Result<Option<OwnedFd>, Failure> {
-    handle(note.pid).map_or(Ok(None), |process| Ok(instance.note()?.map(|_| process)))
+    let Some(process) = handle(note.pid) else { return Ok(None) };
+    let same = |now: Note| now.pid == note.pid && now.run == note.run;
+    Ok(instance.note()?.is_some_and(same).then_some(process))
 }
 
 fn handle(pid: u32) -> Option<OwnedFd> {

@@ -18,7 +18,8 @@ mod webhook;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use countersign_wire::finding::Finding;
+use countersign_attest::lease::boot_time;
+use countersign_wire::finding::{Finding, Kind};
 use countersign_wire::obligations::Obligations;
 
 pub(crate) use executions::Executions;
@@ -33,7 +34,7 @@ pub(crate) use webhook::Webhook;
 #[derive(Debug)]
 pub(crate) enum Notice {
     /// Something that the policy has to judge.
-    Saw(Finding),
+    Saw(Seen),
     /// The lease as it is now.
     Lease {
         /// Its end, CLOCK_BOOTTIME.
@@ -45,6 +46,21 @@ pub(crate) enum Notice {
     Unrecorded(String),
     /// Worth knowing, nothing more.
     Warning(String),
+}
+
+/// A finding, and when it was looked for.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    pub(crate) finding: Finding,
+    /// CLOCK_BOOTTIME: the finding may be that the other clock was set.
+    pub(crate) at: Duration,
+}
+
+impl Seen {
+    /// One that is about no process, just now.
+    pub(crate) fn now(kind: Kind, what: &str, place: &str) -> Self {
+        Self { finding: Finding::new(kind, what, place, now_ms()), at: boot_time() }
+    }
 }
 
 /// The host's clock, milliseconds since 1970.

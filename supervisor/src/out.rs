@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 
+use anstream::AutoStream;
 use anstyle::{AnsiColor, Style};
 use serde_json::Value;
 
@@ -59,12 +60,19 @@ pub fn wants_json() -> bool {
 
 /// Says on standard error what went wrong without being a failure.
 pub fn warn(text: &str) {
-    let _ = writeln!(anstream::stderr().lock(), "{HINT}warning:{HINT:#} {text}");
+    say(&format!("{HINT}warning:{HINT:#} {text}\n"));
 }
 
 /// A line of a service's log, on standard error.
 pub fn note(text: &str) {
-    let _ = writeln!(anstream::stderr().lock(), "{text}");
+    say(&format!("{text}\n"));
+}
+
+/// Writes to standard error at once: the status lines of `--status-fd 2`, which come from another thread, do not get between.
+fn say(text: &str) {
+    let mut styled = AutoStream::new(Vec::new(), AutoStream::choice(&std::io::stderr()));
+    let _ = styled.write_all(text.as_bytes());
+    let _ = std::io::stderr().lock().write_all(&styled.into_inner());
 }
 
 /// Prints a failure, if it is one, and returns the exit code.
@@ -77,11 +85,10 @@ pub fn finish(result: Result<u8, Failure>, json: bool) -> u8 {
     if json {
         let _ = print(true, &serde_json::json!({"error": failure}), String::new);
     }
-    let mut err = anstream::stderr().lock();
-    let _ = writeln!(err, "{ERROR}error:{ERROR:#} {}", failure.error);
-    let _ = write!(err, "{}", failure.details());
+    let mut text = format!("{ERROR}error:{ERROR:#} {}\n{}", failure.error, failure.details());
     if !failure.hint.is_empty() {
-        let _ = writeln!(err, "{HINT}hint:{HINT:#} {}", failure.hint);
+        text.push_str(&format!("{HINT}hint:{HINT:#} {}\n", failure.hint));
     }
+    say(&text);
     failure.stage.code()
 }

@@ -283,7 +283,7 @@ impl Verifier<'_> {
     /// Asks for an operator's request to be carried out; the answer.
     ///
     /// # Errors
-    /// [`Failure`]; [`Stage::Register`] when the verifier refuses.
+    /// [`Failure`]; [`Stage::Refused`] when the verifier refuses.
     pub fn ask(&self, request: &Value) -> Result<Value, Failure> {
         use rustls_pki_types::pem::PemObject as _;
         let hint = "give the verifier's operator.token, from its state folder";
@@ -297,7 +297,7 @@ impl Verifier<'_> {
         let client = client.map_err(|e| Failure::new(Stage::Usage, e.to_string(), "--url https://VERIFIER:7448"))?;
         let answer = client.post_json("/v1/admin", &token, body).map_err(|e| {
             if let HostError::Refused { problem, .. } = e {
-                return Failure::new(Stage::Register, problem.title, problem.hint.unwrap_or_default());
+                return Failure::new(Stage::Refused, problem.title, problem.hint.unwrap_or_default());
             }
             let reached = !matches!(e, HostError::Unreachable { .. });
             let mut failure = Failure::from(e);
@@ -307,7 +307,7 @@ impl Verifier<'_> {
             failure
         })?;
         serde_json::from_slice(&answer)
-            .map_err(|e| Failure::new(Stage::Register, format!("the verifier's answer: {e}"), ""))
+            .map_err(|e| Failure::new(Stage::Refused, format!("the verifier's answer: {e}"), ""))
     }
 }
 

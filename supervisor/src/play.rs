@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 use countersign_attest::events::Subscription;
 use countersign_attest::{Config, Host};
 use countersign_sif::SifError;
-use countersign_wire::finding::{Finding, Kind};
+use countersign_wire::finding::Kind;
 use countersign_wire::id::RunId;
+use countersign_wire::obligations::RuntimeFlag;
 use serde_json::json;
 
 use crate::exit::{Failure, Stage};
 use crate::group::Group;
-use crate::monitor::{Act, Executions, Judge, Notice, Outbox, Reactor, Scanner, now_ms};
+use crate::monitor::{Act, Executions, Inbox, Judge, Notice, Outbox, Reactor, Scanner, Seen};
 use crate::run::{Stop, died, ended_early};
 use crate::status::Status;
 use crate::watch::{Heard, Watch};
@@ -39,6 +40,8 @@ pub(crate) struct Play<'a> {
     pub(crate) group: Arc<Group>,
     /// The runtime makes the container in namespaces of its own.
     pub(crate) nested: bool,
+    /// Flags that policy demands of the runtime.
+    pub(crate) demanded: Vec<RuntimeFlag>,
     pub(crate) judge: Arc<Judge>,
     pub(crate) config: Config,
     pub(crate) outbox: Outbox<Notice>,
@@ -51,7 +54,8 @@ impl Play<'_> {
     /// Plays it; the workload's exit code.
     pub(crate) fn play(&mut self, fuse: &OwnedFd) -> Result<u8, Stop> {
         self.watch.decryptor.send(&decryptor::Word::Serve, &[fuse.as_fd()]).map_err(|_| died())?;
-        self.watch.stage.send(&stage::Word::Serving, &[]).map_err(|_| ended_early())?;
+        let serving = stage::Word::Serving(self.demanded.clone());
+        self.watch.stage.send(&serving, &[]).map_err(|_| ended_early())?;
         loop {
             let grace = self.ending.map(|(_, asked)| GRACE.saturating_sub(asked.elapsed()));
             let patience = grace.into_iter().chain(self.reactor.patience()).min();
@@ -61,6 +65,10 @@ impl Play<'_> {
             }
             let due = self.reactor.tick(self.status);
             self.act(due)?;
+            // Whatever was heard: a workload that keeps us busy has no longer grace.
+            if let Some((number, _)) = self.ending.filter(|(_, asked)| asked.elapsed() >= GRACE) {
+                return Err(self.ended_by(number));
+            }
         }
     }
 
@@ -90,11 +98,7 @@ impl Play<'_> {
                 self.end_by(number)?;
             }
             Heard::Signal(number) => return Err(self.ended_by(number)),
-            Heard::Nothing => {
-                if let Some((number, _)) = self.ending.filter(|(_, asked)| asked.elapsed() >= GRACE) {
-                    return Err(self.ended_by(number));
-                }
-            }
+            Heard::Nothing => {}
         }
         Ok(None)
     }
@@ -131,7 +135,7 @@ impl Play<'_> {
     fn changed(&mut self, block: u64, level: usize) -> Stop {
         let (what, place) =
             ("a block of the image is not what its owner signed", format!("block {block}, level {level}"));
-        let _ = self.reactor.saw(Finding::new(Kind::Integrity, what, &place, now_ms()), self.status);
+        let _ = self.reactor.saw(&Seen::now(Kind::Integrity, what, &place), self.status);
         Stop::Failed(SifError::Integrity { block, level }.into())
     }
 
@@ -151,6 +155,7 @@ impl Play<'_> {
             }
             Some(stage::Report::Started(init)) => self.started(init)?,
             Some(stage::Report::Ended(code)) => {
+                self.last_findings();
                 return match (self.found(), self.reactor.violation()) {
                     (Some(found), _) => Err(found),
                     (None, Some(violation)) => Err(Stop::Violation(violation.clone())),
@@ -163,6 +168,20 @@ impl Play<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// What the workload did last is judged and recorded too, though there is nobody left to be stopped.
+    fn last_findings(&mut self) {
+        let Some(scanner) = self.scanner.take() else { return };
+        scanner.stop();
+        let mut over = false;
+        while !over {
+            over = scanner.has_ended();
+            while let Some(notice) = self.watch.monitor.as_ref().and_then(Inbox::take) {
+                let _ = self.reactor.hear(notice, self.status);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn started(&mut self, init: u32) -> Result<(), Stop> {

@@ -13,7 +13,7 @@ use countersign_attest::lease::boot_time;
 use countersign_attest::{Config, Host, HostError, Overrides};
 use countersign_sif::dsse::SignerKey;
 use countersign_sif::{Image, SifError};
-use countersign_wire::id::{RunId, VerdictId};
+use countersign_wire::id::RunId;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -116,6 +116,19 @@ fn other(e: impl std::fmt::Display) -> Failure {
     Failure::new(Stage::Other, e.to_string(), "")
 }
 
+/// Why an order that holds the user's command line was not taken.
+pub(crate) fn too_long(e: std::io::Error) -> Failure {
+    if e.kind() == std::io::ErrorKind::ArgumentListTooLong {
+        let what = format!("the command line with its flags and variables is too long: {e}");
+        return Failure::new(
+            Stage::Usage,
+            what,
+            "put it into a script: in the image, or on the workload's standard input",
+        );
+    }
+    other(e)
+}
+
 pub(crate) fn died() -> Failure {
     Failure::new(Stage::Decryptor, "the decryptor ended early", "run the command again; the system's log may say why")
 }
@@ -200,7 +213,7 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     let own = std::io::stdin();
     let stdin = caller.map_or_else(|| own.as_fd(), Caller::stdin);
     let given: Vec<_> = std::iter::once(stdin).chain(group.entrance().map(|file| file.as_fd())).collect();
-    watch.stage.send(&order, &given).map_err(other)?;
+    watch.stage.send(&order, &given).map_err(too_long)?;
     let fuse = mounted(&watch)?;
     let order = decryptor::Order {
         config: plan.config.clone(),
@@ -208,6 +221,7 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
         state_dir: plan.state_dir.clone(),
         signers,
         run,
+        workload,
         user: caller.and_then(Caller::decryptor),
     };
     let turn = match caller.map(|caller| caller.turn(run, &watch)).transpose()? {
@@ -219,8 +233,9 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
         turn => turn.flatten(),
     };
     watch.decryptor.send(&order, &[image.file().as_fd()]).map_err(other)?;
-    let verdict = released(&watch, status)?;
+    let decryptor::Released { verdict, runtime_flags, .. } = released(&watch, status)?;
     drop(turn);
+    runtime.check(&runtime_flags, &plan.flags)?;
     if let Some(path) = &plan.bundle {
         let bundle = host.bundle(verdict)?;
         std::fs::write(path, bundle).map_err(|e| other(format!("{}: {e}", path.display())))?;
@@ -243,6 +258,7 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
         executions: Executions::open(),
         group: Arc::clone(&group),
         nested: runtime.is_nested(),
+        demanded: runtime_flags,
         judge,
         config,
         outbox,
@@ -330,11 +346,11 @@ pub(crate) fn ended_early() -> Failure {
     Failure::new(Stage::Start, "the container ended early", "run the command again")
 }
 
-fn released(watch: &Watch, status: &mut Status) -> Result<VerdictId, Stop> {
+fn released(watch: &Watch, status: &mut Status) -> Result<decryptor::Released, Stop> {
     match watch.next(None)? {
         Heard::Decryptor(Some(decryptor::Report::Released(released))) => {
             status.say("released", json!(released));
-            Ok(released.verdict)
+            Ok(released)
         }
         Heard::Decryptor(Some(decryptor::Report::Failed(failure))) => Err(failure.into()),
         Heard::Decryptor(_) | Heard::Monitor(_) | Heard::Event(_) | Heard::Nothing => Err(died().into()),

@@ -6,6 +6,7 @@
 mod arguments;
 mod builtin;
 mod flags;
+mod obliged;
 mod outer;
 mod terminal;
 mod workload;
@@ -16,6 +17,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use countersign_wire::obligations::RuntimeFlag;
 use serde::{Deserialize, Serialize};
 
 use crate::channel::Channel;
@@ -25,7 +27,7 @@ pub(crate) use arguments::split;
 pub(crate) use builtin::Settings;
 pub use flags::Given;
 pub(crate) use outer::{drop_privileges, main as agent};
-pub(crate) use terminal::{Lent, is_ours as has_terminal};
+pub(crate) use terminal::{Lent, filter as terminal_filter, is_ours as has_terminal};
 
 /// Longest answer to `--version` that is read, bytes.
 const VERSION: u64 = 4096;
@@ -144,7 +146,7 @@ impl Found {
                 let mut text = String::new();
                 let read = asked.stdout.take().map(|out| out.take(VERSION).read_to_string(&mut text));
                 let ended = asked.wait().is_ok_and(|status| status.success());
-                let (make, version) = Some(text.trim())
+                let (make, numbers) = Some(text.trim())
                     .filter(|_| ended && matches!(read, Some(Ok(_))))
                     .and_then(version)
                     .ok_or_else(|| {
@@ -155,14 +157,16 @@ impl Found {
                         )
                     })?;
                 let (major, minor) = make.least();
-                if version < make.least() {
-                    let (is, name) = (format!("{}.{}", version.0, version.1), make.name());
+                if numbers < make.least() {
+                    let (is, name) = (format!("{}.{}", numbers.0, numbers.1), make.name());
                     let what = format!("{} is {name} {is}: too old", path.display());
                     let hint = format!("install {name} {major}.{minor} or newer, or take --runtime builtin");
                     return Err(Failure::new(Stage::Missing, what, hint));
                 }
                 flags::check_environment(|name| std::env::var_os(name))?;
-                Ok(Chosen::Program(outer::Program { make, path, flags: flags.iter().map(Given::argument).collect() }))
+                let version = text.trim().rsplit(' ').next().unwrap_or_default().to_owned();
+                let flags = flags.iter().map(Given::argument).collect();
+                Ok(Chosen::Program(outer::Program { make, version, path, flags, demanded: Vec::new() }))
             }
         }
     }
@@ -214,6 +218,31 @@ impl Chosen {
         }
     }
 
+    /// Its name, version and place for people.
+    pub(crate) fn described(&self) -> String {
+        match self {
+            Self::Builtin(_) => self.name().to_owned(),
+            Self::Program(program) => format!("{} {} at {}", self.name(), program.version, program.path.display()),
+        }
+    }
+
+    /// Whether the user's flags leave room for those that policy demands.
+    ///
+    /// # Errors
+    /// [`Stage::Usage`] names the one that does not.
+    pub(crate) fn check(&self, demanded: &[RuntimeFlag], given: &[Given]) -> Result<(), Failure> {
+        // The built-in runtime takes nothing from variables.
+        obliged::check(demanded, given, |name| if self.is_nested() { std::env::var_os(name) } else { None })
+    }
+
+    /// Takes what policy demands; [`Self::check`] comes before.
+    pub(crate) fn oblige(&mut self, demanded: &[RuntimeFlag]) {
+        match self {
+            Self::Builtin(settings) => settings.oblige(demanded),
+            Self::Program(program) => program.demanded = demanded.to_vec(),
+        }
+    }
+
     /// A command line for another process in an instance that this runtime has started; `root` leads to its file system, `folder` was the one of
     /// [`Task::Start`].
     ///
@@ -229,7 +258,10 @@ impl Chosen {
     ) -> Result<Command, Failure> {
         match self {
             Self::Builtin(settings) => settings.join(root, task, flags),
-            Self::Program(program) => Ok(program.join(instance, folder, task, flags)),
+            Self::Program(program) => {
+                self.check(&program.demanded, flags)?;
+                Ok(program.join(instance, folder, task, flags))
+            }
         }
     }
 

@@ -87,7 +87,13 @@ pub(crate) fn serve(
     let served = Served { view, gate, report, reported: AtomicBool::new(false) };
     let session = Session::from_fd(served, fuse, SessionACL::All, config)?;
     begun(session.notifier());
-    session.spawn()?.join()
+    session.spawn()?.join().or_else(|e| if is_over(&e) { Ok(()) } else { Err(e) })
+}
+
+/// Whether the mount is gone: a thread that was taking a request just then is told ECONNABORTED (fuse_dev_do_read in Linux), the others ENODEV.
+fn is_over(error: &std::io::Error) -> bool {
+    let over = [rustix::io::Errno::CONNABORTED, rustix::io::Errno::NODEV];
+    over.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// Has the kernel drop the decrypted pages that it keeps, whoever has the file open.
@@ -197,6 +203,13 @@ impl Filesystem for Served {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mount_that_is_gone_is_no_failure() {
+        let errno = std::io::Error::from_raw_os_error;
+        assert!([103, 19].map(errno).iter().all(is_over), "ECONNABORTED, ENODEV");
+        assert!(![5, 13, 22].map(errno).iter().any(is_over), "EIO, EACCES, EINVAL");
+    }
 
     #[test]
     fn the_reader_once_and_nobody_else() {

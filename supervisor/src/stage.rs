@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use countersign_wire::obligations::RuntimeFlag;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
 use serde::{Deserialize, Serialize};
 
@@ -44,8 +45,8 @@ pub(crate) struct Order {
 /// What the supervisor tells it later.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Word {
-    /// The decryptor serves.
-    Serving,
+    /// The decryptor serves; policy demands these flags of the runtime.
+    Serving(Vec<RuntimeFlag>),
     /// Send the workload this signal.
     Signal(u8),
     /// Interrupt the workload and what it runs (SIGINT to its process group), as a terminal would.
@@ -95,14 +96,15 @@ pub(crate) fn start(e: impl std::fmt::Display) -> Failure {
 }
 
 fn play(channel: &Channel) -> Result<(), Failure> {
-    let Some((order, mut fds)) = channel.receive::<Order>().map_err(start)? else { return Ok(()) };
+    let Some((mut order, mut fds)) = channel.receive::<Order>().map_err(start)? else { return Ok(()) };
     let cgroup = if fds.len() > 1 { fds.pop() } else { None };
     let stdin = fds.pop().ok_or_else(|| start("no standard input was handed over"))?;
     let ids = order.ids.unwrap_or_else(Ids::own);
     let places = Places::make(&order)?;
     channel.send(&Report::Fuse, &[places.mount_fuse()?.as_fd()]).map_err(start)?;
     // The supervisor says when the decryptor serves; without that word the run is over.
-    let Some((Word::Serving, _)) = channel.receive::<Word>().map_err(start)? else { return Ok(()) };
+    let Some((Word::Serving(demanded), _)) = channel.receive::<Word>().map_err(start)? else { return Ok(()) };
+    order.runtime.oblige(&demanded);
     let mut squashfuse = squashfuse(channel, &places)?;
     unmount(&places.image, UnmountFlags::DETACH).map_err(namespaces)?;
     let _ = fs::remove_dir(&places.image);

@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use support::processes::Family;
-use support::{SECRET, Scene, failed, stderr, stdout};
+use support::secrets::Secrets;
+use support::{SECRET, Scene, Started, failed, stderr, stdout};
 
 /// A scene, the real Apptainer, and the plain squashfs that it runs by itself.
 struct Pair {
@@ -155,7 +156,6 @@ fn its_processes_end_with_the_supervisor_and_the_image_has_no_path() {
         for word in ["decryptor-process", "stage-process", "squashfuse", "bwrap", "Apptainer runtime", "1000"] {
             family.find(word);
         }
-        let namespace = family.find("stage-process").mount_namespace();
         // No mount of the decryptor's is left anywhere; where its place was is an empty folder.
         for process in &family.0 {
             let mounts = std::fs::read_to_string(process.file("mountinfo")).unwrap();
@@ -171,7 +171,40 @@ fn its_processes_end_with_the_supervisor_and_the_image_has_no_path() {
         }
         let (status, _, err) = run.end();
         assert_eq!(status, code, "{victim}: {err}");
-        family.all_gone(&namespace);
+        family.all_gone();
+    }
+}
+
+/// Ends a run for whatever is found.
+const KILLS: &str = r#"package countersign.workload
+
+default verdict := {"allow": false, "reasons": [], "obligations": {"on_violation": "kill"}}
+
+verdict := {"allow": true, "reasons": [], "obligations": {"lease_s": 3600, "reattest_s": 1800}} if input.purpose == "release"
+"#;
+
+#[test]
+fn it_is_watched_and_none_of_its_processes_has_the_key() {
+    if !support::is_root() {
+        return;
+    }
+    let Some(pair) = Pair::new() else { return };
+    let scene = &pair.scene;
+    let (image, passphrase) = scene.with_passphrase("watched.sif", KILLS);
+    let secrets = Secrets::new(&scene.owner.volume_key_by("watched.sif", &passphrase), &passphrase);
+    let runtime = pair.apptainer.display().to_string();
+    let script = "echo ready; read x; cp /bin/busybox /tmp/sleep; /tmp/sleep 1000";
+    for more in [&[][..], &["--underlay"], &["--writable-tmpfs"]] {
+        let options = [&["--runtime", runtime.as_str(), "--containall", "--status-fd", "2"], more].concat();
+        let mut run = Started::new(scene.command("exec", &options, &image, &["sh", "-c", script]));
+        let family = Family::of(run.pid());
+        secrets.only_in_the_decryptor(&family);
+        run.say("go");
+        let (code, _, err) = run.end();
+        assert_eq!(code, Some(217), "{more:?}: {err}");
+        let found = "error: the run was ended: process-not-in-image";
+        assert!(err.contains(found) && err.contains("/tmp/sleep"), "{more:?}: {err}");
+        family.all_gone();
     }
 }
 
@@ -197,6 +230,39 @@ fn a_signal_does_what_it_does_to_plain_apptainer() {
     all.arg(pair.scene.owner.path("owner.pub.pem")).arg(pair.scene.owner.path("script.sif"));
     let out = all.stdin(Stdio::null()).output().unwrap();
     assert_eq!(stdout(&out), "code 9\ncode 9\n", "{}", stderr(&out));
+}
+
+#[test]
+fn flags_that_policy_demands() {
+    let Some(pair) = Pair::new() else { return };
+    let image = pair.scene.with_policy("strict", support::DEMANDS_ALL);
+    let runtime = pair.apptainer.display().to_string();
+    let run = |flags: &[&str], script: &str| {
+        let options = [&["--runtime", runtime.as_str()], flags].concat();
+        let mut command = pair.scene.command("exec", &options, &image, &["sh", "-c", script]);
+        command.env("FROM_OUTSIDE", "seen").current_dir(pair.scene.dir.path());
+        command.stdin(Stdio::null()).output().unwrap()
+    };
+    // No network, nothing of the host's files or environment, own processes.
+    let data = pair.scene.path("data");
+    std::fs::create_dir(&data).unwrap();
+    let script =
+        format!("{}; ls {} 2> /dev/null; echo \"$FROM_OUTSIDE.\"; echo $A", support::INTERFACES, data.display());
+    let out = run(&["--env", "A=1"], &script);
+    assert_eq!(stdout(&out), "lo\n.\n1\n", "{}", stderr(&out));
+    let bind = format!("{}:/data", data.display());
+    for (flags, words) in [
+        (&["--bind", bind.as_str()][..], "--bind="),
+        (&["--net", "--network", "bridge"][..], "--network=bridge is refused"),
+        (&["--nv"][..], "--nv is refused"),
+        (&["--no-privs=false"][..], "--no-privs=false is refused"),
+    ] {
+        failed(&run(flags, "true"), 200, &[words, "policy that released the key demands", "hint: leave the flag away"]);
+    }
+    let options = ["--runtime", runtime.as_str()];
+    let out = pair.scene.command("exec", &options, &image, &["true"]).env("APPTAINER_BIND", "/data").output().unwrap();
+    failed(&out, 200, &["APPTAINER_BIND is refused", "unset APPTAINER_BIND"]);
+    assert_eq!(pair.scene.runs(), ["start", "exit 0"], "nothing else was started");
 }
 
 #[test]

@@ -106,29 +106,29 @@ fn a_key_that_its_owner_holds() {
     failed(&scene.exec(&["true"]), 208, &["holds its key, and has granted it to no TPM", "supervisor grant"]);
 
     let grants = Grants { scene: &scene, roots };
-    failed(&grants.make(&[]), 217, &["simulator", "--dangerous-allow-simulated"]);
+    failed(&grants.make(&[]), 216, &["simulator", "--dangerous-allow-simulated"]);
     let simulated = ["--dangerous-allow-simulated"];
     // Another's roots; none at all; no host's card; a card whose parts are of several hosts; an AK that could be software.
     let stranger = scene.verifier.dir.join("ca.pem").display().to_string();
     let other = Grants { scene: &scene, roots: stranger };
-    failed(&other.make(&simulated), 217, &["no path to a trusted root", "--ek-root"]);
+    failed(&other.make(&simulated), 216, &["no path to a trusted root", "--ek-root"]);
     let empty = Grants { scene: &scene, roots: scene.owner.path("rootfs/etc").display().to_string() };
     failed(&empty.make(&simulated), 201, &["no EK root"]);
     let write = |card: &HostCard| std::fs::write(scene.path("host.card"), artefact::to_file(card)).unwrap();
     let mut false_id = genuine.clone();
     false_id.host.0[0] ^= 1;
     write(&false_id);
-    failed(&grants.make(&simulated), 217, &["its EK is another host's"]);
+    failed(&grants.make(&simulated), 216, &["its EK is another host's"]);
     let mut false_ek = genuine.clone();
     let last = false_ek.ek_public.len() - 1;
     false_ek.ek_public[last] ^= 1;
     write(&false_ek);
-    failed(&grants.make(&simulated), 217, &["certificate"]);
+    failed(&grants.make(&simulated), 216, &["certificate"]);
     let mut false_ak = genuine.clone();
     // Attributes of the AK: not restricted any more.
     false_ak.ak_public[5] ^= 0x01;
     write(&false_ak);
-    failed(&grants.make(&simulated), 217, &["AK"]);
+    failed(&grants.make(&simulated), 216, &["AK"]);
     write(&genuine);
     // Another escrow key.
     let escrow = std::fs::read(scene.owner.path("escrow.pem")).unwrap();

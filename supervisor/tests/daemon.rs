@@ -14,7 +14,6 @@ mod support;
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
@@ -23,13 +22,11 @@ use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
-};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::processes::{Family, Process, signal};
-use support::{SECRET, SUPERVISOR, Scene, failed, is_root, stderr, stdout};
+use support::{SECRET, SUPERVISOR, Scene, failed, is_root, receive, send, stderr, stdout};
 use tempfile::TempDir;
 
 /// Users of the tests, who exist nowhere.
@@ -290,11 +287,10 @@ fn a_user_runs_it_and_neither_he_nor_others_reach_into_it() {
     let out = as_user(ALICE, "sh").args(["-c", "echo > \"$1\"", "sh"]).arg(host.path("run/x")).output().unwrap();
     assert!(!out.status.success());
 
-    let namespace = stage.mount_namespace();
     signal(run.pid(), Signal::TERM);
     assert_eq!(run.end().0, Some(143));
     family.ended_but(" daemon ");
-    Family(Vec::new()).all_gone(&namespace);
+    Family(Vec::new()).all_gone();
     assert_eq!(host.scene.runs(), ["start", "exit 143"]);
 }
 
@@ -482,21 +478,6 @@ fn connect(socket: &Path, user: u32) -> OwnedFd {
     connected.join().unwrap()
 }
 
-fn send(socket: &OwnedFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(32))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    assert!(fds.is_empty() || ancillary.push(SendAncillaryMessage::ScmRights(fds)));
-    let parts = [std::io::IoSlice::new(bytes)];
-    rustix::net::sendmsg(socket, &parts, &mut ancillary, SendFlags::NOSIGNAL).unwrap();
-}
-
-/// The next message; nothing when the other end has closed.
-fn receive(socket: &OwnedFd) -> Option<Value> {
-    let mut bytes = vec![0; 1 << 17];
-    let (n, _) = rustix::net::recv(socket, bytes.as_mut_slice(), rustix::net::RecvFlags::empty()).ok()?;
-    (n > 0).then(|| serde_json::from_slice(&bytes[..n]).unwrap())
-}
-
 #[test]
 fn clients_that_send_nonsense_are_told_so_and_hold_nobody_up() {
     let Some(host) = Host::new(&format!("{}{}", rule("alice", ALICE, "runs = 1"), rule("bob", BOB, ""))) else {
@@ -603,32 +584,29 @@ fn whoever_is_killed_nothing_is_left() {
     // The client: its run ends in order.
     let run = host.started(escapes);
     let family = host.family();
-    let namespace = family.find("stage-process").mount_namespace();
     signal(run.pid(), Signal::KILL);
     drop(run);
     family.ended_but(" daemon ");
-    Family(Vec::new()).all_gone(&namespace);
+    Family(Vec::new()).all_gone();
     host.daemon().says("has ended");
     assert_eq!(host.scene.runs(), ["start", "exit 143"]);
 
     // The session: so does its run, and the daemon goes on.
     let run = host.started(escapes);
     let family = host.family();
-    let namespace = family.find("stage-process").mount_namespace();
     family.find("session-process").kill();
     let (code, _, err) = run.end();
     assert_eq!(code, Some(207), "{err}");
     assert!(err.contains("the daemon has ended"), "{err}");
     family.ended_but(" daemon ");
-    Family(Vec::new()).all_gone(&namespace);
+    Family(Vec::new()).all_gone();
 
     // The daemon: everything. Another one takes its place, and ends what has a user of its range.
     let run = host.started(escapes);
     let family = host.family();
-    let namespace = family.find("stage-process").mount_namespace();
     family.0[0].kill();
     assert_eq!(run.end().0, Some(207));
-    family.all_gone(&namespace);
+    family.all_gone();
     let mut left = Command::new("sleep").arg("1000").uid(host.uids.1).gid(host.uids.1).spawn().unwrap();
     let (_, old) = (host.daemon.take(), host.socket().exists());
     assert!(old, "a killed daemon leaves its socket");

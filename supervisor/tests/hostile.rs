@@ -13,12 +13,15 @@ mod support;
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::SystemTime;
 
 use support::processes::{Family, Process};
-use support::{SECRET, SUPERVISOR, Scene, failed, is_root, stderr, stdout};
+use support::secrets::Secrets;
+use support::{SECRET, SUPERVISOR, Scene, Started, as_nobody, failed, is_root, receive, send, stderr, stdout};
 
 /// A workload that escapes from its shell: double fork, a session of its own.
 const ESCAPES: &str = "(setsid sleep 1001 &) ; (setsid sh -c 'sleep 1002; sleep 1003' &) ; echo ready; sleep 1000";
@@ -37,12 +40,11 @@ fn whoever_is_killed_nothing_is_left() {
         for word in ["decryptor-process", "stage-process", "squashfuse", "bwrap", "1000", "1001", "1002"] {
             family.find(word);
         }
-        let namespace = family.find("stage-process").mount_namespace();
         family.find(victim).kill();
         let (status, _, err) = run.end();
         assert_eq!(status, Some(code), "{victim}: {err}");
         assert!(err.contains(words), "{victim}: {err}");
-        family.all_gone(&namespace);
+        family.all_gone();
     }
     let runs = scene.runs();
     assert_eq!(runs.len(), 8, "{runs:?}");
@@ -51,11 +53,10 @@ fn whoever_is_killed_nothing_is_left() {
     // The supervisor itself: its run has no end until the next start says that it was lost.
     let run = scene.started(ESCAPES);
     let family = Family::of(run.pid());
-    let namespace = family.find("stage-process").mount_namespace();
     let other = scene.started("echo ready; read x; exit 5");
     family.0[0].kill();
     assert_eq!(run.end().0, None);
-    family.all_gone(&namespace);
+    family.all_gone();
     assert_eq!(scene.runs()[8..], ["start", "start"]);
     assert_eq!(std::fs::read_dir(scene.path("host/runs")).unwrap().count(), 2);
     assert_eq!(stdout(&scene.exec(&["cat", "/secret.txt"])), SECRET);
@@ -96,7 +97,6 @@ fn a_changed_block_ends_the_run() {
     // While it runs: blocks in the middle, which nobody has read yet.
     let mut run = scene.started("echo ready; read x; cat /big; echo \"cat: $?\"; sleep 1000");
     let family = Family::of(run.pid());
-    let namespace = family.find("stage-process").mount_namespace();
     let middle = payload.start + (payload.end - payload.start) / 2;
     flip(&image, middle);
     run.say("go");
@@ -106,7 +106,7 @@ fn a_changed_block_ends_the_run() {
     assert_eq!(code, Some(214), "{err}");
     let block = format!("block {} of the image was changed", (middle - payload.start) / 4096 + 4096);
     assert!(err.contains(&block) && err.contains("hint: "), "{err}, expected {block}");
-    family.all_gone(&namespace);
+    family.all_gone();
     flip(&image, middle);
 
     // Before the start: the file system's first block.
@@ -181,62 +181,51 @@ fn an_image_exchanged_between_check_and_use() {
     assert!(rest.contains(SECRET) && !rest.contains("another"), "{rest}");
 }
 
-/// Whether any of the needles is in a process's memory. Parts that cannot be read (device mappings) are skipped.
-fn memory_holds(process: &Process, needles: &[Vec<u8>]) -> bool {
-    let memory = File::open(process.file("mem")).unwrap();
-    let maps = std::fs::read_to_string(process.file("maps")).unwrap();
-    assert!(!maps.is_empty());
-    for line in maps.lines() {
-        let mut fields = line.split_whitespace();
-        let (start, end) = fields.next().unwrap().split_once('-').unwrap();
-        if !fields.next().unwrap().starts_with('r') || line.ends_with("[vvar]") || line.ends_with("[vsyscall]") {
-            continue;
-        }
-        let (mut at, end) = (u64::from_str_radix(start, 16).unwrap(), u64::from_str_radix(end, 16).unwrap());
-        let mut buffer = vec![0; 1 << 20];
-        while at < end {
-            let part = usize::try_from(end - at).unwrap().min(buffer.len());
-            let Ok(n) = memory.read_at(&mut buffer[..part], at) else { break };
-            if n == 0 {
-                break;
-            }
-            if needles.iter().any(|needle| contains(&buffer[..n], needle)) {
-                return true;
-            }
-            // Parts overlap by more than a needle's length.
-            at += if n == buffer.len() { u64::try_from(n - 256).unwrap() } else { u64::try_from(n).unwrap() };
-        }
-    }
-    false
+#[test]
+fn an_image_overwritten_between_check_and_use() {
+    let Some(scene) = Scene::new() else { return };
+    let image = scene.owner.path("app.sif");
+    std::fs::write(scene.owner.path("rootfs/secret.txt"), "another\n").unwrap();
+    let made = scene.owner.protect(&scene.owner.path("rootfs"), "other.sif", &[]);
+    assert!(made.status.success(), "{}", stderr(&made));
+    // Well signed and registered: asked for by itself, its key is released.
+    scene.owner.register(&scene.verifier, "other.sif");
+    let [checked, other] = ["app.sif", "other.sif"].map(|name| scene.owner.image(name).binding().workload);
+    let bytes = std::fs::read(scene.owner.path("other.sif")).unwrap();
+    // The decryptor of a run, told what a supervisor tells it; `checked` is what was admitted.
+    let told = |workload| {
+        let flags = rustix::net::SocketFlags::CLOEXEC;
+        let kind = rustix::net::SocketType::SEQPACKET;
+        let (ours, theirs) = rustix::net::socketpair(rustix::net::AddressFamily::UNIX, kind, flags, None).unwrap();
+        let mut child = Command::new(SUPERVISOR).arg("decryptor-process").stdin(Stdio::from(theirs)).spawn().unwrap();
+        let file = File::open(&image).unwrap();
+        // In place, behind the descriptor that was checked.
+        std::fs::write(&image, &bytes).unwrap();
+        let signer = std::fs::read_to_string(scene.owner.path("owner.pub.pem")).unwrap();
+        let order = serde_json::json!({
+            "config": scene.path("attest.toml"), "tpm": null, "state_dir": null, "signers": [signer],
+            "run": countersign_wire::id::RunId([7; 16]), "workload": workload, "user": null,
+        });
+        send(&ours, order.to_string().as_bytes(), &[file.as_fd()]);
+        let report = receive(&ours).unwrap();
+        drop(ours);
+        (report, child.wait().unwrap().code())
+    };
+    let (report, code) = told(checked);
+    assert_eq!((report["Failed"]["stage"].as_str(), code), (Some("binding"), Some(204)), "{report}");
+    assert!(report["Failed"]["error"].as_str().unwrap().contains(&checked.to_string()), "{report}");
+    assert_eq!(scene.runs(), Vec::<String>::new());
+    let (report, _) = told(other);
+    assert!(report["Released"]["verdict"].is_string(), "{report}");
 }
 
-fn contains(bytes: &[u8], needle: &[u8]) -> bool {
-    let mut at = 0;
-    loop {
-        // To behind the next byte that is the needle's first.
-        match (&bytes[at..]).skip_until(needle[0]).unwrap() {
-            0 => return false,
-            n => at += n,
-        }
-        if bytes[at - 1..].starts_with(needle) {
-            return true;
-        }
-    }
-}
+/// Freezes for whatever is found.
+const FREEZES: &str = r#"package countersign.workload
 
-fn files_holding(folder: &Path, needles: &[Vec<u8>], found: &mut Vec<String>) {
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        let Ok(kind) = entry.file_type() else { continue };
-        if kind.is_dir() {
-            files_holding(&entry.path(), needles, found);
-        } else if kind.is_file() && entry.metadata().is_ok_and(|metadata| metadata.len() < 64 << 20) {
-            let Ok(bytes) = std::fs::read(entry.path()) else { continue };
-            if needles.iter().any(|needle| contains(&bytes, needle)) {
-                found.push(entry.path().display().to_string());
-            }
-        }
-    }
-}
+default verdict := {"allow": false, "reasons": [], "obligations": {"on_violation": "freeze", "freeze_hold_s": 600}}
+
+verdict := {"allow": true, "reasons": [], "obligations": {"lease_s": 3600, "reattest_s": 1}} if input.purpose == "release"
+"#;
 
 #[test]
 fn the_key_is_in_the_decryptor_and_nowhere_else() {
@@ -244,50 +233,34 @@ fn the_key_is_in_the_decryptor_and_nowhere_else() {
         return;
     }
     let Some(scene) = Scene::new() else { return };
-    let key = scene.owner.volume_key("app.sif");
-    // Each half by itself: cipher contexts hold them apart. And as text.
-    let halves = [key[..32].to_vec(), key[32..].to_vec()];
-    let mut needles = halves.to_vec();
-    for half in &halves {
-        needles.push(hex::encode(half).into_bytes());
-        needles.push(hex::encode_upper(half).into_bytes());
-    }
-    needles.push(base64::Engine::encode(&base64::engine::general_purpose::STANDARD, key.as_slice()).into_bytes());
+    let began = SystemTime::now();
+    let (image, passphrase) = scene.with_passphrase("locked.sif", FREEZES);
+    let secrets = Secrets::new(&scene.owner.volume_key_by("locked.sif", &passphrase), &passphrase);
+    let files = |when: &str| {
+        // The state folders, and the temp space; swtpm's state holds sealed things only.
+        let folders = [scene.dir.path(), &std::env::temp_dir(), Path::new("/dev/shm"), Path::new("/var/tmp")];
+        let mut found = folders.iter().flat_map(|folder| secrets.files(folder, began)).collect::<Vec<_>>();
+        found.retain(|path| *path != scene.owner.path("passphrase"));
+        assert_eq!(found, Vec::<PathBuf>::new(), "{when}");
+    };
+    files("protected and registered");
 
-    let run = scene.started("echo ready; cat /big > /dev/null; echo read; sleep 1000");
-    let mut run = run;
+    let script =
+        "echo ready; cat /big > /dev/null; echo read; read x; cp /bin/busybox /tmp/sleep; exec /tmp/sleep 1000";
+    let mut run = Started::new(scene.command("exec", &["--status-fd", "2"], &image, &["sh", "-c", script]));
     let mut line = String::new();
     run.stdout.read_line(&mut line).unwrap();
     assert_eq!(line, "read\n");
     let family = Family::of(run.pid());
     assert!(family.0.len() >= 7, "supervisor, decryptor, stage, squashfuse, bubblewrap twice, workload");
+    secrets.only_in_the_decryptor(&family);
+    files("running");
     let decryptor = family.find("decryptor-process");
-    // The scan finds what is there: the tweak's key schedule begins with the key's second half.
-    assert!(memory_holds(decryptor, &needles), "the scan does not find the key where it must be");
-    for process in &family.0 {
-        if process.pid != decryptor.pid {
-            assert!(!memory_holds(process, &needles), "{} ({})", process.command, process.pid);
-        }
-        for file in ["environ", "cmdline"] {
-            let bytes = std::fs::read(process.file(file)).unwrap();
-            assert!(!needles.iter().any(|needle| contains(&bytes, needle)), "{file} of {}", process.command);
-        }
-    }
-    let status = std::fs::read_to_string(decryptor.file("status")).unwrap();
-    let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap().trim();
-    assert_ne!(locked, "0 kB");
     let limits = std::fs::read_to_string(decryptor.file("limits")).unwrap();
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().collect::<Vec<_>>()[4..6], ["0", "0"]);
     // Not dumpable: its files in /proc are root's, whoever runs it.
     assert_eq!(decryptor.file("mem").metadata().unwrap().uid(), 0);
-
-    // The state folder, the test's own, and the temp space; swtpm's state holds sealed things only.
-    let mut found = Vec::new();
-    files_holding(scene.dir.path(), &needles, &mut found);
-    files_holding(&std::env::temp_dir(), &needles, &mut found);
-    files_holding(Path::new("/dev/shm"), &needles, &mut found);
-    assert_eq!(found, Vec::<String>::new());
 
     // No path leads to the decrypted image: no mount of the decryptor's is left, and squashfuse's own descriptor opens for nobody else.
     let stage = family.find("stage-process");
@@ -303,18 +276,26 @@ fn the_key_is_in_the_decryptor_and_nowhere_else() {
         }
     }
     assert_eq!(tried, 1);
+    // While the monitor judges, records, reports and freezes.
+    run.say("go");
+    let mut words = BufReader::new(run.child.stderr.take().unwrap());
+    let mut said = String::new();
+    while !said.contains("\"reaction\":\"freeze\"") {
+        assert_ne!(words.read_line(&mut said).unwrap(), 0, "nothing was found: {said}");
+    }
+    secrets.only_in_the_decryptor(&Family::of(run.pid()));
+    files("frozen");
+    support::processes::signal(run.pid(), rustix::process::Signal::TERM);
+    words.read_to_string(&mut said).unwrap();
+    assert!(!secrets.within(said.as_bytes()), "{said}");
+    assert_eq!(run.child.wait().unwrap().code(), Some(143));
+    family.all_gone();
+    files("ended");
     // The workload's view of itself and of bubblewrap's process: nothing of us, nothing of the user's environment.
     let script = "cat /proc/1/environ /proc/self/environ /proc/*/cmdline";
     let mut command = scene.command("exec", &[], &scene.owner.path("app.sif"), &["sh", "-c", script]);
     let seen = stdout(&command.env("HOST_TOKEN", "of-the-host").stdin(Stdio::null()).output().unwrap());
     assert!(seen.contains("PATH=") && !seen.contains("countersign") && !seen.contains("of-the-host"), "{seen}");
-}
-
-/// A command as a user that does not exist.
-fn as_nobody(program: &str) -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid", "54321", "--regid", "54321", "--clear-groups", "--"]).arg(program);
-    command
 }
 
 #[test]
@@ -323,25 +304,9 @@ fn an_ordinary_user_runs_it_and_cannot_look_into_the_decryptor() {
         return;
     }
     let Some(scene) = Scene::new() else { return };
-    // The program where that user can get at it, and everything else his own.
-    let program = scene.path("supervisor");
-    std::fs::copy(SUPERVISOR, &program).unwrap();
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-    assert!(Command::new("chown").args(["-R", "54321:54321"]).arg(scene.dir.path()).status().unwrap().success());
-    let socket = scene.sim.socket();
-    for path in socket.ancestors().take(2) {
-        assert!(Command::new("chown").args(["54321:54321"]).arg(path).status().unwrap().success());
-    }
-    let mut command = as_nobody(program.to_str().unwrap());
     let script = "id -u; cat /secret.txt; echo ready; exec sleep 1000";
     let given = scene.command("exec", &["--status-fd", "2"], &scene.owner.path("app.sif"), &["sh", "-c", script]);
-    let mut child = command
-        .args(given.get_args())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = scene.given_away(&given).stdin(Stdio::null()).spawn().unwrap();
     let mut out = BufReader::new(child.stdout.take().unwrap());
     let mut text = String::new();
     while !text.ends_with("ready\n") {
@@ -366,10 +331,9 @@ fn an_ordinary_user_runs_it_and_cannot_look_into_the_decryptor() {
     let namespace = |process: &Process| std::fs::read_link(process.file("ns/user")).unwrap();
     assert_eq!(namespace(decryptor), std::fs::read_link("/proc/self/ns/user").unwrap());
     assert_ne!(namespace(family.find("stage-process")), namespace(decryptor));
-    let mounts = family.find("stage-process").mount_namespace();
     support::processes::signal(i32::try_from(child.id()).unwrap(), rustix::process::Signal::TERM);
     assert_eq!(child.wait().unwrap().code(), Some(143));
-    family.all_gone(&mounts);
+    family.all_gone();
     let mut err = String::new();
     child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
     assert!(err.contains("\"locked\":\"the heap\"") || err.contains("\"locked\":\"all memory\""), "{err}");

@@ -11,6 +11,7 @@
 
 mod support;
 
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -51,11 +52,35 @@ fn names(scene: &Scene) -> Vec<String> {
     list["instances"].as_array().unwrap().iter().map(|note| note["name"].as_str().unwrap().to_owned()).collect()
 }
 
+/// How many of a shell in an instance that gets the user's terminal have a seccomp filter: one or none.
+fn filters_of_a_shell_at_a_terminal(scene: &Scene, name: &str) -> u32 {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let pty = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&pty).unwrap();
+    unlockpt(&pty).unwrap();
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
+    let terminal = rustix::fs::open(ptsname(&pty, Vec::new()).unwrap(), flags, rustix::fs::Mode::empty()).unwrap();
+    let mut pty = std::fs::File::from(pty);
+    // The terminal belongs to the session of who asks, in its foreground.
+    let mut command = Command::new("setsid");
+    command.args(["--ctty", "--wait", SUPERVISOR, "shell", &format!("instance://{name}")]);
+    command.env("COUNTERSIGN_INSTANCE_DIR", scene.path("instances"));
+    let again = || terminal.try_clone().unwrap();
+    let mut child = command.stdin(again()).stdout(again()).stderr(again()).spawn().unwrap();
+    drop((command, terminal));
+    pty.write_all(b"echo filter=$(grep -c Seccomp:.2 /proc/self/status); exit\n").unwrap();
+    let mut lines = BufReader::new(pty).lines().map_while(Result::ok);
+    // Its echo of what is typed is among them.
+    let number = |line: String| line.split_once("filter=")?.1.trim().parse::<u32>().ok();
+    let filters = lines.find_map(number).unwrap();
+    assert!(child.wait().unwrap().success());
+    filters
+}
+
 /// From its start to its end; whatever runtime it is.
 fn lives(scene: &Scene, image: &str, runtime: &Path) {
     let note = json(&start(scene, image, runtime, "web", &["--env", "COLOUR=green"]));
     let family = Family::of(pid(&note, "pid"));
-    let namespace = family.find("stage-process").mount_namespace();
     assert_eq!(names(scene), ["web"]);
     failed(&start(scene, image, runtime, "web", &[]), 200, &["runs already", "instance stop web"]);
 
@@ -79,7 +104,7 @@ fn lives(scene: &Scene, image: &str, runtime: &Path) {
     for process in &family.0 {
         process.gone();
     }
-    family.all_gone(&namespace);
+    family.all_gone();
     failed(&exec(&["true"]), 200, &["no instance web runs"]);
     failed(&ask(scene, &["instance", "stop", "web"]), 200, &["no instance web runs"]);
 }
@@ -94,6 +119,10 @@ fn from_start_to_stop() {
     json(&start(&scene, "app.sif", builtin, "two", &["--env", "COLOUR=green"]));
     assert!(ask(&scene, &["exec", "instance://two", "sh", "-c", "echo $COLOUR > /tmp/left"]).status.success());
     assert_eq!(stdout(&ask(&scene, &["exec", "--env", "A=1", "instance://two", "cat", "/tmp/left"])), "green\n");
+    // In a session of its own: not the one of whoever asks, with his terminal.
+    let session = r#"set -- $(cat /proc/$$/stat); [ "$6" = $$ ] && echo own"#;
+    assert_eq!(stdout(&ask(&scene, &["exec", "instance://two", "sh", "-c", session])), "own\n");
+    assert_eq!(filters_of_a_shell_at_a_terminal(&scene, "two"), 1, "it may not type into it");
     failed(&ask(&scene, &["exec", "--nv", "instance://two", "true"]), 200, &["--nv"]);
     json(&ask(&scene, &["--json", "instance", "stop", "--all"]));
     for bad in ["../x", "", "a b", ".hidden"] {
@@ -103,6 +132,42 @@ fn from_start_to_stop() {
     failed(&start(&scene, "none.sif", Path::new("builtin"), "web", &[]), 202, &["No such file"]);
     failed(&start(&scene, "app.sif", Path::new("builtin"), "web", &["--writable"]), 200, &["--writable is refused"]);
     assert_eq!(names(&scene), Vec::<String>::new());
+}
+
+#[test]
+fn flags_that_policy_demands() {
+    let Some(scene) = Scene::new() else { return };
+    let builtin = Path::new("builtin");
+    scene.with_policy("strict", support::DEMANDS_ALL);
+    let out = start(&scene, "strict.sif", builtin, "web", &["--bind", "/usr:/data"]);
+    failed(&out, 200, &["--bind=/usr:/data is refused", "demands containall"]);
+    json(&start(&scene, "strict.sif", builtin, "web", &[]));
+    let out = ask(&scene, &["exec", "instance://web", "sh", "-c", support::INTERFACES]);
+    assert_eq!(stdout(&out), "lo\n", "{}", stderr(&out));
+    json(&ask(&scene, &["--json", "instance", "stop", "--all"]));
+
+    let Some(apptainer) = support::apptainer() else { return };
+    let plain = scene.owner.path("plain.sif");
+    let built = Command::new(&apptainer).arg("build").arg(&plain).arg(scene.owner.path("rootfs")).output().unwrap();
+    assert!(built.status.success(), "{}", stderr(&built));
+    let policy = scene.path("policy-strict").display().to_string();
+    assert!(scene.owner.protect(&plain, "strict-built.sif", &["--policy", &policy]).status.success());
+    scene.owner.register(&scene.verifier, "strict-built.sif");
+    let script = r#"set -eu
+        export COUNTERSIGN_RUNTIME=apptainer FROM_OUTSIDE=seen
+        "$0" instance start --config "$1" --signer "$2" "$3" web > /dev/null 2>&1 || { cat "$COUNTERSIGN_INSTANCE_DIR/web/err"; exit 1; }
+        "$0" exec instance://web sh -c "$4" 2> /dev/null
+        "$0" exec instance://web sh -c 'echo "$FROM_OUTSIDE."' 2> /dev/null
+        "$0" exec --cleanenv=false instance://web true 2>&1 || echo "code $?"
+        "$0" --json instance stop web | grep -c '"with grace"'"#;
+    let mut all = Command::new(&apptainer);
+    all.env("COUNTERSIGN_ROOT_PROGRAM", "/bin/bash").env("COUNTERSIGN_INSTANCE_DIR", scene.path("instances"));
+    all.args(["-c", script, SUPERVISOR]).arg(scene.path("attest.toml")).arg(scene.owner.path("owner.pub.pem"));
+    all.arg(scene.owner.path("strict-built.sif")).arg(support::INTERFACES);
+    let out = all.stdin(Stdio::null()).output().unwrap();
+    let text = stdout(&out);
+    assert!(text.starts_with("lo\n.\nerror: --cleanenv=false is refused"), "{text}{}", stderr(&out));
+    assert!(text.ends_with("code 200\n1\n"), "{text}{}", stderr(&out));
 }
 
 #[test]
@@ -149,19 +214,17 @@ fn one_that_was_killed_or_does_not_want_to_end() {
 
     let note = json(&start(&scene, "script.sif", builtin, "stubborn", &[]));
     let family = Family::of(pid(&note, "pid"));
-    let namespace = family.find("stage-process").mount_namespace();
     let stopped = json(&ask(&scene, &["--json", "instance", "stop", "-t", "0", "stubborn"]));
     assert_eq!(stopped["stopped"][0]["how"], "killed", "{stopped}");
-    family.all_gone(&namespace);
+    family.all_gone();
 
     let note = json(&start(&scene, "script.sif", builtin, "gone", &[]));
     let family = Family::of(pid(&note, "pid"));
-    let namespace = family.find("stage-process").mount_namespace();
     signal(pid(&note, "pid"), Signal::KILL);
     for process in &family.0 {
         process.gone();
     }
-    family.all_gone(&namespace);
+    family.all_gone();
     assert!(scene.path("instances/gone/instance.json").exists(), "nobody was left to remove it");
     assert_eq!(names(&scene), Vec::<String>::new());
     assert!(!scene.path("instances/gone/instance.json").exists());

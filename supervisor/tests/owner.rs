@@ -303,7 +303,7 @@ fn register_says_who_refuses() {
     // Another's token, another CA, nobody there.
     let mut command = stranger.register_command(&scene.verifier, "app.sif");
     std::fs::write(scene.verifier.dir.join("operator.token"), "wrong\n").unwrap();
-    failed(&command.output().unwrap(), 217, &["error: "]);
+    failed(&command.output().unwrap(), 208, &["error: "]);
     std::fs::write(scene.verifier.dir.join("operator.token"), "operator\n").unwrap();
     std::fs::copy(scene.sim.ca_pem().unwrap(), scene.verifier.dir.join("ca.pem")).unwrap();
     failed(&command.output().unwrap(), 207, &["127.0.0.1"]);

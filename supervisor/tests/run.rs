@@ -88,6 +88,25 @@ fn the_workload_sees_its_image_and_little_else() {
 }
 
 #[test]
+fn values_of_variables_stand_on_no_command_line() {
+    let Some(scene) = Scene::new() else { return };
+    let file = scene.path("variables");
+    std::fs::write(&file, "PASSWORD=of the seventh\n").unwrap();
+    let options = ["--env-file", file.to_str().unwrap()];
+    let mut started = scene.started_with(&options, "echo ready; read -r _; echo $PASSWORD");
+    let family = support::processes::Family::of(started.pid());
+    assert!(family.0.len() > 3);
+    for process in &family.0 {
+        let line = std::fs::read(process.file("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        assert!(!line.contains("of the seventh"), "{line}");
+    }
+    started.say("go on");
+    let (code, out, err) = started.end();
+    assert_eq!((code, out.as_str()), (Some(0), "of the seventh\n"), "{err}");
+}
+
+#[test]
 fn a_runscript_and_a_shell() {
     let Some(scene) = Scene::new() else { return };
     let rootfs = scene.owner.path("rootfs");
@@ -206,10 +225,9 @@ fn signals_end_the_container_in_order() {
     std::io::BufRead::read_line(&mut run.stdout, &mut line).unwrap();
     assert_eq!(line, "not me\n");
     let family = support::processes::Family::of(run.pid());
-    let namespace = family.find("stage-process").mount_namespace();
     signal(run.pid(), Signal::TERM);
     assert_eq!(run.end().0, Some(129));
-    family.all_gone(&namespace);
+    family.all_gone();
     assert_eq!(scene.runs(), ["start", "exit 143", "start", "exit 7", "start", "signal 1"]);
 
     // Before anything has started: while the machine's lock is held by another.
@@ -306,12 +324,77 @@ fn a_verifier_that_is_gone_or_never_answers() {
 }
 
 #[test]
+fn flags_that_policy_demands() {
+    let Some(scene) = Scene::new() else { return };
+    let image = scene.with_policy("strict", support::DEMANDS_ALL);
+    let run = |image: &std::path::Path, flags: &[&str]| {
+        let mut command = scene.command("exec", flags, image, &["sh", "-c", support::INTERFACES]);
+        command.stdin(Stdio::null()).output().unwrap()
+    };
+    let out = run(&image, &["--env", "A=1"]);
+    assert_eq!((out.status.code(), stdout(&out).as_str()), (Some(0), "lo\n"), "{}", stderr(&out));
+    // Without the demand the machine's own interfaces are there.
+    let host = std::fs::read_to_string("/proc/net/dev").unwrap().lines().count() - 2;
+    let out = run(&scene.owner.path("app.sif"), &[]);
+    assert_eq!(stdout(&out).lines().count(), host, "{}", stderr(&out));
+    for (flags, words) in [
+        (&["--bind", "/usr:/data"][..], "--bind=/usr:/data is refused"),
+        (&["--home", "/usr:/home"][..], "--home=/usr:/home is refused"),
+        (&["--cleanenv=false"][..], "--cleanenv=false is refused"),
+    ] {
+        failed(
+            &run(&image, flags),
+            200,
+            &[words, "the policy that released the key demands containall", "hint: leave"],
+        );
+    }
+    assert_eq!(scene.runs(), ["start", "exit 0", "start", "exit 0"], "what is refused never started");
+    // A command line that does not fit says so before anything is asked of anybody.
+    let long = "x".repeat(100_000);
+    let out = scene.command("exec", &[], &image, &["echo", &long]).stdin(Stdio::null()).output().unwrap();
+    failed(&out, 200, &["too long", "131072 at most", "hint: put it into a script"]);
+}
+
+#[test]
+fn without_fuse_nothing_is_released() {
+    let Some(scene) = Scene::new() else { return };
+    // /dev/fuse is another file to this run: as on a machine without FUSE.
+    let command = scene.command("exec", &[], &scene.owner.path("app.sif"), &["true"]);
+    let mut hidden = Command::new("unshare");
+    hidden.args(["-Urm", "sh", "-c", "mount --bind /dev/null /dev/fuse && exec \"$@\"", "sh"]);
+    hidden.arg(command.get_program()).args(command.get_args()).env("COUNTERSIGN_RUNTIME", "builtin");
+    let out = hidden.stdin(Stdio::null()).output().unwrap();
+    failed(&out, 212, &["a private mount cannot be made", "/dev/fuse", "hint: "]);
+    assert_eq!(scene.runs(), Vec::<String>::new());
+}
+
+#[test]
+fn a_full_disk_below_the_state_folder() {
+    let Some(scene) = Scene::new() else { return };
+    // The state folder on a file system with no byte left.
+    let command = scene.command("exec", &[], &scene.owner.path("app.sif"), &["true"]);
+    let mut full = Command::new("unshare");
+    let script = r#"set -e; cp -a "$STATE" "$STATE.copy"; mount -t tmpfs -o size=256k,mode=0700 full "$STATE"
+        cp -a "$STATE.copy"/. "$STATE"; cat /dev/zero > "$STATE/filler" 2> /dev/null || true; exec "$@""#;
+    full.args(["-Urm", "sh", "-c", script, "sh"]).env("STATE", scene.path("host"));
+    full.arg(command.get_program()).args(command.get_args()).env("COUNTERSIGN_RUNTIME", "builtin");
+    let out = full.stdin(Stdio::null()).output().unwrap();
+    failed(&out, 201, &["No space left on device"]);
+    assert_eq!(scene.runs(), Vec::<String>::new());
+}
+
+#[test]
 fn the_doctor_finds_what_is_wrong() {
     let Some(scene) = Scene::new() else { return };
     let examine = |more: &[&str]| {
         let mut command = Command::new(support::SUPERVISOR);
-        let out =
-            command.args(["--json", "doctor", "--config"]).arg(scene.path("attest.toml")).args(more).output().unwrap();
+        let out = command
+            .args(["--json", "doctor", "--config"])
+            .arg(scene.path("attest.toml"))
+            .args(more)
+            .env("COUNTERSIGN_RUNTIME", "builtin")
+            .output()
+            .unwrap();
         let findings: Value = serde_json::from_slice(&out.stdout).unwrap();
         let problems =
             findings["findings"].as_array().unwrap().iter().filter(|finding| finding["outcome"] == "problem");
@@ -336,4 +419,18 @@ fn the_doctor_finds_what_is_wrong() {
         Command::new(support::SUPERVISOR).args(["doctor", "--config"]).arg(scene.path("attest.toml")).output().unwrap();
     let text = stdout(&out);
     assert!(text.contains("problem boot log") && text.contains("fix: ") && text.contains("good    TPM"), "{text}");
+    // The runtime that would be taken, or why there is none.
+    let said = |runtime: &str| {
+        let mut command = Command::new(support::SUPERVISOR);
+        command.args(["doctor", "--config"]).arg(scene.path("attest.toml")).env("COUNTERSIGN_RUNTIME", runtime);
+        stdout(&command.output().unwrap())
+    };
+    assert!(said("builtin").contains("good    container runtime  the built-in runtime"), "{}", said("builtin"));
+    let missing = said("/nonexistent/apptainer");
+    assert!(missing.contains("problem container runtime  /nonexistent/apptainer: no such program"), "{missing}");
+    if let Some(apptainer) = support::apptainer() {
+        let apptainer = apptainer.display().to_string();
+        let text = said(&apptainer);
+        assert!(text.contains("good    container runtime  Apptainer 1.") && text.contains(&apptainer), "{text}");
+    }
 }

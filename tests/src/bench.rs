@@ -2,6 +2,7 @@
 //!
 //! A topic is one file below `bench/`: it names its rows and measures them. A new topic is a new file and its line in [`TOPICS`].
 
+mod apptainer;
 mod broker;
 mod facts;
 mod hashes;
@@ -14,6 +15,7 @@ mod plain;
 mod policy;
 mod protect;
 mod quote;
+mod reads;
 mod report;
 mod start;
 mod unseal;
@@ -60,6 +62,8 @@ const TOPICS: &[Topic] = &[
     protect::TOPIC,
     unseal::TOPIC,
     start::TOPIC,
+    apptainer::TOPIC,
+    reads::TOPIC,
     monitor::TOPIC,
     verifier::TOPIC,
     policy::TOPIC,

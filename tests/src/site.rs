@@ -269,6 +269,16 @@ impl Site {
         self.register_image(image)
     }
 
+    /// Protects a squashfs as an image, both anywhere, and registers it.
+    ///
+    /// # Errors
+    /// A command failed.
+    pub fn protect_from(&self, squashfs: &str, image: &str) -> anyhow::Result<()> {
+        let (sign, escrow) = (self.arg("owner/owner.pem"), self.arg("owner/escrow.pub.pem"));
+        self.ok("supervisor", &["protect", squashfs, "--sign", &sign, "--escrow", &escrow, "-o", image, "--force"])?;
+        self.register_image(image)
+    }
+
     /// Arguments of `supervisor` that run an image of the site, `cat /secret.txt` in it.
     #[must_use]
     pub fn run_arguments(&self, image: &str, more: &[&str]) -> Vec<String> {

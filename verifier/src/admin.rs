@@ -143,6 +143,9 @@ pub enum Request {
     ReleaseRefund {
         /// Its run.
         run: RunId,
+        /// Its host: id, a beginning of it, or name. Needed when several hosts have such a run.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        host: Option<String>,
     },
     /// Takes a protected image's key and policy.
     WorkloadRegister {
@@ -417,7 +420,7 @@ pub async fn perform(service: &Service, request: Request, actor: &str) -> Result
             Ok(json!({"bundle": base64::engine::general_purpose::STANDARD.encode(file)}))
         }
         Request::ReleaseList { host, limit } => releases::list(service, host.as_deref(), limit).await,
-        Request::ReleaseRefund { run } => releases::refund(service, &run, actor).await,
+        Request::ReleaseRefund { run, host } => releases::refund(service, &run, host.as_deref(), actor).await,
         Request::WorkloadRegister { name, workload, payload_root, sif_uuid, policy, volume_key, least_selection } => {
             let policy = bytes("policy", &policy)?;
             let key = zeroize::Zeroizing::new(bytes("volume_key", &volume_key.0)?);
@@ -680,7 +683,7 @@ async fn register(service: &Service, given: Registration, actor: &str) -> Result
     }
     let (policy, trial) = (given.policy.clone(), service.trial.clone());
     let tried = tokio::task::spawn_blocking(move || trial.run(&policy, Role::Workload));
-    tried.await.map_err(|e| Error::Internal(e.to_string()))?.map_err(refuse)?;
+    tried.await.map_err(|e| Error::Internal(e.to_string()))?.map_err(|failure| refuse(failure.to_string()))?;
     let (custody, sealed) = if given.key.is_empty() {
         ("owner", Vec::new())
     } else {

@@ -291,6 +291,9 @@ enum Release {
     Refund {
         /// Run id
         run: RunId,
+        /// Host, when several have a release for such a run: id, a beginning of it, or name
+        #[arg(long)]
+        host: Option<String>,
     },
 }
 
@@ -557,7 +560,7 @@ fn request(command: &Command) -> Result<Option<Request>, Failure> {
         Command::Verdict(Verdict::Show { id }) => Request::VerdictShow { id: *id },
         Command::Verdict(Verdict::Bundle { id, .. }) => Request::VerdictBundle { id: *id },
         Command::Release(Release::List { host, limit }) => Request::ReleaseList { host: host.clone(), limit: *limit },
-        Command::Release(Release::Refund { run }) => Request::ReleaseRefund { run: *run },
+        Command::Release(Release::Refund { run, host }) => Request::ReleaseRefund { run: *run, host: host.clone() },
         Command::Workload(Workload::List) => Request::WorkloadList {},
         Command::Workload(Workload::Show { workload }) => Request::WorkloadShow { workload: *workload },
         Command::Workload(Workload::Withdraw { workload }) => Request::WorkloadWithdraw { workload: *workload },

@@ -240,7 +240,8 @@ fn shorten(findings: Vec<Finding>) -> Vec<Finding> {
             None => kinds.push(vec![finding]),
         }
     }
-    kinds.sort_by_key(Vec::len);
+    // What is missing says less than what is there.
+    kinds.sort_by_key(|kind| (kind.len(), kind.first().is_some_and(|first| first.id == "pcr-complete")));
     for kind in &mut kinds {
         // Those that say most first, then in the order of the log.
         kind.sort_by_key(|found| (found.nearest.is_none(), found.event.as_ref().map(|event| event.index)));

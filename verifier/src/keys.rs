@@ -174,6 +174,7 @@ impl Keys {
     /// # Errors
     /// [`Error::State`] names the file.
     pub fn load(dir: &Path) -> Result<Self, Error> {
+        let _lock = rotate::lock(dir)?;
         rotate::finish(dir)?;
         let keys = folder(dir);
         let p8 = |name: &str| signing(&keys.join(format!("{name}.p8")));

@@ -218,7 +218,10 @@ async fn bundle(
     Path(id): Path<String>,
 ) -> Result<Response, Error> {
     let host = peer.authenticated()?;
+    shared.rates.host(host)?;
     let id: VerdictId = id.parse().map_err(|_| Error::request("malformed", "not a verdict id", None))?;
+    // Evidence is as long here as where it came in.
+    let _turn = shared.appraisals.acquire().await.map_err(|e| Error::Internal(e.to_string()))?;
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], shared.service.bundle(&id, Some(&host)).await?)
         .into_response())
 }
@@ -312,14 +315,18 @@ pub async fn serve(service: Service, announce: impl FnOnce(&str)) -> Result<Opti
                     continue;
                 }
             },
-            () = signals.ended() => break None,
-            _ = signals.hangup.recv() => match read_anew(&present).await {
-                Ok(next) => break Some(next),
-                Err(e) => {
-                    tracing::error!(error = %e, "SIGHUP: the service goes on as it was");
-                    continue;
+            again = signals.received() => {
+                if !again {
+                    break None;
                 }
-            },
+                match read_anew(&present).await {
+                    Ok(next) => break Some(next),
+                    Err(e) => {
+                        tracing::error!(error = %e, "SIGHUP: the service goes on as it was");
+                        continue;
+                    }
+                }
+            }
         };
         let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { break None };
         let (tls, router, stopped) = (tls.clone(), router.clone(), stopped.clone());
@@ -406,10 +413,12 @@ impl Signals {
         })
     }
 
-    async fn ended(&mut self) {
+    /// Waits for one: whether everything is to be read anew, rather than to end.
+    async fn received(&mut self) -> bool {
         tokio::select! {
-            _ = self.term.recv() => (),
-            _ = self.interrupt.recv() => (),
+            _ = self.term.recv() => false,
+            _ = self.interrupt.recv() => false,
+            _ = self.hangup.recv() => true,
         }
     }
 }

@@ -11,6 +11,7 @@ mod enrolment;
 pub(crate) mod events;
 mod explain;
 mod judge;
+pub(crate) mod records;
 mod releases;
 pub(crate) mod retention;
 mod runs;
@@ -113,8 +114,10 @@ impl Service {
         }
         let (trial, policy) = (self.trial.clone(), self.config.host_policy.clone());
         let tried = tokio::task::spawn_blocking(move || trial.run(&policy, Role::Host)).await;
-        let refused = |reason: String| Error::State { path: "verifier.toml: host_policy".to_owned(), reason };
-        tried.map_err(|e| Error::Internal(e.to_string()))?.map_err(refused)
+        let path = "verifier.toml: host_policy".to_owned();
+        tried
+            .map_err(|e| Error::Internal(e.to_string()))?
+            .map_err(|failure| Error::State { path, reason: failure.to_string() })
     }
 
     /// `POST /v1/challenge`.
@@ -275,6 +278,11 @@ impl Service {
         };
         let now_ms = self.store.now_ms().await?;
         let max_age = self.config.bundle.as_ref().and_then(|bundle| bundle.max_age);
+        let in_force = policy::store::active(&self.dir)?;
+        let missing = match &in_force {
+            Some(_) => None,
+            None => policy::store::missing(&self.dir, self.config.bundle.is_some())?,
+        };
         let released = match &workload {
             Some(workload) => Some(self.released(&host_id, &workload.id).await?),
             None => None,
@@ -289,14 +297,14 @@ impl Service {
             workload,
             workload_policy,
             reference: self.store.reference().await?,
-            host_policy: policy::store::active(&self.dir)?.unwrap_or_else(|| self.config.host_policy.clone()),
+            host_policy: in_force.unwrap_or_else(|| self.config.host_policy.clone()),
             allow_simulated: self.config.dangerous_allow_simulated_hosts,
             epoch: self.store.setting("epoch").await?,
             ima: self.ima(&host_id).await?,
             released,
             evidence_days: self.config.evidence_days,
             remote: None,
-            stale: max_age.and_then(|max_age| policy::poll::stale(&self.dir, max_age, now_ms)),
+            stale: missing.or_else(|| max_age.and_then(|most| policy::poll::stale(&self.dir, most, now_ms))),
         })
     }
 
@@ -349,13 +357,14 @@ impl Service {
             found.ok_or_else(|| Error::request("not-found", format!("there is no verdict {verdict}"), None))?;
         if record.is_empty() {
             let why = if deleted.is_some() {
-                "its evidence was deleted (evidence_days in verifier.toml)"
+                "its evidence was deleted (evidence_days in verifier.toml, or too much of denials)"
             } else {
                 "its evidence was not signed by the host's TPM"
             };
             let title = format!("verdict {verdict} has no bundle: {why}");
             return Err(Error::request("not-found", title, None));
         }
+        let record = records::unpack(record)?;
         let signature = self.keys.sign_record(&signed_message(&record))?;
         let context: Record = cbor::decode(&record).map_err(|e| Error::Corrupt(e.to_string()))?;
         let context: Context = from_cbor(&context.context)?;

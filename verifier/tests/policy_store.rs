@@ -230,6 +230,40 @@ fn a_bad_bundle_never_displaces_a_good_one() {
 }
 
 #[test]
+fn a_load_that_was_interrupted_is_done_again() {
+    let desk = Desk::new();
+    store::trust(&desk.state(), &desk.path("ops.pem"), &desk.key("ops.pem")).unwrap();
+    let file = |name: &str| desk.state().join("policy").join(name);
+    let (four, five) = (desk.signed(4), desk.signed(5));
+    desk.load(&four).unwrap();
+    let old = std::fs::read(file("current")).unwrap();
+    desk.load(&five).unwrap();
+    let new = std::fs::read(file("current")).unwrap();
+    // A crash after each of the three writes: the revision, the previous bundle, the current one.
+    std::fs::remove_file(file("previous")).unwrap();
+    for previous in [None, Some(&old)] {
+        std::fs::write(file("current"), &old).unwrap();
+        if let Some(bytes) = previous {
+            std::fs::write(file("previous"), bytes).unwrap();
+        }
+        assert!(desk.load(&four).unwrap_err().contains("not above 5"));
+        assert_eq!(desk.load(&five).unwrap().revision, 5);
+        assert_eq!(store::active(&desk.state()).unwrap().unwrap(), new);
+    }
+    assert!(desk.load(&five).unwrap_err().contains("not above 5"), "it is in force");
+    desk.write("policy/countersign/settings/data.json", "{\"required\": [\"clock-safe\"]}");
+    let another = desk.signed(5);
+    assert!(desk.load(&another).unwrap_err().contains("not above 5"), "the revision is taken");
+    store::rollback(&desk.state()).unwrap();
+    assert!(desk.load(&five).unwrap_err().contains("not above 5"), "an operator rolled it back");
+    // What was in force is gone: the newest may come again, an older one not.
+    std::fs::remove_file(file("current")).unwrap();
+    assert!(desk.verifier(&["policy", "status"]).status.success());
+    assert!(desk.load(&four).unwrap_err().contains("not above 5"));
+    desk.load(&five).unwrap();
+}
+
+#[test]
 fn one_gigabyte_when_unpacked_is_refused_before_it_is_there() {
     let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     let zeros = vec![0; 1 << 20];

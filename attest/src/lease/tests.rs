@@ -14,7 +14,7 @@ fn terms(lease_s: u32, reattest_s: u32) -> Obligations {
 }
 
 fn ago(seconds: u64) -> Duration {
-    boot_time() - Duration::from_secs(seconds)
+    boot_time().saturating_sub(Duration::from_secs(seconds))
 }
 
 fn accepted(at: Duration, terms: Obligations) -> Accepted {

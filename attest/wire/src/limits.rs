@@ -22,6 +22,8 @@ pub const FINDING_TEXT: usize = 512;
 pub const FINDING: usize = 4 * FINDING_TEXT;
 /// Findings of one kind that one run writes into the run log; those behind them are counted and judged. A workload cannot fill the log.
 pub const FINDINGS_OF_A_KIND: usize = 32;
+/// Bytes of findings (JSON) that one run writes into the run log; the first of each kind is written in any case.
+pub const FINDINGS_OF_A_RUN: usize = 64 * 1024;
 /// Bytes of our run log in one boot: some 80,000 receipts with four banks, 130,000 with one.
 pub const RUN_LOG: usize = 64 * 1024 * 1024;
 /// Bytes of the part of it that one piece of evidence has room for in any case, whatever else it holds.

@@ -145,13 +145,6 @@ impl Obligations {
         values.into_iter().find_map(outside).map_or(Ok(()), Err)
     }
 
-    /// Names of those that are set and that nothing enforces in this version: a policy that sets one denies.
-    #[must_use]
-    pub fn not_enforced(&self) -> Vec<&'static str> {
-        let set = [("runtime_flags", !self.runtime_flags.is_empty())];
-        set.into_iter().filter(|(_, set)| *set).map(|(name, _)| name).collect()
-    }
-
     /// The stricter of two, for each by itself: the shortest times, the hardest reaction, the lowest cap, every flag, the longest retention.
     #[must_use]
     pub fn stricter(&self, other: &Self) -> Self {

@@ -455,9 +455,9 @@ mod tests {
 
     #[test]
     fn types_of_a_newer_program_are_kept_and_known_ones_keep_their_shape() {
-        let other = r#"{"type":"finding","run":"04","what":["x", 1]}"#;
+        let other = r#"{"type":"migrated","run":"04","to":["x", 1]}"#;
         let read = event(other).unwrap();
-        assert_eq!(read, Event::Other { kind: "finding".into(), text: other.into() });
+        assert_eq!(read, Event::Other { kind: "migrated".into(), text: other.into() });
         assert!(RunLog::empty().next(13, &BANKS, read).is_err(), "never written");
         for known in KNOWN {
             assert!(event(&format!(r#"{{"type":{known:?},"surplus":1}}"#)).is_err(), "{known}");

@@ -40,9 +40,11 @@ passed contains "release" if "release" in identity.passed
 #   no appraised facts of the host.
 # custom:
 #   check: workload-secure-boot
-passed contains "workload-secure-boot" if "secure-boot" in secure_boot.passed
+passed contains "workload-secure-boot" if secure_boot_judged
 
-passed contains "workload-secure-boot" if input.purpose == "run"
+secure_boot_judged if "secure-boot" in secure_boot.passed
+
+secure_boot_judged if input.purpose == "run"
 
 # METADATA
 # title: run-findings

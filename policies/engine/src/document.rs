@@ -78,14 +78,8 @@ fn read(document: Value, source: Source) -> Result<Decision, (&'static str, Stri
             hint: None,
         });
     }
-    let mut reasons = if allow { Vec::new() } else { reasons };
-    // Allowed on a condition that nobody keeps is not allowed.
-    let missing = obligations.not_enforced();
-    if !missing.is_empty() {
-        let message = format!("nothing enforces {} yet", missing.join(", "));
-        reasons.extend(deny(source, reason::UNENFORCED, message).reasons);
-    }
-    Ok(Decision { allow: allow && missing.is_empty(), reasons, obligations })
+    let reasons = if allow { Vec::new() } else { reasons };
+    Ok(Decision { allow, reasons, obligations })
 }
 
 /// Known obligations with values of their type; anything else denies.

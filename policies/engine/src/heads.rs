@@ -17,9 +17,6 @@ pub(crate) fn misread(rule: &Rule) -> Option<(u32, &str)> {
         Rule::Spec { head: RuleHead::Set { refr, .. } | RuleHead::Func { refr, .. }, .. }
         | Rule::Default { refr, .. } => (refr, false),
     };
-    let name: &Expr = match &**head {
-        Expr::RefBrack { refr, .. } if with_key => refr,
-        whole => whole,
-    };
+    let name: &Expr = if let (Expr::RefBrack { refr, .. }, true) = (&**head, with_key) { refr } else { head };
     if matches!(name, Expr::Var { .. }) { None } else { Some((head.span().line, head.span().text())) }
 }

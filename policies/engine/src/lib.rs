@@ -56,8 +56,6 @@ pub mod reason {
     pub const EXPIRED: &str = "policy-expired";
     /// An obligation that this version does not know.
     pub const OBLIGATION: &str = "obligation-unknown";
-    /// An obligation that nothing enforces yet.
-    pub const UNENFORCED: &str = "obligation-not-enforced";
     /// `allow` is false and the policy said nothing more.
     pub const UNEXPLAINED: &str = "policy-denied";
 }

@@ -343,6 +343,23 @@ fn what_is_not_what_it_says() {
             assert!(error.contains("OCI image"), "blob {n}, change {change}: {error}");
         }
     }
+    // A layout that was copied in part is no root folder.
+    for name in ["index.json", "blobs"] {
+        let layout = pristine();
+        std::fs::rename(layout.path().join(name), layout.dir.path().join("elsewhere")).unwrap();
+        let error = layout.refused();
+        assert!(error.contains("OCI image"), "without {name}: {error}");
+    }
+    // An archive that was cut: the input is at fault, and nothing else.
+    let layout = pristine();
+    let archive = layout.dir.path().join("image.tar");
+    run("tar", &["-C", layout.path().to_str().unwrap(), "-cf", archive.to_str().unwrap(), "."], b"");
+    let bytes = std::fs::read(&archive).unwrap();
+    for length in [600, 1100, bytes.len() / 2] {
+        std::fs::write(&archive, &bytes[..length]).unwrap();
+        let error = squashfs_of(&archive, layout.dir.path()).unwrap_err().to_string();
+        assert!(error.contains("OCI image"), "{length} bytes: {error}");
+    }
     let with = |change: &dyn Fn(&mut Value, &mut Value)| {
         Layout::new(vec![(layer(), Packed::Gzip)], json!({}), change).refused()
     };

@@ -236,15 +236,16 @@ impl Caller {
                 if self.has_terminal {
                     // So that what runs in it can open it by its name, and nobody else can.
                     let owner = Some(Uid::from_raw(uids.container));
+                    // In this order: who has given a file away may not change its mode without CAP_FOWNER.
                     let given =
-                        fchown(&self.stdin, owner, None).and_then(|()| fchmod(&self.stdin, Mode::RUSR | Mode::WUSR));
+                        fchmod(&self.stdin, Mode::RUSR | Mode::WUSR).and_then(|()| fchown(&self.stdin, owner, None));
                     given.map_err(|e| Failure::new(Stage::Other, format!("the shell's terminal: {e}"), ""))?;
                 }
                 let _ = self.uids.set(uids);
                 Ok(image)
             }
             Ok(Some((Reply::Refused(failure), _))) => Err(failure),
-            Ok(Some((Reply::Turn | Reply::Runs(_), _)) | None) | Err(_) => Err(daemon_gone()),
+            Ok(Some((Reply::Turn | Reply::Runs(..), _)) | None) | Err(_) => Err(daemon_gone()),
         }
     }
 

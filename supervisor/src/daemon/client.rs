@@ -72,7 +72,7 @@ fn connect(socket: &Path) -> Result<Channel, Failure> {
     match hear(&channel)?.map(|(answer, _)| answer) {
         Some(Answer::Ready) => Ok(channel),
         Some(Answer::Failed(failure)) => Err(failure),
-        Some(Answer::Terminal | Answer::Ended(_) | Answer::Runs(_)) | None => Err(daemon_gone()),
+        Some(Answer::Terminal | Answer::Ended(_) | Answer::Runs(..)) | None => Err(daemon_gone()),
     }
 }
 
@@ -166,7 +166,7 @@ fn wait(channel: &Channel, signals: &OwnedFd) -> Result<u8, Failure> {
             (Some(Answer::Failed(failure)), _) => Err(failure),
             // It came before anything was there that could have ended in order.
             (None, Some(number)) => Ok(number.saturating_add(128)),
-            (Some(Answer::Ready | Answer::Terminal | Answer::Runs(_)) | None, _) => Err(daemon_gone()),
+            (Some(Answer::Ready | Answer::Terminal | Answer::Runs(..)) | None, _) => Err(daemon_gone()),
         };
     }
 }
@@ -204,7 +204,7 @@ pub(crate) fn list(socket: Option<&Path>) -> Result<Value, Failure> {
     let channel = connect(&socket)?;
     channel.send(&Request::List, &[]).map_err(other)?;
     match hear(&channel)?.map(|(answer, _)| answer) {
-        Some(Answer::Runs(runs)) => Ok(json!({ "runs": runs })),
+        Some(Answer::Runs(runs, more)) => Ok(json!({ "runs": runs, "more": more })),
         Some(Answer::Failed(failure)) => Err(failure),
         Some(Answer::Ready | Answer::Terminal | Answer::Ended(_)) | None => Err(daemon_gone()),
     }
@@ -222,6 +222,9 @@ pub(crate) fn table(list: &Value) -> String {
         let state = state.as_ref().and_then(Value::as_str).unwrap_or_default();
         let workload = run.workload.map_or_else(dash, |id| id.to_string());
         lines.push(format!("{id:32} {:>8} {:>8} {state:9} {:12} {workload}", run.user, run.client, run.rule));
+    }
+    if let Some(more) = list.get("more").and_then(Value::as_u64).filter(|more| *more > 0) {
+        lines.push(format!("and {more} more"));
     }
     lines.join("\n")
 }

@@ -64,8 +64,8 @@ pub(super) enum Answer {
     Ended(u8),
     /// It failed, or was refused.
     Failed(Failure),
-    /// What runs.
-    Runs(Vec<Listed>),
+    /// What runs, and how many more do that a message has no room for.
+    Runs(Vec<Listed>, usize),
 }
 
 /// A session, as `supervisor ps` shows it.
@@ -146,8 +146,8 @@ pub(super) enum Reply {
     Refused(Failure),
     /// It is its turn.
     Turn,
-    /// What runs.
-    Runs(Vec<Listed>),
+    /// What runs, and how many more do that a message has no room for.
+    Runs(Vec<Listed>, usize),
 }
 
 /// The users of one run: nobody else's, for as long as it lasts. Each has the group of the same number.
@@ -157,4 +157,46 @@ pub(super) struct Uids {
     pub(super) container: u32,
     /// Of the decryptor, once the key is there.
     pub(super) decryptor: u32,
+}
+
+/// As much of a list as a message holds, and how many are left out.
+pub(super) fn cut(all: impl Iterator<Item = Listed>) -> (Vec<Listed>, usize) {
+    /// Bytes.
+    const ROOM: usize = 96 * 1024;
+    let (mut runs, mut more, mut length) = (Vec::new(), 0_usize, 0_usize);
+    for run in all {
+        length = length.saturating_add(serde_json::to_vec(&run).map_or(ROOM, |text| text.len().saturating_add(1)));
+        if length <= ROOM {
+            runs.push(run);
+        } else {
+            more = more.saturating_add(1);
+        }
+    }
+    (runs, more)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_list_is_cut_and_says_so() {
+        let listed = |n: u32| Listed {
+            run: Some(RunId([1; 16])),
+            workload: Some(WorkloadId([2; 32])),
+            user: n,
+            client: n,
+            rule: "lab".into(),
+            state: State::Asking,
+            since: 1,
+            uid: Some(n),
+        };
+        let (runs, more) = cut((0..3).map(listed));
+        assert_eq!((runs.len(), more), (3, 0));
+        let (runs, more) = cut((0..5000).map(listed));
+        assert!(runs.len() > 300 && runs.len() + more == 5000, "{}", runs.len());
+        let (ours, theirs) = crate::channel::Channel::pair().unwrap();
+        ours.send(&Reply::Runs(runs, more), &[]).unwrap();
+        assert!(matches!(theirs.receive::<Reply>().unwrap(), Some((Reply::Runs(_, 1..), _))));
+    }
 }

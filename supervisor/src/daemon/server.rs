@@ -11,7 +11,7 @@ use countersign_wire::id::WorkloadId;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 
-use super::message::{Answer, Ask, Brief, HostPlace, Listed, Reply, State, Uids};
+use super::message::{Answer, Ask, Brief, HostPlace, Listed, Reply, State, Uids, cut};
 use super::peer::Peer;
 use super::rules::{Grant, Rules, getent};
 use super::settings::{Daemon, Settings};
@@ -285,7 +285,8 @@ impl Server {
             Ok(Some((Ask::List, _))) => {
                 let user = (!session.peer.is_root()).then_some(session.peer.uid);
                 let runs = self.sessions.iter().filter(|(other, _)| **other != id).map(|(_, session)| &session.listed);
-                Some(Reply::Runs(runs.filter(|run| user.is_none_or(|user| user == run.user)).cloned().collect()))
+                let (runs, more) = cut(runs.filter(|run| user.is_none_or(|user| user == run.user)).cloned());
+                Some(Reply::Runs(runs, more))
             }
             Ok(None) | Err(_) => {
                 self.end(id);

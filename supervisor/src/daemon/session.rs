@@ -82,7 +82,7 @@ fn serve(
         Request::List => {
             daemon.send(&Ask::List, &[]).map_err(|_| daemon_gone())?;
             return match daemon.receive::<Reply>() {
-                Ok(Some((Reply::Runs(runs), _))) => Ok(Answer::Runs(runs)),
+                Ok(Some((Reply::Runs(runs, more), _))) => Ok(Answer::Runs(runs, more)),
                 _ => Err(daemon_gone()),
             };
         }

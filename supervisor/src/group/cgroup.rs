@@ -30,11 +30,14 @@ impl Cgroup {
     pub(crate) fn make(name: &str) -> Result<Self, String> {
         let parent = own()?;
         sweep(&parent);
-        let path = parent.join(name);
-        let at = |e: io::Error| format!("{}: {e}", path.display());
-        // Another supervisor that tidies up may take it before it is locked: once more.
-        for _ in 0..3 {
-            fs::create_dir(&path).map_err(at)?;
+        // Another supervisor that tidies up may take it before it is locked, or somebody has the name: once more, under another one.
+        for again in 0..3 {
+            let path = parent.join(if again == 0 { name.to_owned() } else { format!("{name}-{}", fresh()) });
+            let at = |e: io::Error| format!("{}: {e}", path.display());
+            match fs::create_dir(&path) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
+                made => made.map_err(at)?,
+            }
             let locked = lock(&path).map_err(at)?;
             if let Some(lock) = locked.filter(|_| path.exists()) {
                 let open = OpenOptions::new().write(true).open(path.join("cgroup.procs"));
@@ -52,7 +55,7 @@ impl Cgroup {
                 };
             }
         }
-        Err(format!("{}: others keep removing it", path.display()))
+        Err(format!("{}: others keep removing what is made there", parent.display()))
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -134,6 +137,11 @@ impl Drop for Cgroup {
     }
 }
 
+/// A name that nobody has thought of.
+fn fresh() -> String {
+    hex::encode(countersign_attest::random::random::<8>())
+}
+
 fn read(path: &Path) -> io::Result<String> {
     let bytes = countersign_attest::state::read_bounded(File::open(path)?, FILE)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
@@ -198,16 +206,36 @@ fn own() -> Result<PathBuf, String> {
     folder(&text("/proc/self/mountinfo")?, &text("/proc/self/cgroup")?)
 }
 
-/// From /proc/self/mountinfo and /proc/self/cgroup (proc(5), cgroups(7)).
-fn folder(mountinfo: &str, cgroup: &str) -> Result<PathBuf, String> {
-    let own = cgroup.lines().find_map(|line| line.strip_prefix("0::")).ok_or("this system has no cgroup v2")?;
-    let mounts = mountinfo.lines().filter_map(|line| {
+/// Where cgroup v2 is mounted and to be reached, for this process.
+pub(crate) fn mount_points() -> io::Result<Vec<PathBuf>> {
+    /// CGROUP2_SUPER_MAGIC.
+    const MAGIC: rustix::fs::FsWord = 0x6367_7270;
+    let text = fs::read_to_string("/proc/self/mountinfo")?;
+    let places = mounts(&text).map(|(_, place)| PathBuf::from(unescaped(place)));
+    // Another mount may lie over it.
+    Ok(places.filter(|place| rustix::fs::statfs(place).is_ok_and(|at| at.f_type == MAGIC)).collect())
+}
+
+/// White space and backslashes are three octal digits in mountinfo.
+fn unescaped(place: &str) -> String {
+    let escapes = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
+    escapes.iter().fold(place.to_owned(), |text, (from, to)| text.replace(from, to))
+}
+
+/// Mounts of cgroup v2: which part of it, and where.
+fn mounts(mountinfo: &str) -> impl Iterator<Item = (&str, &str)> {
+    mountinfo.lines().filter_map(|line| {
         let (before, after) = line.split_once(" - ")?;
         let mut fields = before.split(' ').skip(3);
         let (root, place) = (fields.next()?, fields.next()?);
         after.starts_with("cgroup2 ").then_some((root, place))
-    });
-    let mut inside = mounts.filter_map(|(root, place)| {
+    })
+}
+
+/// From /proc/self/mountinfo and /proc/self/cgroup (proc(5), cgroups(7)).
+fn folder(mountinfo: &str, cgroup: &str) -> Result<PathBuf, String> {
+    let own = cgroup.lines().find_map(|line| line.strip_prefix("0::")).ok_or("this system has no cgroup v2")?;
+    let mut inside = mounts(mountinfo).filter_map(|(root, place)| {
         let rest = Path::new(own).strip_prefix(root).ok()?;
         Some(Path::new(place).join(rest))
     });
@@ -243,6 +271,10 @@ mod tests {
             Err(why) => return println!("skipped: {why}"),
         };
         let path = cgroup.path().to_owned();
+        // Where the name is taken there is a cgroup all the same, and it is another one.
+        let beside = Cgroup::make(&name).unwrap();
+        assert!(beside.path() != path && beside.path().parent() == path.parent(), "{}", beside.path().display());
+        drop(beside);
         let mut command = Command::new("sleep");
         countersign_sys::join_cgroup(&mut command, cgroup.entrance().try_clone().unwrap().into());
         let mut child = command.arg("1000").spawn().unwrap();

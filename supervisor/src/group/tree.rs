@@ -77,20 +77,26 @@ impl Tree {
         Ok(processes)
     }
 
-    /// Stops each of them, again and again until a look finds none that runs: one may fork while it is looked for.
-    pub(super) fn stop(&self) -> io::Result<()> {
+    /// Those that are not among others that are seen to elsewhere. Others first: whoever leaves them is found here.
+    fn but(&self, others: &dyn Fn() -> io::Result<Vec<u32>>) -> io::Result<Vec<u32>> {
+        let others: HashSet<u32> = others()?.into_iter().collect();
+        Ok(self.processes()?.into_iter().filter(|process| !others.contains(process)).collect())
+    }
+
+    /// Stops each of them but `others`, again and again until a second look finds none that runs: one may fork while it is looked for.
+    pub(super) fn stop(&self, others: &dyn Fn() -> io::Result<Vec<u32>>) -> io::Result<()> {
         let started = Instant::now();
-        let mut stopped = HashSet::new();
+        let mut again = false;
         while started.elapsed() < PATIENCE {
             let running = |process: &u32| {
                 state_and_parent(*process).is_some_and(|(state, _)| !matches!(state, 'T' | 't' | 'Z' | 'X'))
             };
-            let running: Vec<u32> = self.processes()?.into_iter().filter(running).collect();
-            if running.is_empty() && !stopped.is_empty() {
+            let running: Vec<u32> = self.but(others)?.into_iter().filter(running).collect();
+            if running.is_empty() && again {
                 return Ok(());
             }
+            again = true;
             for process in running {
-                stopped.insert(process);
                 if let Some(pid) = pid(process) {
                     let _ = kill_process(pid, Signal::STOP);
                 }
@@ -100,8 +106,8 @@ impl Tree {
         Err(io::Error::new(io::ErrorKind::TimedOut, "the processes do not stop"))
     }
 
-    pub(super) fn go_on(&self) -> io::Result<()> {
-        for process in self.processes()? {
+    pub(super) fn go_on(&self, others: &dyn Fn() -> io::Result<Vec<u32>>) -> io::Result<()> {
+        for process in self.but(others)? {
             if let Some(pid) = pid(process) {
                 let _ = kill_process(pid, Signal::CONT);
             }
@@ -151,19 +157,19 @@ mod tests {
         }
         // unshare's child is the namespace's first process.
         let all = fs::read_dir("/proc").unwrap().flatten();
-        let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-        let init = pids.filter(|pid| state_and_parent(*pid).is_some_and(|(_, parent)| parent == child.id())).next();
+        let mut pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let init = pids.find(|pid| state_and_parent(*pid).is_some_and(|(_, parent)| parent == child.id()));
         let tree = Tree::of(init.unwrap()).unwrap();
         assert!(tree.has_own_namespace());
         let members = tree.processes().unwrap();
         assert_eq!(members.len(), 3, "{members:?}");
-        tree.stop().unwrap();
+        tree.stop(&|| Ok(Vec::new())).unwrap();
         for member in &members {
             assert_eq!(state_and_parent(*member).unwrap().0, 'T');
         }
-        tree.go_on().unwrap();
+        tree.go_on(&|| Ok(Vec::new())).unwrap();
         assert!(members.iter().all(|member| state_and_parent(*member).unwrap().0 != 'T'));
-        tree.stop().unwrap();
+        tree.stop(&|| Ok(Vec::new())).unwrap();
         tree.kill().unwrap();
         child.wait().unwrap();
         for member in members {

@@ -11,6 +11,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,9 @@ use crate::runtime::Chosen;
 
 /// Longest name, bytes.
 const NAME: usize = 64;
+/// How often a lock is tried, and the pause between: one that a running instance has is not given up.
+const LOOKS: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(5);
 /// Longest note, bytes.
 const NOTE: u64 = 1 << 20;
 
@@ -131,7 +135,8 @@ impl Instance {
     pub(crate) fn claim(&self) -> Result<File, Failure> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.folder).map_err(|e| state(&self.folder, &e))?;
         let lock = self.file("lock", false)?;
-        if !free(&lock).map_err(|e| state(&self.folder, &e))? {
+        // Whoever looks for what runs holds the lock for a moment too.
+        if !free_soon(&lock).map_err(|e| state(&self.folder, &e))? {
             let what = format!("an instance {} runs already", self.name);
             return Err(Failure::new(
                 Stage::Usage,
@@ -191,6 +196,16 @@ impl Instance {
             Failure::new(Stage::Usage, format!("no instance {} runs", self.name), "supervisor instance list")
         })
     }
+}
+
+fn free_soon(lock: &File) -> io::Result<bool> {
+    for _ in 0..LOOKS {
+        if free(lock)? {
+            return Ok(true);
+        }
+        std::thread::sleep(PAUSE);
+    }
+    free(lock)
 }
 
 fn free(lock: &File) -> io::Result<bool> {

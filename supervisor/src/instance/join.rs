@@ -45,6 +45,7 @@ pub fn join(instances: Option<&Path>, name: &str, task: &Task, flags: &[Given]) 
         .map(|folder| fs::OpenOptions::new().write(true).open(folder.join("cgroup.procs")));
     let cgroup = cgroup.transpose().map_err(|e| entering(&e))?;
     let here = std::env::current_dir();
+    let at_terminal = matches!(task, Task::Shell(_)) && crate::runtime::has_terminal();
     let mut command = {
         let root = PathBuf::from(format!("/proc/{}/root", note.init));
         note.runtime.join(name, &root, &instance.path("runtime"), task, flags)?
@@ -70,18 +71,23 @@ pub fn join(instances: Option<&Path>, name: &str, task: &Task, flags: &[Given]) 
     if let Some(procs) = cgroup {
         countersign_sys::join_cgroup(&mut command, procs.into());
     }
+    // As in a run: a shell gets the user's terminal and may not type into it, whatever else runs gets a session without one.
+    let filter = crate::runtime::terminal_filter().filter(|_| at_terminal);
+    match &filter {
+        Some(filter) => countersign_sys::filter_calls(&mut command, filter),
+        None => countersign_sys::start_in_new_session(&mut command),
+    };
     let child = command.spawn().map_err(|e| {
         let what = format!("{:?} cannot be started in the instance: {e}", command.get_program());
         Failure::new(Stage::Start, what, "give a program that is in the image, with its path")
     })?;
-    wait(child, &signals)
+    wait(child, &signals, filter.is_some())
 }
 
-/// Passes signals on until it ends. Those of a terminal's keys reach it by themselves.
-fn wait(mut child: Child, signals: &std::os::fd::OwnedFd) -> Result<u8, Failure> {
+/// Passes signals on until it ends. Those of a terminal's keys reach what is at the `terminal` by themselves.
+fn wait(mut child: Child, signals: &std::os::fd::OwnedFd, terminal: bool) -> Result<u8, Failure> {
     let pid = rustix::process::Pid::from_child(&child);
     let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).map_err(other)?;
-    let terminal = crate::runtime::has_terminal();
     loop {
         let mut fds = [PollFd::new(&process, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
         match poll(&mut fds, None) {

@@ -26,9 +26,9 @@ pub(super) fn parse(table: &str) -> Vec<Mount> {
     table.lines().filter_map(line).collect()
 }
 
-/// The device of what is mounted at `/` last: that is what a path resolves to.
-pub(super) fn root(mounts: &[Mount]) -> Option<&str> {
-    mounts.iter().rev().find(|mount| mount.place == "/").map(|mount| mount.device.as_str())
+/// What is mounted at `/` last: that is what a path resolves to.
+pub(super) fn root(mounts: &[Mount]) -> Option<&Mount> {
+    mounts.iter().rev().find(|mount| mount.place == "/")
 }
 
 #[cfg(test)]
@@ -40,7 +40,7 @@ mod tests {
         let table = "90 80 0:45 / / ro,nosuid shared:3 - fuse.squashfuse squashfuse ro\n91 90 0:50 / /a\\040b rw - tmpfs tmpfs rw\nx\n";
         let mounts = parse(table);
         assert_eq!(mounts.len(), 2);
-        assert_eq!(root(&mounts), Some("0:45"));
+        assert_eq!(root(&mounts).map(|mount| mount.device.as_str()), Some("0:45"));
         assert_eq!(mounts[1], Mount { id: 91, device: "0:50".into(), place: "/a\\040b".into(), kind: "tmpfs".into() });
         assert_eq!(root(&[]), None);
     }

@@ -56,6 +56,12 @@ impl Process {
         (!matches!(state, "Z" | "X")).then_some(Self { pid, start })
     }
 
+    /// The process that waits for it.
+    pub(super) fn parent(self) -> Option<u32> {
+        let stat = read(&self.file("stat")).ok()?;
+        stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+    }
+
     /// Whether it is still there.
     pub(super) fn lives(self) -> bool {
         Self::of(self.pid) == Some(self)

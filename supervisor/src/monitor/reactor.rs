@@ -7,12 +7,12 @@ use countersign_attest::events;
 use countersign_attest::lease::boot_time;
 use countersign_policy::verdict::OnViolation;
 use countersign_wire::event::HostEvent;
-use countersign_wire::finding::{Finding, Kind, Reaction};
+use countersign_wire::finding::{Kind, Reaction};
 use countersign_wire::obligations::Obligations;
 use serde_json::json;
 
 use super::recorder::Record;
-use super::{Judge, Notice, Recorder, Webhook, now_ms};
+use super::{Judge, Notice, Recorder, Seen, Webhook};
 use crate::exit::{Failure, Stage};
 use crate::group::Group;
 use crate::out;
@@ -81,7 +81,7 @@ impl Reactor {
         if self.lease.is_some_and(|until| until <= boot_time()) {
             self.lease = None;
             let what = "the lease ended before the verifier renewed it";
-            return self.saw(Finding::new(Kind::LeaseExpired, what, "", now_ms()), status);
+            return self.saw(&Seen::now(Kind::LeaseExpired, what, ""), status);
         }
         Act::GoOn
     }
@@ -89,7 +89,7 @@ impl Reactor {
     /// Takes in what a thread says.
     pub(crate) fn hear(&mut self, notice: Notice, status: &mut Status) -> Act {
         match notice {
-            Notice::Saw(finding) => return self.saw(finding, status),
+            Notice::Saw(seen) => return self.saw(&seen, status),
             Notice::Lease { until, terms } => {
                 self.lease = Some(until);
                 self.terms = terms;
@@ -120,12 +120,12 @@ impl Reactor {
         if event.run().is_some_and(|run| run != self.judge.run()) {
             return Act::GoOn;
         }
-        let revoked = |what: &str, place: &str| Finding::new(Kind::Revoked, what, place, now_ms());
+        let revoked = |what: &str, place: &str| Seen::now(Kind::Revoked, what, place);
         match event {
-            HostEvent::Revoked { reason } => self.saw(revoked("the verifier revoked this host", &reason), status),
-            HostEvent::Suspended { reason } => self.saw(revoked("the verifier suspended this host", &reason), status),
+            HostEvent::Revoked { reason } => self.saw(&revoked("the verifier revoked this host", &reason), status),
+            HostEvent::Suspended { reason } => self.saw(&revoked("the verifier suspended this host", &reason), status),
             HostEvent::WorkloadWithdrawn { workload } if workload == self.judge.workload() => {
-                self.saw(revoked("the verifier withdrew the workload", &workload.to_string()), status)
+                self.saw(&revoked("the verifier withdrew the workload", &workload.to_string()), status)
             }
             HostEvent::WorkloadWithdrawn { .. } => Act::GoOn,
             HostEvent::Admitted { .. } | HostEvent::Attest { .. } => {
@@ -160,8 +160,9 @@ impl Reactor {
     }
 
     /// Judges a finding and acts on it.
-    pub(crate) fn saw(&mut self, finding: Finding, status: &mut Status) -> Act {
-        let judgement = self.judge.judge(&finding);
+    pub(crate) fn saw(&mut self, seen: &Seen, status: &mut Status) -> Act {
+        let finding = &seen.finding;
+        let judgement = self.judge.judge(finding);
         let asked = judgement.reaction.or(self.terms.on_violation).unwrap_or(OnViolation::Stop);
         let reaction = match (judgement.accepted, finding.kind) {
             // What was changed is not read on, whatever a policy thinks of it.
@@ -169,6 +170,7 @@ impl Reactor {
             (true, _) => OnViolation::Alert,
             (false, _) => asked,
         };
+        let (was_frozen, was_ending) = (self.is_frozen(), self.violation.is_some());
         // First what must not wait.
         let hold = judgement.freeze_hold_s.or(self.terms.freeze_hold_s).unwrap_or(HOLD_S);
         let (done, act) = match reaction {
@@ -187,7 +189,13 @@ impl Reactor {
         if act == Act::Kill {
             let _ = self.group.kill();
         }
-        self.tell(&finding, done, judgement.accepted, &judgement.reasons, status);
+        let changes = match done {
+            Reaction::Alert | Reaction::Thaw => false,
+            Reaction::Freeze => !was_frozen,
+            Reaction::Stop => !was_ending,
+            Reaction::Kill => true,
+        };
+        self.tell(seen, (done, changes), (judgement.accepted, &judgement.reasons), status);
         if act != Act::GoOn {
             let words = judgement.reasons.iter().map(|reason| format!("  {reason}\n")).collect();
             let hint = "the run log and the verifier have the finding; the image's policy says what is done about it";
@@ -218,20 +226,26 @@ impl Reactor {
         self.done(Reaction::Thaw, &format!("the verifier's operator: {reason}"), status);
     }
 
-    fn tell(&self, finding: &Finding, done: Reaction, accepted: bool, reasons: &[String], status: &mut Status) {
+    fn tell(
+        &mut self,
+        seen: &Seen,
+        (done, changes): (Reaction, bool),
+        (accepted, reasons): (bool, &[String]),
+        status: &mut Status,
+    ) {
+        let finding = &seen.finding;
         let severity = finding.kind.severity();
         // From when it was looked for to when it was acted on.
-        let ms = now_ms().saturating_sub(finding.time_ms);
+        let ms = u64::try_from(boot_time().saturating_sub(seen.at).as_millis()).unwrap_or(u64::MAX);
         let detail = json!({"finding": finding, "ms": ms, "severity": severity, "accepted": accepted, "reaction": done, "reasons": reasons});
         status.say("finding", detail.clone());
         if !accepted {
             out::warn(&format!("{finding}: {done}"));
         }
-        self.recorder.send(Record::Finding(finding.clone()));
-        self.recorder.send(Record::Reaction(done));
+        let recorded = self.recorder.found(finding, done, changes);
         // What the verifier itself said, or cannot hear, needs no report; the end of a run brings its own.
         let known = matches!(finding.kind, Kind::AttestationDenied | Kind::LeaseExpired | Kind::Revoked);
-        if !known && matches!(done, Reaction::Alert | Reaction::Freeze) {
+        if recorded && !known && matches!(done, Reaction::Alert | Reaction::Freeze) {
             self.recorder.send(Record::Report);
         }
         if let Some(webhook) = &self.webhook {

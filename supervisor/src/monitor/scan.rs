@@ -13,6 +13,9 @@ use super::process::{NAMESPACES, Process};
 use super::sockets;
 use crate::group::Group;
 
+/// How often a process is read again that changes its mount namespace while it is read.
+const TRIES: u32 = 4;
+
 fn identity(file: &Metadata) -> (u64, u64) {
     (file.dev(), file.ino())
 }
@@ -45,40 +48,45 @@ impl Baseline {
         let outer = init.namespace("mnt")?;
         let processes: Vec<Process> = group.processes()?.into_iter().filter_map(Process::of).collect();
         let others = processes.iter().filter(|process| **process != init);
-        let Some((first, mounts)) = others.copied().find_map(|process| {
+        let Some((first, mounts, image)) = others.copied().find_map(|process| {
             let (executable, mounts) = (process.executable().ok()?, process.mounts().ok()?);
-            let (mut own, image) = (mounts.iter(), mounts.iter().rev().find(|mount| mount.place == "/")?);
-            // A wrapper around a nested runtime has mounts of its own too, but no image at their root.
-            let container = !nested || image.kind.contains("fuse") || image.kind == "overlay";
-            let set_up = container
-                && own.any(|mount| mount.id == executable.mount)
-                && (process.namespace("mnt").ok()? != outer) == nested;
-            set_up.then_some((process, mounts))
+            let root = root(&mounts)?;
+            let through = mounts.iter().find(|mount| mount.id == executable.mount);
+            // A wrapper around a nested runtime has mounts of its own too, but no image at their root; nor has a container of Apptainer's
+            // `--underlay`, where the image's folders lie on a root in memory.
+            let at_root = !nested || root.kind.contains("fuse") || root.kind == "overlay";
+            let below = through.filter(|mount| mount.kind.contains("squashfuse"));
+            let image = if at_root { root } else { below? }.device.clone();
+            // A file in memory is on no mount; no runtime runs from one, so it is the workload already.
+            let inside = through.is_some() || executable.path.starts_with("/memfd:");
+            let set_up = inside && (process.namespace("mnt").ok()? != outer) == nested;
+            set_up.then_some((process, mounts, image))
         }) else {
             return Ok(None);
         };
         // It may end while it is looked at: then another one may be the first.
         let (Ok(inside), Ok(status)) = (first.namespace("mnt"), first.status()) else { return Ok(None) };
+        let waiting = init.parent().and_then(Process::of);
         let mut runtime = Vec::new();
         let mut programs: HashSet<(u64, u64)> = fs::metadata("/proc/self/exe").iter().map(identity).collect();
         for process in processes {
             let (Ok(namespace), Ok(executable)) = (process.namespace("mnt"), process.executable()) else { continue };
-            if process == init || namespace != inside {
+            // With the built-in runtime only bubblewrap's two processes are its own: whatever else is elsewhere has left the container.
+            if process == init || Some(process) == waiting || (nested && namespace != inside) {
                 programs.extend(fs::metadata(process.file("exe")).iter().map(identity));
                 runtime.push((process, executable.path));
             }
         }
         // A workload is quick: what it may have changed already is taken from the runtime's own process where both are in one container.
+        let capabilities = if nested { status.capabilities } else { status.capabilities & init.status()?.capabilities };
         let first = if nested { first } else { init };
         let mounts = if nested { mounts } else { init.mounts()? };
-        let image =
-            root(&mounts).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the container has no root"))?;
         let namespaces = NAMESPACES.into_iter().filter_map(|name| Some((name, first.namespace(name).ok()?))).collect();
         Ok(Some(Self {
             first,
-            image: image.to_owned(),
+            image,
             namespaces,
-            capabilities: status.capabilities,
+            capabilities,
             runtime,
             programs,
             outer: nested.then_some(outer),
@@ -124,14 +132,22 @@ impl Baseline {
         ours: &mut HashMap<u64, Process>,
         time_ms: i64,
     ) -> io::Result<Vec<Finding>> {
-        let executable = process.executable()?;
+        // All of one moment: a process that leaves its mount namespace meanwhile would look as if it ran a stranger's file.
+        let mut tries = 0_u32;
+        let (namespace, executable, table) = loop {
+            let (namespace, executable) = (process.namespace("mnt")?, process.executable()?);
+            let table = if tables.contains_key(&namespace) { None } else { Some(process.mounts()?) };
+            tries = tries.saturating_add(1);
+            if process.namespace("mnt")? == namespace || tries >= TRIES {
+                break (namespace, executable, table);
+            }
+        };
         if self.runtime.iter().any(|(known, path)| *known == process && *path == executable.path) {
             return Ok(Vec::new());
         }
-        let namespace = process.namespace("mnt")?;
-        let new = !tables.contains_key(&namespace);
-        if new {
-            tables.insert(namespace.clone(), process.mounts()?);
+        let new = table.is_some();
+        if let Some(table) = table {
+            tables.insert(namespace.clone(), table);
         }
         let mounts = tables.get(&namespace).map(Vec::as_slice).unwrap_or_default();
         let through = mounts.iter().find(|mount| mount.id == executable.mount);

@@ -7,14 +7,16 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use countersign_attest::lease::boot_time;
 use countersign_wire::finding::{Finding, Kind, Text};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::executions::Executions;
 use super::inbox::Outbox;
 use super::judge::Judge;
+use super::process::Process;
 use super::scan::Baseline;
-use super::{Notice, now_ms};
+use super::{Notice, Seen, now_ms};
 use crate::group::Group;
 
 /// Shortest time between two looks.
@@ -23,6 +25,9 @@ const SHORTEST: Duration = Duration::from_secs(1);
 const SHARE: u32 = 400;
 /// How often to look for the workload's first process.
 const BIRTH: Duration = Duration::from_millis(2);
+/// How long it may take until there is something to look at: with the built-in runtime the run is ended then, whatever hides its first process; a
+/// runtime may keep a container in which nothing runs, so with another one it is said.
+const SET_UP: Duration = Duration::from_secs(30);
 /// Findings that are remembered, so that each is told once; then they are forgotten, and told again.
 const REMEMBERED: usize = 4096;
 
@@ -61,9 +66,20 @@ impl Scanner {
     }
 }
 
+impl Scanner {
+    /// Has it tell what was announced until now, and end; it may have to be listened to until it has.
+    pub(crate) fn stop(&self) {
+        let _ = rustix::io::write(&*self.stop, &1_u64.to_ne_bytes());
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+}
+
 impl Drop for Scanner {
     fn drop(&mut self) {
-        let _ = rustix::io::write(&*self.stop, &1_u64.to_ne_bytes());
+        self.stop();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -86,6 +102,8 @@ struct Work {
 
 impl Work {
     fn go_on(&mut self) -> io::Result<()> {
+        let begun = boot_time();
+        let mut said = false;
         let mut baseline = loop {
             match Baseline::take(&self.group, self.nested) {
                 Ok(Some(baseline)) => break baseline,
@@ -93,6 +111,13 @@ impl Work {
                 // It has ended before it was looked at.
                 Err(_) if self.gone() => return Ok(()),
                 Err(e) => return Err(e),
+            }
+            if !said && boot_time().saturating_sub(begun) > SET_UP {
+                if !self.nested && !self.gone() {
+                    return Err(io::Error::other("its first process shows itself to nobody"));
+                }
+                said = true;
+                self.outbox.send(Notice::Warning("nothing in the container can be watched yet".into()));
             }
             if self.wait(BIRTH)? {
                 return Ok(());
@@ -104,9 +129,9 @@ impl Work {
             self.executions = None;
         }
         loop {
-            let started = Instant::now();
+            let (started, at) = (Instant::now(), boot_time());
             match baseline.look(&self.group, now_ms()) {
-                Ok(found) => self.tell(found),
+                Ok(found) => self.tell(found, at),
                 Err(_) if self.gone() => return Ok(()),
                 Err(e) => return Err(e),
             }
@@ -120,8 +145,9 @@ impl Work {
         }
     }
 
+    /// Whether the run's first process has ended, or is about to: then it has no namespaces to show any more, and is still there for a moment.
     fn gone(&self) -> bool {
-        self.group.init().is_some_and(|init| super::process::Process::of(init).is_none())
+        self.group.init().is_some_and(|init| Process::of(init).is_none_or(Process::is_ending))
     }
 
     /// Waits, and tells what the kernel announces meanwhile; true when it is over.
@@ -136,18 +162,16 @@ impl Work {
             Err(e) => return Err(e.into()),
         }
         let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-        if ready.first() == Some(&true) {
-            return Ok(true);
-        }
+        let at = boot_time();
         if ready.get(1) == Some(&true)
             && let Some(found) = self.executions.as_ref().map(|executions| executions.take(now_ms()))
         {
-            self.tell(found);
+            self.tell(found, at);
         }
-        Ok(false)
+        Ok(ready.first() == Some(&true))
     }
 
-    fn tell(&mut self, found: Vec<Finding>) {
+    fn tell(&mut self, found: Vec<Finding>, at: Duration) {
         if self.told.len() > REMEMBERED {
             self.told.clear();
         }
@@ -157,7 +181,7 @@ impl Work {
             let place = if finding.kind == Kind::ProcessNotInImage { Text::default() } else { finding.place.clone() };
             let again = finding.pid.is_some() && !self.told.insert((finding.kind, place, finding.executable.clone()));
             if !again {
-                self.outbox.send(Notice::Saw(finding));
+                self.outbox.send(Notice::Saw(Seen { finding, at }));
             }
         }
     }

@@ -1,12 +1,15 @@
 //! The built-in runtime: bubblewrap. Read-only root, its own processes, mounts and ids, no new privileges, no capabilities, a clean environment.
 
 use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 
+use countersign_wire::obligations::RuntimeFlag;
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use super::flags::Given;
 use super::workload::Bubble;
@@ -123,6 +126,11 @@ impl Settings {
         Ok(settings)
     }
 
+    /// Own processes, nothing of the host and no privileges are so anyway.
+    pub(super) fn oblige(&mut self, demanded: &[RuntimeFlag]) {
+        self.no_network |= demanded.contains(&RuntimeFlag::NetNone);
+    }
+
     /// Whether something of the host is to be seen in the container.
     pub(crate) const fn has_binds(&self) -> bool {
         !self.binds.is_empty()
@@ -166,19 +174,13 @@ impl Settings {
             command.arg("--hostname").arg(name);
         }
         command.arg("--chdir").arg(self.directory.as_deref().unwrap_or(OsStr::new("/")));
-        command.arg("--clearenv");
-        for (name, value) in environment().chain(self.variables.iter().cloned()) {
-            command.arg("--setenv").arg(name).arg(value);
-        }
+        bubble.give("--args", in_memory(&self.environment_arguments()?)?)?;
+        let command = &mut bubble.command;
         // A shell gets the user's terminal, and with it job control; whatever else runs gets a session without one.
         match terminal::filter().filter(|_| place.terminal && matches!(task, Task::Shell(_))) {
             Some(filter) => {
-                let file = memfd_create("filter", MemfdFlags::CLOEXEC).map_err(start)?;
-                let mut file = std::fs::File::from(file);
-                std::io::Write::write_all(&mut file, &filter).map_err(start)?;
-                std::io::Seek::rewind(&mut file).map_err(start)?;
                 terminal::hand_over(command);
-                bubble.give("--seccomp", file.into())?;
+                bubble.give("--seccomp", in_memory(&filter)?)?;
             }
             None => {
                 command.arg("--new-session");
@@ -187,6 +189,24 @@ impl Settings {
         let command_line = self.command_line(task, root);
         bubble.command.arg("--").args(&command_line);
         Ok((bubble, said(command_line.first().map(OsString::as_os_str))))
+    }
+
+    /// What sets the environment, as bubblewrap reads it from a descriptor: the values are often secrets, and everybody on the machine sees
+    /// command lines.
+    fn environment_arguments(&self) -> Result<Zeroizing<Vec<u8>>, Failure> {
+        let mut arguments = Zeroizing::new(b"--clearenv\0".to_vec());
+        for (name, value) in environment().chain(self.variables.iter().cloned()) {
+            // It would begin another argument.
+            if name.as_bytes().contains(&0) || value.as_bytes().contains(&0) {
+                let what = format!("the value of {} holds a zero byte", name.display());
+                return Err(usage(what, "give a text without one in --env and --env-file"));
+            }
+            for part in [b"--setenv".as_slice(), name.as_bytes(), value.as_bytes()] {
+                arguments.extend_from_slice(part);
+                arguments.push(0);
+            }
+        }
+        Ok(arguments)
     }
 
     /// Another command line in a container of it: flags for the environment alone.
@@ -230,6 +250,14 @@ impl Settings {
             Task::Start { arguments, .. } => arguments.clone(),
         }
     }
+}
+
+/// A descriptor to read these bytes from.
+fn in_memory(bytes: &[u8]) -> Result<OwnedFd, Failure> {
+    let mut file = std::fs::File::from(memfd_create("bubblewrap", MemfdFlags::CLOEXEC).map_err(start)?);
+    std::io::Write::write_all(&mut file, bytes).map_err(start)?;
+    std::io::Seek::rewind(&mut file).map_err(start)?;
+    Ok(file.into())
 }
 
 impl Bind {
@@ -373,6 +401,16 @@ mod tests {
             settings.variables.iter().map(|(name, value)| format!("{}={}", name.display(), value.display())).collect();
         assert_eq!(variables, ["HOME=/home/me", "C=a,b", "D=1", "E=2", "A=1", "B=x=y"]);
         assert!(settings.no_network && settings.directory == Some("/home/me".into()));
+    }
+
+    #[test]
+    fn variables_are_arguments_of_their_own() {
+        let settings = |value: &str| Settings { variables: vec![("A".into(), value.into())], ..Settings::default() };
+        let arguments = settings("b c").environment_arguments().unwrap();
+        let text = String::from_utf8_lossy(&arguments);
+        assert!(text.starts_with("--clearenv\0--setenv\0PATH\0") && text.ends_with("\0--setenv\0A\0b c\0"), "{text}");
+        let failure = settings("x\0--bind\0/\0/").environment_arguments().unwrap_err();
+        assert!(failure.stage == Stage::Usage && !failure.error.contains("bind"), "{}", failure.error);
     }
 
     #[test]

@@ -195,7 +195,7 @@ fn refusal(what: &str, why: &str, hint: &str) -> Failure {
     Failure::new(Stage::Usage, format!("{what} is refused: {why}"), hint)
 }
 
-fn is_false(value: &OsStr) -> bool {
+pub(super) fn is_false(value: &OsStr) -> bool {
     ["", "0", "f", "F", "false", "FALSE", "False"].iter().any(|word| value == *word)
 }
 
@@ -216,7 +216,8 @@ pub(crate) fn check_environment(get: impl Fn(&str) -> Option<OsString>) -> Resul
     Ok(())
 }
 
-const PREFIXES: [&str; 2] = ["APPTAINER", "SINGULARITY"];
+/// What the runtimes' variables begin with.
+pub(super) const PREFIXES: [&str; 2] = ["APPTAINER", "SINGULARITY"];
 
 /// Variables with keys of encrypted images: the runtime needs none, and gives its environment to workloads.
 pub(crate) fn key_variables() -> impl Iterator<Item = String> {

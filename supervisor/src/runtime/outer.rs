@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use countersign_wire::obligations::RuntimeFlag;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::mount::{MountFlags, mount};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -15,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::flags::Given;
 use super::workload::Bubble;
-use super::{Make, Place, Task, flags, said, terminal};
+use super::{Make, Place, Task, flags, obliged, said, terminal};
 use crate::exit::{Failure, Stage};
 use crate::stage::start;
 
@@ -23,8 +24,12 @@ use crate::stage::start;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Program {
     pub(super) make: Make,
+    /// As it says itself.
+    pub(super) version: String,
     pub(super) path: PathBuf,
     pub(super) flags: Vec<OsString>,
+    /// Flags that policy demands.
+    pub(super) demanded: Vec<RuntimeFlag>,
 }
 
 impl Program {
@@ -37,6 +42,14 @@ impl Program {
             command.env_remove(name);
         }
         command.args(["--dev-bind", "/", "/", "--cap-drop", "ALL"]);
+        // Here already: it holds whatever the runtime makes of its flags.
+        if self.demanded.contains(&RuntimeFlag::NetNone) {
+            command.arg("--unshare-net");
+        }
+        // Nobody moves himself out of the run's cgroup, or thaws it.
+        for place in crate::group::mount_points().map_err(start)? {
+            command.arg("--ro-bind").arg(&place).arg(&place);
+        }
         // For the agent, which gives them up; root needs the other one to make a user namespace with itself in it.
         command.args(["--cap-add", "CAP_SYS_ADMIN", "--cap-add", "CAP_SETPCAP"]);
         if root {
@@ -55,6 +68,7 @@ impl Program {
         command.arg("--").arg(&self.path).args(verb(task));
         // Without a set-uid helper, which would leave the run's namespaces. Root in the container has no privileges here anyway.
         command.arg("--userns").args(root.then_some("--no-privs")).args(&self.flags);
+        command.args(obliged::switches(&self.demanded, task));
         match task {
             Task::Run(arguments) | Task::Exec(arguments) | Task::Shell(arguments) => {
                 command.arg(place.root).args(arguments);
@@ -80,6 +94,7 @@ impl Program {
             .args(verb(task))
             .args(root.then_some("--no-privs"))
             .args(flags.iter().map(Given::argument))
+            .args(self.demanded.contains(&RuntimeFlag::Containall).then_some("--cleanenv"))
             .arg(format!("instance://{instance}"));
         match task {
             Task::Run(arguments) | Task::Exec(arguments) | Task::Shell(arguments) | Task::Start { arguments, .. } => {

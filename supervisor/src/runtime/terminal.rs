@@ -35,7 +35,7 @@ impl Drop for Lent {
 
 /// What a container with the user's terminal may not do: type into it (TIOCSTI), paste into it (TIOCLINUX). A seccomp filter as bubblewrap
 /// takes it; `None` on processors whose numbers are not known here.
-pub(super) fn filter() -> Option<Vec<u8>> {
+pub(crate) fn filter() -> Option<Vec<u8>> {
     // AUDIT_ARCH_*, number of ioctl.
     let (architecture, ioctl): (u32, u32) = match std::env::consts::ARCH {
         "x86_64" => (0xc000_003e, 16),

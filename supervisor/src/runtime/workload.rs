@@ -192,7 +192,7 @@ fn watch(
                     }
                     continue;
                 }
-                Some((Word::Serving, _)) | None => return Ok(None),
+                Some((Word::Serving(_), _)) | None => return Ok(None),
             };
             match told.workload() {
                 Some(pid) => drop(kill_process(pid, signal)),

@@ -93,6 +93,34 @@ pub fn start_in_foreground(command: &mut Command) -> &mut Command {
     unsafe { command.pre_exec(child) }
 }
 
+/// Has the command's process start in a session of its own, without a terminal.
+pub fn start_in_new_session(command: &mut Command) -> &mut Command {
+    let child = || rustix::process::setsid().map(|_| ()).map_err(io::Error::from);
+    // SAFETY: between fork and exec `child` makes one system call; it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(child) }
+}
+
+/// Has the command's process start under a seccomp filter: an array of `struct sock_filter`, as its bytes. This process must have given up
+/// gaining privileges (PR_SET_NO_NEW_PRIVS), else the command is not started.
+pub fn filter_calls<'a>(command: &'a mut Command, filter: &[u8]) -> &'a mut Command {
+    let instruction = |bytes: &[u8]| {
+        let &[code, more, jt, jf, a, b, c, d] = bytes else { return None };
+        Some(libc::sock_filter { code: u16::from_ne_bytes([code, more]), jt, jf, k: u32::from_ne_bytes([a, b, c, d]) })
+    };
+    let instructions: Vec<libc::sock_filter> = filter.chunks(8).filter_map(instruction).collect();
+    let child = move || {
+        let len = u16::try_from(instructions.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let program = libc::sock_fprog { len, filter: instructions.as_ptr().cast_mut() };
+        // SAFETY: the kernel copies the `len` instructions at `filter`, which live as long as this closure, and writes none.
+        let result = unsafe {
+            libc::prctl(libc::PR_SET_SECCOMP, libc::c_ulong::from(libc::SECCOMP_MODE_FILTER), &raw const program)
+        };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    };
+    // SAFETY: between fork and exec `child` makes one system call; it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(child) }
+}
+
 /// Has the command's process enter a cgroup before it executes anything. `procs` is that cgroup's `cgroup.procs`, opened for writing by
 /// whoever may move processes there: the kernel goes by who opened it (Linux 5.16).
 pub fn join_cgroup(command: &mut Command, procs: OwnedFd) -> &mut Command {

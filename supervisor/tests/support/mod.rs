@@ -2,9 +2,12 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub(crate) mod processes;
+pub(crate) mod secrets;
 
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -25,6 +28,7 @@ use countersign_verifier::{config, keys, server};
 use countersign_wire::runlog::{Event, RunLog};
 use openssl::pkey::PKey;
 use openssl::rsa::Rsa;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -32,6 +36,20 @@ pub(crate) const BOOT: &[u8] = include_bytes!("../../../fixtures/sb-ms-shim-grub
 pub(crate) const IMA: &[u8] = include_bytes!("../../../fixtures/sb-ms-shim-grub212/ima_binary");
 pub(crate) const SECRET: &str = "the seventh secret\n";
 pub(crate) const SUPERVISOR: &str = env!("CARGO_BIN_EXE_supervisor");
+
+/// A workload policy that demands every flag of the runtime.
+pub(crate) const DEMANDS_ALL: &str = r#"package countersign.workload
+
+default verdict := {
+	"allow": true,
+	"reasons": [],
+	"obligations": {"runtime_flags": ["net-none", "pid", "containall", "no-privs"]},
+}
+"#;
+
+/// A shell's command that names the network interfaces.
+pub(crate) const INTERFACES: &str =
+    "while read name rest; do case $name in *:*) echo ${name%%:*};; esac; done < /proc/net/dev";
 
 /// Whether containers can be started here; says aloud why not.
 pub(crate) fn can_run() -> bool {
@@ -72,6 +90,13 @@ pub(crate) fn apptainer() -> Option<PathBuf> {
         println!("skipped: no Apptainer: scripts/apptainer.sh build");
     }
     found
+}
+
+/// A command as a user that does not exist.
+pub(crate) fn as_nobody(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "54321", "--regid", "54321", "--clear-groups", "--"]).arg(program);
+    command
 }
 
 fn installed(name: &str) -> bool {
@@ -194,9 +219,16 @@ impl Owner {
     }
 
     pub(crate) fn register_command(&self, verifier: &Verifier, image: &str) -> Command {
+        let mut command = self.register_by(verifier, image);
+        command.arg("--escrow-key").arg(self.path("escrow.pem"));
+        command
+    }
+
+    /// As [`Owner::register_command`], without saying what opens the escrow.
+    fn register_by(&self, verifier: &Verifier, image: &str) -> Command {
         let mut command = Command::new(SUPERVISOR);
         command.arg("register").arg(self.path(image)).arg("--signer").arg(self.path("owner.pub.pem"));
-        command.arg("--escrow-key").arg(self.path("escrow.pem")).args(["--url", &verifier.url]);
+        command.args(["--url", &verifier.url]);
         command
             .arg("--token-file")
             .arg(verifier.dir.join("operator.token"))
@@ -211,9 +243,15 @@ impl Owner {
         assert!(out.status.success(), "{}", stderr(&out));
     }
 
-    fn image(&self, name: &str) -> Image {
+    pub(crate) fn image(&self, name: &str) -> Image {
         let signer = SignerKey::from_pem(&std::fs::read(self.path("owner.pub.pem")).unwrap()).unwrap();
         Image::open(&self.path(name), &[signer]).unwrap()
+    }
+
+    /// The volume key behind an escrow with a passphrase.
+    pub(crate) fn volume_key_by(&self, name: &str, passphrase: &str) -> VolumeKey {
+        let key = EscrowKey::Passphrase(passphrase.as_bytes().to_vec().into());
+        self.image(name).open_escrow(&key).unwrap()
     }
 
     /// The volume key behind the escrow.
@@ -305,6 +343,42 @@ impl Scene {
         assert!(out.status.success(), "{}", stderr(&out));
         self.owner.register(&self.verifier, &image);
         self.owner.path(&image)
+    }
+
+    /// A registered image of the same files with this workload policy, whose escrow is a passphrase; and that one.
+    pub(crate) fn with_passphrase(&self, image: &str, policy: &str) -> (PathBuf, String) {
+        let passphrase = format!("correct horse {} battery staple", std::process::id());
+        let (file, folder) = (self.owner.path("passphrase"), self.path("policy-passphrase"));
+        std::fs::write(&file, &passphrase).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::fs::create_dir_all(folder.join("countersign/workload")).unwrap();
+        std::fs::write(folder.join("countersign/workload/workload.rego"), policy).unwrap();
+        let mut command = Command::new(SUPERVISOR);
+        command.arg("protect").arg(self.owner.path("rootfs")).arg("--sign").arg(self.owner.path("owner.pem"));
+        command.arg("--escrow-passphrase-file").arg(&file).arg("--policy").arg(folder);
+        let out = command.arg("-o").arg(self.owner.path(image)).stdin(Stdio::null()).output().unwrap();
+        assert!(out.status.success(), "{}", stderr(&out));
+        let mut command = self.owner.register_by(&self.verifier, image);
+        let out = command.arg("--escrow-passphrase-file").arg(&file).output().unwrap();
+        assert!(out.status.success(), "{}", stderr(&out));
+        (self.owner.path(image), passphrase)
+    }
+
+    /// As root: the same command by a user that does not exist, to whom everything of this scene is given.
+    pub(crate) fn given_away(&self, command: &Command) -> Command {
+        // The program where that user can get at it.
+        let program = self.path("supervisor");
+        std::fs::copy(SUPERVISOR, &program).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let chown = |options: &[&str], path: &Path| {
+            assert!(Command::new("chown").args(options).arg("54321:54321").arg(path).status().unwrap().success());
+        };
+        chown(&["-R"], self.dir.path());
+        self.sim.socket().ancestors().take(2).for_each(|path| chown(&[], path));
+        let mut theirs = as_nobody(&program);
+        theirs.args(command.get_args()).env("COUNTERSIGN_RUNTIME", "builtin");
+        theirs.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        theirs
     }
 
     /// Ends the verifier and starts it again on its state folder, with the keys that are there now.
@@ -427,6 +501,22 @@ pub(crate) fn stdout(out: &Output) -> String {
 
 pub(crate) fn stderr(out: &Output) -> String {
     String::from_utf8_lossy(&out.stderr).into_owned()
+}
+
+/// Sends a message of one of the supervisor's processes, with descriptors.
+pub(crate) fn send(socket: &OwnedFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(32))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    assert!(fds.is_empty() || ancillary.push(SendAncillaryMessage::ScmRights(fds)));
+    let parts = [std::io::IoSlice::new(bytes)];
+    rustix::net::sendmsg(socket, &parts, &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+}
+
+/// The next message; nothing when the other end has closed.
+pub(crate) fn receive(socket: &OwnedFd) -> Option<Value> {
+    let mut bytes = vec![0; 1 << 17];
+    let (n, _) = rustix::net::recv(socket, bytes.as_mut_slice(), rustix::net::RecvFlags::empty()).ok()?;
+    (n > 0).then(|| serde_json::from_slice(&bytes[..n]).unwrap())
 }
 
 /// Exit code and words of a failure.

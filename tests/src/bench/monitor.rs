@@ -50,7 +50,7 @@ fn measure(bench: &mut Bench) -> anyhow::Result<Vec<Row>> {
 
     let mut frozen = Vec::new();
     for _ in 0..ROUNDS {
-        let mut run = Run::start(site, &image, "echo ready; read x; cp /bin/busybox /tmp/cp; exec /tmp/cp")?;
+        let mut run = Run::start(site, &image, "echo ready; read x; cp /bin/busybox /tmp/sleep; exec /tmp/sleep 1000")?;
         run.child.stdin.as_mut().context("no standard input")?.write_all(b"go\n")?;
         frozen.push(run.finding()?);
     }
@@ -79,13 +79,13 @@ fn measure(bench: &mut Bench) -> anyhow::Result<Vec<Row>> {
 }
 
 /// A run that says `ready`; killed when dropped.
-struct Run {
-    child: Child,
+pub(super) struct Run {
+    pub(super) child: Child,
     status: BufReader<ChildStderr>,
 }
 
 impl Run {
-    fn start(site: &Site, image: &str, script: &str) -> anyhow::Result<Self> {
+    pub(super) fn start(site: &Site, image: &str, script: &str) -> anyhow::Result<Self> {
         let mut command = site.tools().command("supervisor");
         command.args(["exec", "--config", &site.arg("host/attest.toml"), "--runtime", "builtin", "--status-fd", "2"]);
         command.args(["--signer", &site.arg("owner/owner.pub.pem"), image, "sh", "-c", script]);
@@ -111,6 +111,20 @@ impl Run {
             spent = spent.saturating_add(Duration::from_nanos(nanos));
         }
         Ok(spent)
+    }
+
+    /// The container's first process.
+    pub(super) fn init(&mut self) -> anyhow::Result<u64> {
+        loop {
+            let mut line = String::new();
+            if self.status.read_line(&mut line)? == 0 {
+                bail!("the run did not start");
+            }
+            let value: Value = serde_json::from_str(&line).unwrap_or_default();
+            if value.get("stage").and_then(Value::as_str) == Some("started") {
+                return value.pointer("/detail/init").and_then(Value::as_u64).context("no init");
+            }
+        }
     }
 
     /// Milliseconds from the first finding's look to the reaction to it.

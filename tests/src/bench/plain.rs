@@ -28,10 +28,29 @@ impl Plain {
         let made = squashfs_of(rootfs, folder)?;
         let mut bytes = vec![0; usize::try_from(made.length())?];
         made.read_exact_at(&mut bytes, 0)?;
-        let (squashfs, root) = (folder.join("plain.sqfs"), folder.join("root"));
+        let squashfs = folder.join("plain.sqfs");
         fs::write(&squashfs, bytes)?;
+        Self::of(tools, squashfs, folder)
+    }
+
+    /// A squashfs that is there, and a place for its mount in a folder.
+    pub(super) fn of(tools: Tools, squashfs: PathBuf, folder: &Path) -> anyhow::Result<Self> {
+        let root = folder.join("root");
         fs::create_dir(&root)?;
         Ok(Self { tools, squashfs, root })
+    }
+
+    /// The file system.
+    pub(super) fn squashfs(&self) -> &Path {
+        &self.squashfs
+    }
+
+    /// Does something with a fresh mount of it.
+    pub(super) fn mounted<T>(&self, work: impl FnOnce(&Path) -> anyhow::Result<T>) -> anyhow::Result<T> {
+        let mounted = self.mount()?;
+        let done = work(&self.root)?;
+        mounted.end()?;
+        Ok(done)
     }
 
     /// Mounts, runs the command and unmounts; milliseconds from the start to the first byte of its output.

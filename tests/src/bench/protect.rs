@@ -72,7 +72,7 @@ impl Owner {
         if self.in_memory {
             room = room.min(available_memory()?);
         }
-        let most = usize::try_from(room / copies.saturating_mul(2))?;
+        let most = usize::try_from(room.checked_div(copies.saturating_mul(2)).unwrap_or(0))?;
         let mut size = wanted;
         while size > most {
             size /= 2;

@@ -27,7 +27,7 @@ fn measure(bench: &mut Bench) -> anyhow::Result<Vec<Row>> {
         &mut [
             &mut || {
                 let mut command = site.tools().command("supervisor");
-                command.args(site.run_arguments("app.sif", &[]));
+                command.args(site.run_arguments("app.sif", &["--runtime", "builtin"]));
                 first_byte(command, Instant::now(), &want)
             },
             &mut || plain.start(&["cat", "/secret.txt"], &want),

@@ -143,7 +143,7 @@ fn denied_by_policy(stage: &mut Stage) -> anyhow::Result<()> {
     stage.site.verifier(&["reference", "add", "other", "--eventlog", &other])?;
     stage.site.verifier(&["reference", "revoke", "golden"])?;
     let ended = stage.site.supervisor_run("app.sif", &[])?;
-    stage.tell.denial(&ended, Exit::Denied, &["boot-chain", "where", "got", "want", "error:", "hint:"])?;
+    stage.tell.denial(&ended, Exit::Denied, &["boot-chain", "where", "measured", "accepted", "error:", "hint:"])?;
     let log = stage.site.arg("host/binary_bios_measurements");
     stage.site.verifier(&["reference", "add", "golden", "--eventlog", &log])?;
     stage.site.verifier(&["reference", "revoke", "other"])?;

@@ -78,6 +78,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 /// [`Error::State`]; the old key counts then.
 pub fn rotate(dir: &Path, role: Role) -> Result<([u8; 32], [u8; 32]), Error> {
     use p256::elliptic_curve::Generate as _;
+    let _lock = lock(dir)?;
     finish(dir)?;
     let internal = |e: &dyn std::fmt::Display| Error::Internal(e.to_string());
     let path = dir.join("trust.bundle");
@@ -86,12 +87,13 @@ pub fn rotate(dir: &Path, role: Role) -> Result<([u8; 32], [u8; 32]), Error> {
     write(&bundle_file(dir, &was), &artefact::to_file(&decoded(&path, &old)?))?;
     let key = p256::SecretKey::generate_from_rng(&mut rng());
     let der = key.to_pkcs8_der().map_err(|e| internal(&e))?;
-    write_secret(&next_file(dir, role), der.as_bytes())?;
+    let next = next_file(dir, role);
+    write_secret(&next, der.as_bytes())?;
     let key = public(&SigningKey::from(key)).to_bytes();
     let mut new = TrustBundle { predecessor: Some(was), signature: None, ..decoded(&path, &old)? };
     match role {
-        Role::Approval => new.approval_key = key,
-        Role::Verdict => new.verdict_key = key,
+        Role::Approval => new.approval_key.clone_from(&key),
+        Role::Verdict => new.verdict_key.clone_from(&key),
     }
     let ca_path = folder(dir).join("ca.p8");
     let ca = SigningKey::from_pkcs8_der(&read_secret(&ca_path)?).map_err(|e| state(&ca_path, e))?;
@@ -99,12 +101,22 @@ pub fn rotate(dir: &Path, role: Role) -> Result<([u8; 32], [u8; 32]), Error> {
     new.signature = Some(signature.to_der().as_bytes().to_vec());
     new.follows(&old).map_err(|e| state(&path, e))?;
     let now = TrustBundle::digest(&countersign_wire::cbor::encode(&new));
+    // A bundle that names a key which is not there would leave a verifier that signs for nobody.
+    if public(&signing(&next)?).to_bytes() != key {
+        return Err(state(&next, "another key than the one that was made"));
+    }
     write(&path, &artefact::to_file(&new))?;
     finish(dir)?;
     Ok((was, now))
 }
 
-/// Does what a crash left undone: a key that the trust bundle names goes to its place, one that it does not name is forgotten.
+/// Held while keys are read, rotated or put in their places: the folder itself, so that there is no file of another owner in it.
+pub(super) fn lock(dir: &Path) -> Result<fs::File, Error> {
+    let keys = folder(dir);
+    fs::File::open(&keys).and_then(|held| held.lock().map(|()| held)).map_err(|e| state(&keys, e))
+}
+
+/// Does what a crash left undone, under the lock: a key that the trust bundle names goes to its place, one that it does not name is forgotten.
 pub(super) fn finish(dir: &Path) -> Result<(), Error> {
     for role in [Role::Approval, Role::Verdict] {
         let next = next_file(dir, role);
@@ -189,6 +201,36 @@ mod tests {
             assert!(changed.newest(&first).is_err(), "{back}");
         }
         assert!(TrustChain { version: 1, bundles: Vec::new() }.newest(&first).is_err());
+    }
+
+    #[test]
+    fn others_may_load_while_keys_are_rotated() {
+        let (dir, _) = verifier();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let readers: Vec<_> = (0..3)
+                .map(|_| {
+                    scope.spawn(|| {
+                        while !done.load(std::sync::atomic::Ordering::SeqCst) {
+                            Keys::load(dir.path())?;
+                        }
+                        Ok::<_, Error>(())
+                    })
+                })
+                .collect();
+            let rotated: Vec<_> = (0..30).map(|_| rotate(dir.path(), Role::Approval)).collect();
+            done.store(true, std::sync::atomic::Ordering::SeqCst);
+            for reader in readers {
+                reader.join().unwrap().unwrap();
+            }
+            let mut last = None;
+            for step in rotated {
+                let (was, now) = step.unwrap();
+                assert!(last.is_none_or(|last| last == was));
+                last = Some(now);
+            }
+        });
+        Keys::load(dir.path()).unwrap();
     }
 
     #[test]

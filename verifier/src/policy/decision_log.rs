@@ -8,16 +8,18 @@ use std::path::{Path, PathBuf};
 
 use countersign_policy::verdict::Verdict;
 use countersign_policy::{PolicyBundle, Role};
-use countersign_wire::record::Record;
+use countersign_wire::time::rfc3339;
 use serde_json::{Value, json};
 
 use crate::appraise::{Context, decisions, policy_input};
 use crate::error::Error;
-use crate::service::Service;
+use crate::service::{Service, records};
 use crate::store::from_cbor;
 
 /// Verdicts that are read at once.
-const BATCH: i64 = 200;
+const BATCH: usize = 200;
+/// Bytes of records after which no more are read.
+const BATCH_BYTES: usize = 32 << 20;
 
 /// The entries of one stored verdict: the host policy's decision, and for a release the workload policy's. Evidence that was refused before any policy
 /// saw it has none. Fields named by `masks` (JSON Pointers below the entry, `/input/...` or `/result/...`) are taken away and listed in `erased`.
@@ -124,35 +126,66 @@ fn state(path: &Path, e: &dyn std::fmt::Display) -> Error {
     Error::State { path: path.display().to_string(), reason: e.to_string() }
 }
 
-/// The next verdicts behind a cursor, by row, with their entries; empty at the end.
+/// rowid, time, verdict id, document, record.
+type StoredVerdict = (i64, i64, Vec<u8>, Vec<u8>, Vec<u8>);
+
+/// The next verdicts behind a cursor, by row, with their entries; empty at the end. Of long records fewer: each may have tens of megabytes of logs.
 pub(super) async fn read(service: &Service, cursor: Cursor, masks: &[String]) -> Result<Vec<(i64, Vec<Value>)>, Error> {
-    let rows: Vec<(i64, Vec<u8>, Vec<u8>)> =
-        sqlx::query_as("SELECT rowid, document, record FROM verdicts WHERE rowid > ? ORDER BY rowid LIMIT ?")
-            .bind(cursor.after(service).await?)
-            .bind(BATCH)
-            .fetch_all(service.store.pool())
-            .await?;
-    let corrupt = |e: &dyn std::fmt::Display| Error::Corrupt(e.to_string());
-    let mut decoded = Vec::new();
-    for (row, document, record) in rows {
-        // Evidence that nobody's TPM signed has no record, and no policy saw it.
-        if record.is_empty() {
-            decoded.push((row, None));
-            continue;
-        }
-        let verdict: Verdict = serde_json::from_slice(&document).map_err(|e| corrupt(&e))?;
-        let record: Record = countersign_wire::cbor::decode(&record).map_err(|e| corrupt(&e))?;
-        let context: Context = from_cbor(&record.context)?;
-        service.load_sets(context.ima.as_ref()).await?;
-        decoded.push((row, Some((context, record.evidence, verdict))));
+    let mut after = cursor.after(service).await?;
+    let (mut made, mut bytes) = (Vec::new(), 0_usize);
+    while made.len() < BATCH && bytes < BATCH_BYTES {
+        let next: Option<StoredVerdict> = sqlx::query_as(
+            "SELECT rowid, time_ms, id, document, record FROM verdicts WHERE rowid > ? ORDER BY rowid LIMIT 1",
+        )
+        .bind(after)
+        .fetch_optional(service.store.pool())
+        .await?;
+        let Some((row, time_ms, id, document, record)) = next else { break };
+        let entries = match logged(service, &document, record, masks, &mut bytes).await {
+            // It is no better the next time, and what comes after it is to be logged.
+            Err(Error::Corrupt(why)) => {
+                let verdict = hex::encode(id);
+                tracing::error!(verdict, why, "decision log: a stored verdict cannot be read");
+                vec![unreadable(&verdict, time_ms, &why)]
+            }
+            made => made?,
+        };
+        made.push((row, entries));
+        after = row;
     }
-    let masks = masks.to_vec();
-    let made = tokio::task::spawn_blocking(move || {
-        let entries =
-            |(context, evidence, verdict): (Context, Vec<u8>, Verdict)| entries(&context, &evidence, &verdict, &masks);
-        decoded.into_iter().map(|(row, stored)| (row, stored.map(entries).unwrap_or_default())).collect()
-    });
+    Ok(made)
+}
+
+/// The entries of a stored verdict; adds the length of its record to `bytes`.
+async fn logged(
+    service: &Service,
+    document: &[u8],
+    record: Vec<u8>,
+    masks: &[String],
+    bytes: &mut usize,
+) -> Result<Vec<Value>, Error> {
+    // Evidence that nobody's TPM signed has no record, and no policy saw it.
+    if record.is_empty() {
+        return Ok(Vec::new());
+    }
+    let verdict: Verdict = serde_json::from_slice(document).map_err(|e| Error::Corrupt(e.to_string()))?;
+    let record = records::decode(record)?;
+    *bytes = bytes.saturating_add(record.evidence.len()).saturating_add(record.context.len());
+    let context: Context = from_cbor(&record.context)?;
+    service.load_sets(context.ima.as_ref()).await?;
+    let (evidence, masks) = (record.evidence, masks.to_vec());
+    let made = tokio::task::spawn_blocking(move || entries(&context, &evidence, &verdict, &masks));
     made.await.map_err(|e| Error::Internal(e.to_string()))
+}
+
+/// What stands in the log for a stored verdict that cannot be read: OPA's field for a decision that failed.
+fn unreadable(verdict: &str, time_ms: i64, why: &str) -> Value {
+    json!({
+        "labels": {"app": "countersign"},
+        "decision_id": format!("{verdict}-host"),
+        "timestamp": rfc3339(time_ms),
+        "error": {"code": "record-corrupt", "message": format!("the stored verdict cannot be read: {why}")},
+    })
 }
 
 /// Appends the entries of every verdict since the last call to a file; answers how many.

@@ -17,6 +17,8 @@ use crate::service::Service;
 
 /// Longest download.
 const DOWNLOAD: Duration = Duration::from_secs(30);
+/// Least age of a good answer: it may come while a decision is made, but not from the future.
+const EARLIEST_MS: i64 = -60_000;
 const FILE: &str = "policy/poll.json";
 
 /// How polling goes.
@@ -60,8 +62,13 @@ pub(crate) fn stale(dir: &Path, max_age: Duration, now_ms: i64) -> Option<String
     let good = polled(dir).map_or(0, |polled| polled.good_ms);
     let most = i64::try_from(max_age.as_millis()).unwrap_or(i64::MAX);
     let age = now_ms.saturating_sub(good);
-    let since = if good == 0 { "never".to_owned() } else { format!("{} s ago", age / 1000) };
-    (good == 0 || age > most)
+    let since = match good {
+        0 => "never".to_owned(),
+        // The clock was set back: how long ago it was is not known.
+        _ if age < EARLIEST_MS => format!("{} s after now", age.saturating_neg() / 1000),
+        _ => format!("{} s ago", age / 1000),
+    };
+    (good == 0 || age < EARLIEST_MS || age > most)
         .then(|| format!("the bundle server gave a good answer {since}; at most {} s are allowed", max_age.as_secs()))
 }
 
@@ -173,20 +180,26 @@ async fn answer(
     let taken = tokio::task::spawn_blocking(move || take(&service, &bundle));
     match taken.await.map_err(|e| e.to_string())? {
         Ok(outcome) => Ok(Good { outcome, etag }),
-        Err(e) => {
+        // It follows from the bytes, and is the same the next time.
+        Err(e @ Error::Request(_)) => {
             known.refused = Some(this);
             Err(format!("refused: {e}"))
         }
+        Err(e) => Err(format!("not loaded: {e}")),
     }
 }
 
-/// Loads a bundle, unless it is the newest one already.
+/// Loads a bundle, unless it is in force already, or was until an operator rolled it back.
 fn take(service: &Service, bundle: &[u8]) -> Result<String, Error> {
     if let Some(about) = store::newest(&service.dir, bundle)? {
-        let active = store::active(&service.dir)?.map(Sha256::digest).map(hex::encode);
-        let here = active.as_ref() == Some(&about.digest);
-        let what = if here { "unchanged" } else { "the newest one, which was rolled back here" };
-        return Ok(format!("{what}: revision {}", about.revision));
+        let active = store::active(&service.dir)?;
+        let is = |stored: Option<&Vec<u8>>| stored.is_some_and(|own| hex::encode(Sha256::digest(own)) == about.digest);
+        if is(active.as_ref()) {
+            return Ok(format!("unchanged: revision {}", about.revision));
+        }
+        if active.is_some() && is(store::previous(&service.dir)?.as_ref()) {
+            return Ok(format!("the newest one, which was rolled back here: revision {}", about.revision));
+        }
     }
     store::load(&service.dir, bundle, &service.trial).map(|about| format!("loaded: revision {}", about.revision))
 }
@@ -200,4 +213,22 @@ pub(super) fn words(error: &dyn std::error::Error) -> String {
         cause = inner.source();
     }
     words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_good_answer_in_the_future_is_none() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let stale = |good_ms| {
+            write(dir.path(), &Polled { good_ms, ..Polled::default() }).unwrap();
+            stale(dir.path(), Duration::from_secs(10), 1_000_000)
+        };
+        assert!(stale(0).unwrap().contains("never"));
+        assert!(stale(1_000_000 - 10_001).unwrap().contains("10 s ago"));
+        assert_eq!((stale(1_000_000 - 10_000), stale(1_000_500)), (None, None));
+        assert!(stale(2_000_000).unwrap().contains("1000 s after now"));
+    }
 }

@@ -63,16 +63,21 @@ impl std::fmt::Display for Preview {
 pub async fn preview(service: &crate::service::Service, policy: &[u8], limit: u32) -> Result<Preview, Error> {
     let parsed = PolicyBundle::parse(policy).map_err(refuse)?;
     Compiled::new(&parsed, Role::Host).map_err(refuse)?;
-    let rows: Vec<Vec<u8>> =
-        sqlx::query_scalar("SELECT record FROM verdicts WHERE length(record) > 0 ORDER BY time_ms DESC LIMIT ?")
+    let rows: Vec<i64> =
+        sqlx::query_scalar("SELECT rowid FROM verdicts WHERE length(record) > 0 ORDER BY time_ms DESC LIMIT ?")
             .bind(i64::from(limit))
             .fetch_all(service.store.pool())
             .await?;
     let mut preview = Preview::default();
-    for bytes in rows {
-        let corrupt = |e: &dyn std::fmt::Display| Error::Corrupt(e.to_string());
-        let record: countersign_wire::record::Record =
-            countersign_wire::cbor::decode(&bytes).map_err(|e| corrupt(&e))?;
+    // One at a time: each may have tens of megabytes of logs.
+    for row in rows {
+        let stored: Option<Vec<u8>> =
+            sqlx::query_scalar("SELECT record FROM verdicts WHERE rowid = ? AND length(record) > 0")
+                .bind(row)
+                .fetch_optional(service.store.pool())
+                .await?;
+        let Some(stored) = stored else { continue };
+        let record = crate::service::records::decode(stored)?;
         let mut context: crate::appraise::Context = crate::store::from_cbor(&record.context)?;
         service.load_sets(context.ima.as_ref()).await?;
         let was = crate::appraise::appraise(&record.evidence, &context).verdict;

@@ -25,6 +25,17 @@ pub enum Trial {
     Here,
 }
 
+/// Why a trial gave no pass.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The policy is bad: with file and line where there is one. Another trial says the same.
+    #[error("{0}")]
+    Refused(String),
+    /// The trial was not held, or not to its end: nothing is known of the policy.
+    #[error("{0}")]
+    Untried(String),
+}
+
 impl Trial {
     /// A process of the program that runs, also when its file was replaced meanwhile.
     #[must_use]
@@ -35,11 +46,11 @@ impl Trial {
     /// Tries a policy: it must compile, decide, and not allow what nothing is known of.
     ///
     /// # Errors
-    /// Why it is refused, with file and line where there is one.
-    pub fn run(&self, bundle: &[u8], role: Role) -> Result<(), String> {
+    /// [`Failure`].
+    pub fn run(&self, bundle: &[u8], role: Role) -> Result<(), Failure> {
         match self {
             Self::Process(program) => sandbox(program, bundle, role),
-            Self::Here => try_policy(bundle, role),
+            Self::Here => try_policy(bundle, role).map_err(Failure::Refused),
         }
     }
 }
@@ -47,15 +58,16 @@ impl Trial {
 /// Tries a policy in a process of its own, under limits of memory, processor and time: it must compile, and decide on an empty input.
 ///
 /// # Errors
-/// Why it is refused: the child's own words, or that it did not survive.
-pub fn sandbox(program: &Path, bundle: &[u8], role: Role) -> Result<(), String> {
+/// Why it is refused: the child's own words, or that it did not survive. Or that the trial could not be held.
+pub fn sandbox(program: &Path, bundle: &[u8], role: Role) -> Result<(), Failure> {
+    let untried = Failure::Untried;
     let mut command = Command::new(program);
     command.args(["policy", "sandbox"]).env_clear();
     if role == Role::Workload {
         command.arg("--workload");
     }
     let piped = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut child = piped.spawn().map_err(|e| format!("the trial cannot be started: {e}"))?;
+    let mut child = piped.spawn().map_err(|e| untried(format!("the trial cannot be started: {e}")))?;
     let (mut stdin, mut stderr) = (child.stdin.take(), child.stderr.take());
     let bytes = bundle.to_vec();
     let feeder = std::thread::spawn(move || stdin.as_mut().map(|stdin| stdin.write_all(&bytes)));
@@ -77,19 +89,22 @@ pub fn sandbox(program: &Path, bundle: &[u8], role: Role) -> Result<(), String> 
     if late {
         let _ = rustix::process::kill_process(id, rustix::process::Signal::KILL);
     }
-    let status = waiter.join().map_err(|_| "the trial's end was not seen".to_owned())?.map_err(|e| e.to_string())?;
+    let ended = waiter.join().map_err(|_| untried("the trial's end was not seen".to_owned()))?;
+    let status = ended.map_err(|e| untried(e.to_string()))?;
     let (_, words) = (feeder.join(), reader.join().unwrap_or_default());
     if late {
-        return Err(format!("the policy did not come to an end within {} s", SANDBOX_TIME.as_secs()));
+        // Its processor time is bounded by less: the machine was busy.
+        return Err(untried(format!("the policy did not come to an end within {} s", SANDBOX_TIME.as_secs())));
     }
     if status.success() {
         return Ok(());
     }
     let words = words.trim().trim_start_matches("error: ").to_owned();
     if status.code().is_some() && !words.is_empty() {
-        return Err(words);
+        return Err(Failure::Refused(words));
     }
-    Err(format!("the policy broke its trial ({status}): it needs more than {SANDBOX_MEMORY} bytes or {SANDBOX_CPU} s"))
+    let limits = format!("it needs more than {SANDBOX_MEMORY} bytes or {SANDBOX_CPU} s");
+    Err(Failure::Refused(format!("the policy broke its trial ({status}): {limits}")))
 }
 
 /// The other side of [`sandbox`]: reads a bundle from standard input.

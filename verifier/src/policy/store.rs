@@ -25,7 +25,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::poll::{Polled, polled};
 use super::report::{Reported, reported};
-use super::sandbox::Trial;
+use super::sandbox::{Failure, Trial};
 pub use super::signed::sign;
 use crate::error::Error;
 
@@ -81,6 +81,7 @@ impl std::fmt::Display for Status {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.current {
             Some(about) => writeln!(f, "in force   {about}")?,
+            None if self.highest > 0 => writeln!(f, "in force   nothing: all is denied until a bundle is loaded")?,
             None => writeln!(f, "in force   no bundle: the policy of verifier.toml, or the shipped one")?,
         }
         if let Some(about) = &self.previous {
@@ -237,7 +238,7 @@ pub(crate) fn candidate(dir: &Path) -> Option<Vec<u8>> {
     }
 }
 
-/// What a signed bundle is, if it is the newest that was ever loaded here.
+/// What a signed bundle is, if its revision is the highest that was ever loaded here.
 pub(super) fn newest(dir: &Path, bundle: &[u8]) -> Result<Option<About>, Error> {
     let verified = verify(bundle, &keys(dir)?).map_err(refuse)?;
     let highest = highest(dir)?;
@@ -257,7 +258,9 @@ pub(super) fn circumstances(dir: &Path, bundle: &[u8]) -> Result<String, Error> 
 fn recorded(dir: &Path, action: &str, done: Result<About, Error>) -> Result<About, Error> {
     match &done {
         Ok(about) => audit(dir, action, &about.to_string())?,
-        Err(e) => audit(dir, "refuse", &e.to_string())?,
+        Err(e @ Error::Request(_)) => audit(dir, "refuse", &e.to_string())?,
+        // Nothing was decided about it: it may come again, and again.
+        Err(_) => {}
     }
     done
 }
@@ -276,7 +279,7 @@ fn good(dir: &Path, bundle: &[u8], trial: &Trial) -> Result<Verified, Error> {
     let verified = verify(bundle, &keys(dir)?).map_err(refuse)?;
     let about = &verified.about;
     let highest = highest(dir)?;
-    if about.revision <= highest {
+    if about.revision < highest || (about.revision == highest && !unfinished(dir, highest)?) {
         return Err(refuse(format!("revision {} is not above {highest}, which was loaded before", about.revision)));
     }
     match about.expires_ms {
@@ -284,16 +287,36 @@ fn good(dir: &Path, bundle: &[u8], trial: &Trial) -> Result<Verified, Error> {
         Some(expires) if expires <= now_ms() => return Err(refuse(format!("expired ({expires} ms since 1970)"))),
         Some(_) => {}
     }
-    trial.run(&verified.bundle, Role::Host).map_err(refuse)?;
+    trial.run(&verified.bundle, Role::Host).map_err(|failure| match failure {
+        Failure::Refused(why) => refuse(why),
+        Failure::Untried(why) => Error::State { path: "policy trial".to_owned(), reason: why },
+    })?;
     Ok(verified)
+}
+
+/// Whether the newest revision was written down and never came into force: loading was interrupted, or what it had put in force is gone. A rollback
+/// leaves the newest one as the previous one.
+fn unfinished(dir: &Path, highest: u64) -> Result<bool, Error> {
+    let revision = |bundle: Vec<u8>| about(&bundle, String::new()).ok().map(|about| about.revision);
+    let Some(current) = active(dir)? else { return Ok(highest > 0) };
+    Ok(highest > 0 && revision(current) != Some(highest) && previous(dir)?.and_then(revision) != Some(highest))
+}
+
+/// With no bundle in force: why the configured policy may not decide either. It may when no bundle was ever loaded, and none is to be `fetched`.
+pub(crate) fn missing(dir: &Path, fetched: bool) -> Result<Option<String>, Error> {
+    Ok(match highest(dir)? {
+        0 if fetched => Some("no bundle came from the bundle server yet".to_owned()),
+        0 => None,
+        highest => Some(format!("revision {highest} was loaded here, and policy/current is gone")),
+    })
 }
 
 fn enforce(dir: &Path, Verified { about, bundle }: Verified) -> Result<About, Error> {
     let place = folder(dir);
     let current = place.join("current");
-    // The revision first: a crash in between refuses this bundle once more, and never accepts an older one.
+    // The revision first: after a crash in between this bundle may be loaded once more, and never an older one.
     replace(&place.join("highest"), about.revision.to_string().as_bytes())?;
-    if let Ok(old) = std::fs::read(&current) {
+    if let Some(old) = active(dir)? {
         replace(&place.join("previous"), &old)?;
     }
     replace(&current, &bundle)?;
@@ -349,7 +372,19 @@ pub fn status(dir: &Path) -> Result<Status, Error> {
 /// # Errors
 /// It is there and cannot be read.
 pub fn active(dir: &Path) -> Result<Option<Vec<u8>>, Error> {
-    let path = folder(dir).join("current");
+    bundle(dir, "current")
+}
+
+/// The bundle before it.
+///
+/// # Errors
+/// It is there and cannot be read.
+pub(super) fn previous(dir: &Path) -> Result<Option<Vec<u8>>, Error> {
+    bundle(dir, "previous")
+}
+
+fn bundle(dir: &Path, name: &str) -> Result<Option<Vec<u8>>, Error> {
+    let path = folder(dir).join(name);
     match std::fs::read(&path) {
         Ok(bundle) => Ok(Some(bundle)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),

@@ -13,7 +13,8 @@ use countersign_wire::runlog::RunLog;
 use countersign_policy::verdict::Verdict;
 
 use super::{
-    Decided, Service, audit, challenge_closed, events, releases, runs, unknown_host, void_tokens, withdrawn_workload,
+    Decided, Service, audit, challenge_closed, events, records, releases, runs, unknown_host, void_tokens,
+    withdrawn_workload,
 };
 use crate::appraise::{Baseline, Context, Judged, ReceiptStatus, StoredReceipt, verdict_bytes};
 use crate::error::Error;
@@ -23,6 +24,8 @@ use crate::store::{now_ms, read_host, to_cbor, to_db};
 
 /// Verdicts on evidence that nobody's TPM signed, kept of each host: anybody can cause them.
 const UNSIGNED_KEPT: i64 = 100;
+/// Stored bytes of evidence that was denied, of each host: hundreds of denials of an honest one.
+const DENIED_BYTES: i64 = 256 << 20;
 
 impl Service {
     /// Compare-and-swap: records the verdict and, when it allows, the host's new state; stores the answer before it is sent.
@@ -142,7 +145,7 @@ impl Service {
         }
         let record = if judged.signed {
             let (context, verdict) = (to_cbor(&context), document.clone());
-            cbor::encode(&Record { version: 1, context, evidence, verdict, enrolment: host.enrolment })
+            records::pack(&cbor::encode(&Record { version: 1, context, evidence, verdict, enrolment: host.enrolment }))?
         } else {
             Vec::new()
         };
@@ -178,6 +181,9 @@ impl Service {
             .bind(UNSIGNED_KEPT)
             .execute(&mut *transaction)
             .await?;
+        }
+        if signed && !judged.verdict.allow {
+            records::bound_denied(&mut transaction, &id, now, DENIED_BYTES).await?;
         }
         let answer = cbor::encode(&answer);
         sqlx::query("UPDATE challenges SET answer = ? WHERE nonce = ?")

@@ -1,12 +1,10 @@
 //! Explanations of stored verdicts.
 
 use countersign_policy::verdict::Verdict;
-use countersign_wire::cbor;
 use countersign_wire::id::{HostId, VerdictId};
-use countersign_wire::record::Record;
 use sha2::{Digest as _, Sha256};
 
-use super::Service;
+use super::{Service, records};
 use crate::appraise::{Context, verdict_bytes};
 use crate::error::Error;
 use crate::explain::{Basis, Before, Explanation, Material, explain};
@@ -29,7 +27,7 @@ impl Service {
         let unknown =
             || Error::request("not-found", format!("there is no verdict {verdict}"), Some("verifier verdict list"));
         let (host, time_ms, document, record) = row.ok_or_else(unknown)?;
-        let basis = if record.is_empty() { None } else { Some(basis(&record)?) };
+        let basis = if record.is_empty() { None } else { Some(basis(record)?) };
         let state_reason = self.store.host(&HostId(array(host.clone())?)).await?.map(|host| host.state_reason);
         let material = Material {
             sets: self.sets_of(basis.as_ref().map(|basis| &basis.context)).await?,
@@ -87,13 +85,13 @@ impl Service {
         .fetch_optional(self.store.pool())
         .await?;
         let Some((id, time_ms, record)) = row else { return Ok(Before::Nothing) };
-        Ok(Before::Verdict { id: VerdictId(array(id)?).to_string(), time_ms, basis: Box::new(basis(&record)?) })
+        Ok(Before::Verdict { id: VerdictId(array(id)?).to_string(), time_ms, basis: Box::new(basis(record)?) })
     }
 }
 
 /// What a stored record's verdict was made from.
-fn basis(record: &[u8]) -> Result<Basis, Error> {
-    Basis::of(cbor::decode::<Record>(record).map_err(|e| Error::Corrupt(e.to_string()))?)
+fn basis(stored: Vec<u8>) -> Result<Basis, Error> {
+    Basis::of(records::decode(stored)?)
 }
 
 /// Compiles the sets if they are not at hand: the list is appraised again to find its files.

@@ -108,19 +108,32 @@ impl Service {
     }
 
     /// Gives a run's newest release back: it counts against the cap no longer. The key itself cannot be taken back, so this is for answers that
-    /// never arrived.
+    /// never arrived. Hosts choose the ids of their runs, so several may have the same: then the host must be named.
     ///
     /// # Errors
-    /// [`Error::Request`] when the run has no release that counts.
-    pub async fn refund(&self, run: &RunId, actor: &str) -> Result<(), Error> {
+    /// [`Error::Request`] when the run has no release that counts, or on several hosts.
+    pub async fn refund(&self, run: &RunId, host: Option<HostId>, actor: &str) -> Result<(), Error> {
         let mut transaction = self.store.write().await?;
         let now = now_ms(&mut transaction).await?;
-        let refunded = sqlx::query(
-            "UPDATE releases SET refunded_ms = ? WHERE number = \
-             (SELECT MAX(number) FROM releases WHERE run = ? AND refunded_ms IS NULL)",
+        let host = host.map(|host| host.0.to_vec());
+        let hosts: i64 = sqlx::query_scalar(
+            "SELECT COUNT(DISTINCT host) FROM releases WHERE run = ?1 AND refunded_ms IS NULL AND (?2 IS NULL OR host = ?2)",
         )
-        .bind(now)
         .bind(run.0.as_slice())
+        .bind(&host)
+        .fetch_one(&mut *transaction)
+        .await?;
+        if hosts > 1 {
+            let title = format!("{hosts} hosts have a release for a run {run}");
+            return Err(Error::request("malformed", title, Some("verifier release refund RUN --host HOST")));
+        }
+        let refunded = sqlx::query(
+            "UPDATE releases SET refunded_ms = ?3 WHERE number = (SELECT MAX(number) FROM releases \
+             WHERE run = ?1 AND refunded_ms IS NULL AND (?2 IS NULL OR host = ?2))",
+        )
+        .bind(run.0.as_slice())
+        .bind(host)
+        .bind(now)
         .execute(&mut *transaction)
         .await?;
         if refunded.rows_affected() != 1 {

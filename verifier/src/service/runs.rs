@@ -14,6 +14,8 @@ use crate::store::{array, from_db, now_ms, to_db};
 const KEPT: i64 = 10_000;
 /// Longest entry of another kind that is kept whole, bytes.
 const TEXT: usize = 4096;
+/// Status of a run that nothing is known of any more.
+const LOST: &str = "lost: the host was reset before the log had its end";
 
 /// A release was allowed.
 pub(super) async fn released(
@@ -57,15 +59,6 @@ pub(super) async fn replay(
         .await?;
     let same = read.filter(|(of, _)| *of == to_db(life));
     let from = same.map_or(0, |(_, entries)| from_db(entries));
-    if same.is_none() {
-        // The PCRs were reset: nothing of before runs any more.
-        sqlx::query("UPDATE runs SET status = 'lost: the host was reset before the log had its end', ended_ms = ? WHERE host = ? AND life < ? AND status IS NULL")
-            .bind(now)
-            .bind(id)
-            .bind(to_db(life))
-            .execute(&mut *connection)
-            .await?;
-    }
     if log.count() <= from && same.is_some() {
         return Ok(());
     }
@@ -73,10 +66,14 @@ pub(super) async fn replay(
         match &entry.event {
             Event::Receipt { .. } | Event::Resume {} => {}
             Event::Start { run, workload, time_ms } => {
+                // Read again in a new life, its findings follow and are counted again.
                 sqlx::query(
-                    "INSERT INTO runs (host, run, workload, life, started_ms, seen_ms) VALUES (?, ?, ?, ?, ?, ?) \
+                    "INSERT INTO runs (host, run, workload, life, started_ms, seen_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6) \
                      ON CONFLICT (host, run) DO UPDATE SET started_ms = excluded.started_ms, seen_ms = excluded.seen_ms, \
-                     life = excluded.life WHERE runs.started_ms IS NULL",
+                     life = excluded.life, findings = 0, \
+                     ended_ms = CASE WHEN status = ?7 THEN NULL ELSE ended_ms END, \
+                     status = CASE WHEN status = ?7 THEN NULL ELSE status END \
+                     WHERE runs.started_ms IS NULL OR runs.life < excluded.life",
                 )
                 .bind(id)
                 .bind(run.0.as_slice())
@@ -84,8 +81,17 @@ pub(super) async fn replay(
                 .bind(to_db(life))
                 .bind(*time_ms)
                 .bind(now)
+                .bind(LOST)
                 .execute(&mut *connection)
                 .await?;
+                // The same entries, not further ones.
+                sqlx::query("UPDATE OR IGNORE run_entries SET life = ? WHERE host = ? AND run = ? AND life < ?")
+                    .bind(to_db(life))
+                    .bind(id)
+                    .bind(run.0.as_slice())
+                    .bind(to_db(life))
+                    .execute(&mut *connection)
+                    .await?;
             }
             Event::End { run, status } => {
                 sqlx::query("UPDATE runs SET status = ?, ended_ms = ? WHERE host = ? AND run = ? AND status IS NULL")
@@ -117,6 +123,16 @@ pub(super) async fn replay(
                 }
             }
         }
+    }
+    if same.is_none() {
+        // The PCRs were reset, or the host was admitted anew: of before only that runs whose start is in this log too.
+        sqlx::query("UPDATE runs SET status = ?, ended_ms = ? WHERE host = ? AND life < ? AND status IS NULL")
+            .bind(LOST)
+            .bind(now)
+            .bind(id)
+            .bind(to_db(life))
+            .execute(&mut *connection)
+            .await?;
     }
     sqlx::query("INSERT OR REPLACE INTO run_logs VALUES (?, ?, ?)")
         .bind(id)
@@ -276,5 +292,54 @@ impl Service {
         audit(&mut transaction, actor, "run-order", &format!("{order} {run} on {host}: {reason}")).await?;
         transaction.commit().await?;
         Ok(json!({"run": run, "host": host, "ordered": order}))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use countersign_wire::finding::{Finding, Kind};
+    use countersign_wire::runlog::Entry;
+
+    use super::*;
+    use crate::store::Store;
+
+    #[tokio::test]
+    async fn runs_go_on_when_their_host_is_admitted_anew() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let store = Store::open(dir.path(), true).await.unwrap();
+        let mut transaction = store.write().await.unwrap();
+        let (host, run, gone) = (HostId([1; 32]), RunId([4; 16]), RunId([5; 16]));
+        let start = |run| Event::Start { run, workload: WorkloadId([6; 32]), time_ms: 7 };
+        let finding = || Event::Finding { run, finding: Finding::new(Kind::Ptrace, "traced", "", 7).of(9, "/bin/x") };
+        let log = |events: Vec<Event>| {
+            let mut log = RunLog::empty();
+            log.entries = events.into_iter().map(|event| Entry { event, digests: Vec::new(), end: 0 }).collect();
+            log
+        };
+        replay(&mut transaction, &host, 1, &log(vec![start(gone)])).await.unwrap();
+        // Another boot: what ran is lost.
+        let first = vec![start(run), finding()];
+        replay(&mut transaction, &host, 2, &log(first.clone())).await.unwrap();
+        // Admitted anew, twice; the second time it tells nothing at first.
+        let longer = [first, vec![finding()]].concat();
+        replay(&mut transaction, &host, 3, &log(longer.clone())).await.unwrap();
+        replay(&mut transaction, &host, 4, &log(Vec::new())).await.unwrap();
+        let lost: Vec<Option<String>> =
+            sqlx::query_scalar("SELECT status FROM runs ORDER BY run").fetch_all(&mut *transaction).await.unwrap();
+        assert_eq!(lost, [Some(LOST.to_owned()), Some(LOST.to_owned())]);
+        replay(&mut transaction, &host, 5, &log(longer)).await.unwrap();
+        // Run, life, findings, status, end.
+        type Row = (Vec<u8>, i64, i64, Option<String>, Option<i64>);
+        let rows: Vec<Row> = sqlx::query_as("SELECT run, life, findings, status, ended_ms FROM runs ORDER BY run")
+            .fetch_all(&mut *transaction)
+            .await
+            .unwrap();
+        assert_eq!(rows[0], (run.0.to_vec(), 5, 2, None, None));
+        assert_eq!((&rows[1].0, rows[1].1, rows[1].3.as_deref()), (&gone.0.to_vec(), 1, Some(LOST)));
+        let entries: Vec<(i64, i64)> = sqlx::query_as("SELECT life, recnum FROM run_entries ORDER BY recnum")
+            .fetch_all(&mut *transaction)
+            .await
+            .unwrap();
+        assert_eq!(entries, [(5, 1), (5, 2)]);
     }
 }

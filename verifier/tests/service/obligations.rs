@@ -93,9 +93,9 @@ fn a_lost_answer_counts_until_an_operator_gives_it_back() {
     lab.reopen();
     assert_eq!(denied(&machine.release(&lab, once)), ["cap-reached"], "the record is the database's");
     let run = RunId([6; 16]);
-    assert_eq!(problem(lab.ask(Request::ReleaseRefund { run: RunId([0; 16]) })), "not-found");
-    lab.ask(Request::ReleaseRefund { run }).unwrap();
-    assert_eq!(problem(lab.ask(Request::ReleaseRefund { run })), "not-found", "once");
+    assert_eq!(problem(lab.ask(Request::ReleaseRefund { run: RunId([0; 16]), host: None })), "not-found");
+    lab.ask(Request::ReleaseRefund { run, host: None }).unwrap();
+    assert_eq!(problem(lab.ask(Request::ReleaseRefund { run, host: None })), "not-found", "once");
     assert!(releases(&lab)[0]["refunded_ms"].is_i64());
     let audited: String = lab.run(async {
         sqlx::query_scalar("SELECT detail FROM audit WHERE action = 'release-refund' AND actor = 'test'")
@@ -106,6 +106,14 @@ fn a_lost_answer_counts_until_an_operator_gives_it_back() {
     assert_eq!(audited, run.to_string());
     assert!(machine.release(&lab, once).allow);
     assert_eq!(denied(&machine.release(&lab, once)), ["cap-reached"]);
+    // Another host chose the same id.
+    let mut other = lab.vendor.machine();
+    other.enrol(&lab, Some(&lab.token(None))).unwrap();
+    assert!(other.release(&lab, once).allow);
+    assert_eq!(problem(lab.ask(Request::ReleaseRefund { run, host: None })), "malformed");
+    lab.ask(Request::ReleaseRefund { run, host: Some(machine.case.host().to_string()) }).unwrap();
+    assert!(machine.release(&lab, once).allow);
+    assert_eq!(denied(&other.release(&lab, once)), ["cap-reached"]);
 }
 
 async fn database(lab: &Lab) -> sqlx::SqliteConnection {

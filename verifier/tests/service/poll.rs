@@ -153,6 +153,41 @@ fn not_modified_is_no_answer_to_who_has_nothing() {
     assert!(polled.outcome.contains("304") && polled.failures > 0 && polled.good_ms == 0, "{polled:?}");
 }
 
+#[test]
+fn a_load_that_broke_off_is_tried_again() {
+    let (mut lab, _machine) = Lab::enrolled();
+    let signer = Signer::trusted(&lab);
+    store::load(lab.path(), &signer.good(1), &lab.service.trial).unwrap();
+    let shelf = Shelf::new(signer.good(2), "\"two\"");
+    configure(&mut lab, &shelf, "");
+    // A folder where a file is to be: the revision is written down, and then nothing more.
+    let previous = lab.path().join("policy/previous");
+    std::fs::create_dir(&previous).unwrap();
+    let _process = Process::start(&lab);
+    let polled = said(&lab);
+    assert!(polled.outcome.starts_with("not loaded") && polled.failures > 0 && polled.good_ms == 0, "{polled:?}");
+    assert_eq!(polled.refused, None);
+    let status = |what: &str| json!(store::status(lab.path()).unwrap())[what].clone();
+    assert_eq!((&status("highest"), &status("current")["revision"]), (&json!(2), &json!(1)));
+    std::fs::remove_dir(&previous).unwrap();
+    until("the newest bundle", || Some(()).filter(|()| status("current")["revision"] == 2));
+}
+
+#[test]
+fn without_its_bundle_no_other_policy_decides() {
+    let (mut lab, mut machine) = Lab::enrolled();
+    let signer = Signer::trusted(&lab);
+    assert!(machine.attest(&lab).allow, "no bundle was ever meant to be there");
+    store::load(lab.path(), &signer.good(1), &lab.service.trial).unwrap();
+    assert!(machine.attest(&lab).allow);
+    std::fs::remove_file(lab.path().join("policy/current")).unwrap();
+    assert_eq!(denied(&machine.attest(&lab)), ["stale-bundle"]);
+    std::fs::remove_dir_all(lab.path().join("policy")).unwrap();
+    assert!(machine.attest(&lab).allow);
+    configure(&mut lab, &Shelf::new(Vec::new(), ""), "");
+    assert_eq!(denied(&machine.attest(&lab)), ["stale-bundle"], "its server was not heard yet");
+}
+
 /// The archive with its first file once more at the end.
 fn twice(bundle: &[u8]) -> Vec<u8> {
     use std::io::Read as _;

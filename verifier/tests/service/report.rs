@@ -142,3 +142,40 @@ fn evidence_that_nobodys_tpm_signed_stops_no_log() {
     until("the entry behind it", || (!got.lock().unwrap().is_empty()).then_some(()));
     assert_eq!(got.lock().unwrap()[0]["decision_id"], format!("{id}-host"));
 }
+
+#[test]
+fn a_record_that_cannot_be_read_stops_no_log() {
+    let (lab, mut machine) = Lab::enrolled();
+    let ids: Vec<String> = (0..3).map(|_| machine.attest(&lab).verdict_id.to_string()).collect();
+    let pool = lab.run(crate::nonces::pool(&lab));
+    let stored = |id: &str| -> Vec<u8> {
+        let row = sqlx::query_scalar("SELECT record FROM verdicts WHERE id = ?").bind(hex::decode(id).unwrap());
+        lab.run(row.fetch_one(&pool)).unwrap()
+    };
+    let store = |id: &str, record: Vec<u8>| {
+        let row = sqlx::query("UPDATE verdicts SET record = ? WHERE id = ?").bind(record);
+        lab.run(row.bind(hex::decode(id).unwrap()).execute(&pool)).unwrap();
+    };
+    // As a disk error leaves it; as an older verifier wrote it.
+    let (half, whole) = (stored(&ids[0]), stored(&ids[1]));
+    store(&ids[0], half[..half.len() / 2].to_vec());
+    let plain = zstd::decode_all(whole.as_slice()).unwrap();
+    assert!(whole.len() * 2 < plain.len(), "{} of {}", whole.len(), plain.len());
+    store(&ids[1], plain);
+    let file = lab.path().join("decisions.jsonl");
+    let written = lab.run(countersign_verifier::policy::decision_log::export(&lab.service, &file, &[])).unwrap();
+    assert_eq!(written, 3);
+    let text = std::fs::read_to_string(&file).unwrap();
+    let entries: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for (entry, id) in entries.iter().zip(&ids) {
+        assert_eq!(entry["decision_id"], format!("{id}-host"));
+        assert!(entry["timestamp"].is_string());
+    }
+    assert_eq!(entries[0]["error"]["code"], "record-corrupt");
+    assert_eq!((&entries[1]["result"]["allow"], &entries[2]["result"]["allow"]), (&json!(true), &json!(true)));
+    // And an auditor gets what was signed.
+    let id = countersign_wire::id::VerdictId(hex::decode(&ids[1]).unwrap().try_into().unwrap());
+    let file = lab.run(lab.service.bundle(&id, None)).unwrap();
+    let trust = countersign_wire::trust::TrustBundle::digest(&lab.service.keys.trust);
+    countersign_verifier::check::check_bundle(&file, Some(trust)).unwrap();
+}

@@ -131,9 +131,10 @@ impl Blob<'_> {
 }
 
 impl Store {
+    /// A layout that lacks a part is a broken layout, no root folder.
     pub(super) fn looks_like(input: &Path) -> bool {
         if input.is_dir() {
-            return ["oci-layout", "index.json", "blobs"].iter().all(|name| input.join(name).exists());
+            return input.join("oci-layout").exists();
         }
         let mut magic = [0; 5];
         File::open(input).and_then(|file| file.read_exact_at(&mut magic, 257)).is_ok() && &magic == b"ustar"
@@ -157,7 +158,7 @@ impl Store {
         let mut files = HashMap::new();
         let mut span = Span { left: file.metadata()?.len(), file: file.try_clone()?, offset: 0 };
         let mut count: u64 = 0;
-        layer::members(&mut span, Span::skip, |member, body| {
+        let indexed = layer::members(&mut span, Span::skip, |member, body| {
             count = count.saturating_add(1);
             if count > MEMBERS {
                 return Err(bad(format!("more than {MEMBERS} files")));
@@ -167,7 +168,11 @@ impl Store {
                 files.insert(name, (body.get_ref().offset, member.size));
             }
             Ok(())
-        })?;
+        });
+        if let Err(SifError::Io(e)) = indexed {
+            return Err(bad(format!("the archive ends or breaks behind {count} members: {e}")));
+        }
+        indexed?;
         if !files.contains_key(b"oci-layout".as_slice()) {
             return Err(bad(
                 "the archive holds no oci-layout; skopeo copy docker-archive:IN oci-archive:OUT makes one",

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::layer::{Kind, Member};
-use super::{LINKS, bad};
+use super::{LINKS, MEMBERS, bad};
 use crate::error::SifError;
 
 const WHITEOUT: &[u8] = b".wh.";
@@ -98,6 +98,10 @@ impl Tree {
 
     fn put(&mut self, folder: usize, name: &[u8], node: Node) -> Result<usize, SifError> {
         let at = self.nodes.len();
+        // Folders that no layer names are made too, for the names below them.
+        if u64::try_from(at).is_ok_and(|made| made > MEMBERS) {
+            return Err(bad(format!("more than {MEMBERS} files and folders")));
+        }
         self.children_mut(folder)?.insert(name.to_vec(), at);
         self.nodes.push(node);
         Ok(at)
