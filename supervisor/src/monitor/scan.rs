@@ -9,7 +9,7 @@ use countersign_wire::finding::{Finding, Kind};
 
 use super::machine::Machine;
 use super::mounts::{Mount, root};
-use super::process::{NAMESPACES, Process};
+use super::process::{NAMESPACES, Process, if_there};
 use super::sockets;
 use crate::group::Group;
 
@@ -44,9 +44,10 @@ impl Baseline {
     /// Taken from the workload's first process once its container is set up: what it runs then lies on a mount of its own table, and with a
     /// runtime that is `nested` its mounts are not those of the run's first process. `None` while there is none.
     pub(super) fn take(group: &Group, nested: bool) -> io::Result<Option<Self>> {
-        let Some(init) = group.init().and_then(Process::of) else { return Ok(None) };
+        let Some(init) = group.init().map(Process::of).transpose()?.flatten() else { return Ok(None) };
         let outer = init.namespace("mnt")?;
-        let processes: Vec<Process> = group.processes()?.into_iter().filter_map(Process::of).collect();
+        let processes = group.processes()?.into_iter().filter_map(|pid| Process::of(pid).transpose());
+        let processes = processes.collect::<io::Result<Vec<Process>>>()?;
         let others = processes.iter().filter(|process| **process != init);
         let Some((first, mounts, image)) = others.copied().find_map(|process| {
             let (executable, mounts) = (process.executable().ok()?, process.mounts().ok()?);
@@ -66,7 +67,7 @@ impl Baseline {
         };
         // It may end while it is looked at: then another one may be the first.
         let (Ok(inside), Ok(status)) = (first.namespace("mnt"), first.status()) else { return Ok(None) };
-        let waiting = init.parent().and_then(Process::of);
+        let waiting = init.parent()?;
         let mut runtime = Vec::new();
         let mut programs: HashSet<(u64, u64)> = fs::metadata("/proc/self/exe").iter().map(identity).collect();
         for process in processes {
@@ -81,7 +82,16 @@ impl Baseline {
         let capabilities = if nested { status.capabilities } else { status.capabilities & init.status()?.capabilities };
         let first = if nested { first } else { init };
         let mounts = if nested { mounts } else { init.mounts()? };
-        let namespaces = NAMESPACES.into_iter().filter_map(|name| Some((name, first.namespace(name).ok()?))).collect();
+        let mut namespaces = HashMap::new();
+        for name in NAMESPACES {
+            // One that the kernel does not have.
+            if let Some(namespace) = if_there(first.namespace(name))? {
+                namespaces.insert(name, namespace);
+            }
+        }
+        if !first.lives() {
+            return Ok(None);
+        }
         Ok(Some(Self {
             first,
             image,
@@ -90,7 +100,7 @@ impl Baseline {
             runtime,
             programs,
             outer: nested.then_some(outer),
-            machine: Machine::now(),
+            machine: Machine::now()?,
             mounts,
         }))
     }
@@ -102,12 +112,15 @@ impl Baseline {
     }
 
     /// Looks once.
+    ///
+    /// # Errors
+    /// What happens in the run cannot be seen.
     pub(super) fn look(&mut self, group: &Group, time_ms: i64) -> io::Result<Vec<Finding>> {
-        let mut found = self.machine.look(time_ms);
-        let processes: Vec<Process> = group.processes()?.into_iter().filter_map(Process::of).collect();
+        let mut found = self.machine.look(time_ms)?;
         let mut tables: HashMap<String, Vec<Mount>> = HashMap::new();
         let mut ours: HashMap<u64, Process> = HashMap::new();
-        for process in processes {
+        for pid in group.processes()? {
+            let Some(process) = Process::of(pid)? else { continue };
             // What cannot be read has ended, or does not want to be looked at.
             let outcome = self.examine(process, &mut tables, &mut ours, time_ms);
             match outcome {
@@ -120,7 +133,7 @@ impl Baseline {
             }
         }
         if !ours.is_empty() {
-            found.extend(self.listening(&ours, time_ms));
+            found.extend(self.listening(&ours, time_ms)?);
         }
         Ok(found)
     }
@@ -193,21 +206,27 @@ impl Baseline {
         Ok(found)
     }
 
-    fn listening(&self, ours: &HashMap<u64, Process>, time_ms: i64) -> Vec<Finding> {
+    fn listening(&self, ours: &HashMap<u64, Process>, time_ms: i64) -> io::Result<Vec<Finding>> {
         // In the container's network, and in those of processes that left it.
-        let mut networks: HashMap<String, Process> = HashMap::new();
-        for process in ours.values() {
-            if let Ok(namespace) = process.namespace("net") {
-                networks.insert(namespace, *process);
+        let mut seen: HashSet<String> = HashSet::new();
+        let mut all = Vec::new();
+        for process in ours.values().copied().collect::<HashSet<_>>() {
+            let Some(namespace) = if_there(process.namespace("net"))? else { continue };
+            if seen.contains(&namespace) {
+                continue;
+            }
+            // Of one that has ended meanwhile nothing is known; another one may be in the same network.
+            if let Some(found) = sockets::listening(process)? {
+                seen.insert(namespace);
+                all.extend(found);
             }
         }
-        let all = networks.into_values().flat_map(sockets::listening);
-        let own = all.filter_map(|socket| Some((ours.get(&socket.socket)?, socket)));
+        let own = all.into_iter().filter_map(|socket| Some((ours.get(&socket.socket)?, socket)));
         let finding = |(process, socket): (&Process, sockets::Listening)| {
             let what = format!("listens on {} port {}", socket.protocol, socket.address.port());
             let path = process.executable().map_or_else(|_| "unknown".into(), |executable| executable.path);
             Finding::new(Kind::ListeningSocket, &what, &socket.address.to_string(), time_ms).of(process.pid, &path)
         };
-        own.map(finding).collect()
+        Ok(own.map(finding).collect())
     }
 }
