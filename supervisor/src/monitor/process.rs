@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::fd::AsRawFd as _;
 
-use rustix::fs::{Mode, OFlags, open};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, open, statx};
 
 use super::mounts::Mount;
 
@@ -49,6 +49,16 @@ pub(super) fn read(path: &str) -> io::Result<String> {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("{path} is too long")));
     }
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// What tells a file from another: device (major, minor) and inode.
+pub(super) type Identity = (u32, u32, u64);
+
+/// That of the file behind a link of /proc. Its file system is not asked, and nothing is asked for but what the kernel knows: it may be the
+/// workload's own (FUSE) and never answer.
+pub(super) fn identity(link: &str) -> io::Result<Identity> {
+    let file = statx(CWD, link, AtFlags::STATX_DONT_SYNC, StatxFlags::empty())?;
+    Ok((file.stx_dev_major, file.stx_dev_minor, file.stx_ino))
 }
 
 /// Whether this is what /proc says of a process that has ended. Anything else hides one that may be there.
@@ -164,6 +174,8 @@ mod tests {
         let own = Process::of(std::process::id()).unwrap().unwrap();
         assert_eq!(own.parent().unwrap().unwrap().pid, std::os::unix::process::parent_id());
         assert!(own.lives() && !Process { start: own.start + 1, ..own }.lives());
+        let file = fs::metadata("/proc/self/exe").unwrap();
+        assert_eq!(identity("/proc/self/exe").unwrap().2, std::os::unix::fs::MetadataExt::ino(&file));
         let executable = own.executable().unwrap();
         assert_eq!(executable.path, std::env::current_exe().unwrap().display().to_string());
         assert!(own.mounts().unwrap().iter().any(|mount| mount.id == executable.mount));

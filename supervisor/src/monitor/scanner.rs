@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use super::executions::Executions;
 use super::inbox::Outbox;
 use super::judge::Judge;
+use super::mounts::escape;
 use super::process::Process;
 use super::scan::Baseline;
 use super::{Notice, Seen, now_ms};
@@ -27,6 +29,9 @@ const SHARE: u32 = 400;
 const BIRTH: Duration = Duration::from_millis(2);
 /// How long it may take until there is something to look at: then the monitor is blind, whatever hides the container's first process.
 const SET_UP: Duration = Duration::from_secs(30);
+/// How long a runtime of its own may take from the container to the workload: then it may be that nothing is started in it, as in an instance
+/// without a start script.
+const IDLE: Duration = Duration::from_secs(3);
 /// Findings that are remembered, so that each is told once; then they are forgotten, and told again.
 const REMEMBERED: usize = 4096;
 
@@ -44,7 +49,7 @@ impl Scanner {
     /// The system call fails.
     pub(crate) fn start(
         group: Arc<Group>,
-        nested: bool,
+        nested: Option<&Path>,
         judge: Arc<Judge>,
         executions: Option<Executions>,
         longest: Duration,
@@ -52,6 +57,7 @@ impl Scanner {
     ) -> io::Result<Self> {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
         let told = HashSet::new();
+        let nested = nested.map(|place| escape(&place.to_string_lossy()));
         let mut work = Work { stop: Arc::clone(&stop), group, nested, executions, longest, outbox, told };
         let thread = std::thread::spawn(move || {
             // While the workload's own first steps are waited for anyway.
@@ -90,8 +96,8 @@ type Told = (Kind, Text, Option<Text>);
 struct Work {
     stop: Arc<OwnedFd>,
     group: Arc<Group>,
-    /// The runtime makes the container in namespaces of its own.
-    nested: bool,
+    /// The runtime makes the container in namespaces of its own, of what is mounted here.
+    nested: Option<String>,
     executions: Option<Executions>,
     longest: Duration,
     outbox: Outbox<Notice>,
@@ -103,7 +109,8 @@ impl Work {
         let begun = boot_time();
         let (mut said, mut why) = (false, "its first process shows itself to nobody".to_owned());
         let mut baseline = loop {
-            match Baseline::take(&self.group, self.nested) {
+            let late = boot_time().saturating_sub(begun) > IDLE;
+            match Baseline::take(&self.group, self.nested.as_deref(), late) {
                 Ok(Some(baseline)) => break baseline,
                 // It has ended before it was looked at.
                 Ok(None) | Err(_) if self.gone() => return Ok(()),
