@@ -21,7 +21,7 @@ pub(crate) const RECEIPT: &str = "receipt";
 const BOOT: &str = "boot";
 
 /// What an attestation leaves free in the run log, bytes: running workloads must still be able to end in it.
-const RESERVE: usize = limits::RUN_LOG / 64;
+const RESERVE: usize = 256 * 1024;
 /// What starts of runs and findings may fill of the run log, bytes: leases of what runs must be renewable behind them.
 const ADDED: usize = limits::RUN_LOG / 4 * 3;
 
@@ -140,8 +140,7 @@ impl Journal {
             return Err(HostError::RunLogFull(most));
         }
         state.append(FILE, &line)?;
-        let bytes = state.read(FILE, limits::RUN_LOG)?.unwrap_or_default();
-        self.log = RunLog::parse(&bytes).map_err(corrupt)?;
+        self.log.push(&line).map_err(corrupt)?;
         Ok(digests)
     }
 

@@ -318,6 +318,32 @@ fn copied(stage: &Stage) -> std::path::PathBuf {
 }
 
 #[test]
+fn attestations_of_a_long_boot_cost_no_more() {
+    let Some(mut stage) = Stage::enrolled() else { return };
+    let attested = |stage: &Stage| {
+        let mut host = stage.host();
+        let verdict = host.attest().unwrap().verdict_id;
+        let bundle = host.bundle(verdict).unwrap();
+        let checked = countersign_verifier::check::check_bundle(&bundle, None).unwrap();
+        let part = checked.rests_on_the_verifier.iter().any(|line| line.contains("entries of the run log"));
+        let shown = stage.verifier.ask(Request::HostShow { host: host.card().unwrap().host.to_string() });
+        (bundle.len(), part, shown["receipts"].as_u64().unwrap())
+    };
+    let all: Vec<_> = (0..6).map(|_| attested(&stage)).collect();
+    let lengths: Vec<usize> = all.iter().map(|(length, ..)| *length).collect();
+    assert!(lengths[5].abs_diff(lengths[3]) < 200, "{lengths:?}; an entry alone is longer");
+    assert!(all[2..].iter().all(|(_, part, _)| *part), "{all:?}");
+    assert!(all.iter().all(|(_, _, receipts)| *receipts <= 2), "{all:?}");
+    assert_eq!(run_log(&stage).receipts().len(), 6);
+    // Another boot, another log: whole at first.
+    stage.reboot();
+    assert!(!attested(&stage).1);
+    attested(&stage);
+    assert!(attested(&stage).1);
+    assert_eq!(stage.verifier.state(), "active");
+}
+
+#[test]
 fn a_copy_that_catches_up_by_resets_is_found() {
     let Some(stage) = Stage::enrolled() else { return };
     stage.host().attest().unwrap();

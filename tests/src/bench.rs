@@ -133,7 +133,7 @@ impl Drop for Live {
 /// Measures, prints the table, and writes `summary.json`. A missed goal is said, and is no error: the machine decides too.
 ///
 /// # Errors
-/// A measurement failed, or `--only` names no row.
+/// A measurement failed (the others are printed), or `--only` names no row.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     let known: Vec<&str> = TOPICS.iter().flat_map(|topic| topic.rows).copied().collect();
     if let Some(unknown) = options.only.iter().find(|row| !known.contains(&row.as_str())) {
@@ -142,13 +142,20 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let wanted = |row: &str| options.only.is_empty() || options.only.iter().any(|only| only == row);
     fs::create_dir_all(&options.out).with_context(|| options.out.display().to_string())?;
     let mut bench = Bench { options: options.clone(), site: None, unseal: None };
-    let mut rows = Vec::new();
+    let (mut rows, mut failed) = (Vec::new(), Vec::new());
     for topic in TOPICS.iter().filter(|topic| topic.rows.iter().any(|row| wanted(row))) {
         writeln!(anstream::stderr().lock(), "measuring {}", topic.rows.join(", "))?;
-        let measured = (topic.measure)(&mut bench).with_context(|| topic.rows.join(", "))?;
-        rows.extend(measured.into_iter().filter(|row| wanted(&row.name)));
+        // One topic that fails does not take the others' figures with it.
+        match (topic.measure)(&mut bench) {
+            Ok(measured) => rows.extend(measured.into_iter().filter(|row| wanted(&row.name))),
+            Err(e) => {
+                writeln!(anstream::stderr().lock(), "error: {}: {e:#}", topic.rows.join(", "))?;
+                failed.push(topic.rows.join(", "));
+            }
+        }
     }
     drop(bench);
     report::write(&options.out.join("summary.json"), &rows)?;
-    if options.json { report::json(&rows) } else { report::table(&rows) }
+    if options.json { report::json(&rows)? } else { report::table(&rows)? }
+    if failed.is_empty() { Ok(()) } else { bail!("not measured: {}", failed.join("; ")) }
 }

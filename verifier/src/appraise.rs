@@ -18,6 +18,7 @@ pub mod quote;
 mod receipts;
 mod remote;
 mod replayed;
+pub(crate) mod runlog;
 mod snapshot;
 
 pub use authentic::Authentic;
@@ -28,7 +29,9 @@ pub use obligations::ReleasesOfBoot;
 pub use receipts::ReceiptUpdate;
 pub use remote::{DISAGREES, RemoteAnswer, RemoteDecision};
 pub use replayed::Replayed;
-pub use snapshot::{Baseline, ChallengeRecord, Context, HostSnapshot, ReceiptStatus, StoredReceipt, WorkloadRecord};
+pub use snapshot::{
+    Baseline, ChallengeRecord, Context, HostSnapshot, ReceiptStatus, RunState, StoredReceipt, WorkloadRecord,
+};
 
 use countersign_policy::Role;
 use countersign_policy::input::Input;

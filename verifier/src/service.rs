@@ -25,17 +25,17 @@ use std::sync::Arc;
 use countersign_policy::Role;
 use countersign_wire::artefact;
 use countersign_wire::cbor;
-use countersign_wire::challenge::{Bank, Challenge, ChallengeRequest};
+use countersign_wire::challenge::{Bank, Challenge, ChallengeRequest, RunRead};
 use countersign_wire::enrol::HostState;
 use countersign_wire::evidence::Evidence;
 use countersign_wire::id::{HostId, Nonce, VerdictId, WorkloadId};
 use countersign_wire::receipt::Receipt;
 use countersign_wire::record::{Bundle, Record, signed_message};
-use countersign_wire::runlog::RunLog;
 use countersign_wire::statement::{Purpose, Statement};
 use minicbor::bytes::ByteVec;
 use sha2::{Digest as _, Sha256};
 
+use crate::appraise::runlog::Logged;
 use crate::appraise::{ChallengeRecord, Context, HostSnapshot, ImaContext};
 use crate::config::Config;
 use crate::error::Error;
@@ -149,6 +149,7 @@ impl Service {
         // A fresh look within the transaction: the snapshot is what the challenge is issued on.
         let host = read_host(&mut transaction, &request.host).await?.ok_or_else(|| unknown_host(&request.host))?;
         let (ima_from, ima_boot) = ima_from(&mut transaction, &host.snapshot).await?;
+        let run = run_read(&host.snapshot, &selection);
         let record = ChallengeRecord {
             nonce,
             host: request.host,
@@ -188,6 +189,7 @@ impl Service {
             ima_from,
             import,
             ima_boot,
+            run,
         })
     }
 
@@ -234,8 +236,8 @@ impl Service {
         let appraising = tokio::task::spawn_blocking(move || {
             let decided = bench.decide(&bytes, &mut context);
             // That it replays is a part of what accepts it.
-            let logged = decided.judged.update.as_ref().and(evidence.run_log.as_deref());
-            (decided, logged.and_then(|bytes| RunLog::parse(bytes).ok()), bytes, context)
+            let logged = decided.judged.update.as_ref().and_then(|_| Logged::read(&evidence, &context.host).ok());
+            (decided, logged.map(|logged| logged.log), bytes, context)
         });
         let (decided, log, mut bytes, mut context) = appraising.await.map_err(|e| Error::Internal(e.to_string()))?;
         let judged = &decided.judged;
@@ -329,8 +331,7 @@ impl Service {
 
     /// Receipts that the host shows, the database does not know, and whose MAC is ours.
     fn vouched(&self, host: &HostSnapshot, evidence: &Evidence) -> Vec<Receipt> {
-        let logged = evidence.run_log.as_deref().and_then(|bytes| RunLog::parse(bytes).ok());
-        let mut shown: Vec<Receipt> = logged.map(|log| log.receipts()).unwrap_or_default();
+        let mut shown = Logged::read(evidence, host).map(|logged| logged.receipts).unwrap_or_default();
         shown.extend(cbor::decode::<Statement>(&evidence.statement).ok().and_then(|statement| statement.receipt));
         let known: HashSet<[u8; 32]> = host.receipts.iter().map(|known| known.receipt.mac).collect();
         shown.retain(|receipt| {
@@ -433,6 +434,15 @@ pub(crate) async fn audit(
         .execute(connection)
         .await?;
     Ok(())
+}
+
+/// How far the run log was read, for a host that can go on from there: the same banks are quoted.
+fn run_read(host: &HostSnapshot, selection: &[Bank]) -> Option<RunRead> {
+    let baseline = host.baseline.as_ref()?;
+    let run = baseline.run.as_ref()?;
+    let all = selection.iter().all(|asked| run.banks.iter().any(|bank| bank.alg == asked.alg));
+    let (reset_count, restart_count) = (baseline.reset_count, baseline.restart_count);
+    all.then_some(RunRead { entries: run.entries, last: run.last, reset_count, restart_count })
 }
 
 /// From which entry on the host's IMA list is wanted, and which boot the entries before it are of.

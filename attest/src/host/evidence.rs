@@ -11,6 +11,7 @@ use countersign_wire::challenge::Challenge;
 use countersign_wire::evidence::{BankValues, Evidence, ImaPart, PcrValue};
 use countersign_wire::limits;
 use countersign_wire::receipt::Receipt;
+use countersign_wire::runlog::{Position, RunLog};
 use countersign_wire::statement::{Label, ReleaseRequest, Statement, qualifying_data};
 
 use super::enrol::tls_key;
@@ -80,6 +81,7 @@ impl Operation<'_> {
                 continue;
             }
             let from = ima_from(challenge, &quoted);
+            let (run_from, run_log) = run_part(challenge, &quoted, Journal::bytes(&state)?);
             let evidence = Evidence {
                 version: 1,
                 host: keys.card.host,
@@ -91,7 +93,8 @@ impl Operation<'_> {
                 event_log: firmware,
                 ima: self.host.ima_list(from)?,
                 systemd_log,
-                run_log: Some(Journal::bytes(&state)?),
+                run_log: Some(run_log),
+                run_from,
             };
             return Ok(cbor::encode(&evidence));
         }
@@ -153,4 +156,18 @@ fn bank_values(challenge: &Challenge, values: &[(HashAlg, u8, Digest)]) -> Vec<B
 fn ima_from(challenge: &Challenge, quoted: &Quote<'_>) -> u64 {
     let boot = (quoted.clock.reset_count, quoted.clock.restart_count);
     if challenge.ima_boot == Some(boot) { challenge.ima_from } else { 0 }
+}
+
+/// The part of the run log behind the entries that the verifier has read, if they are of this boot and this log; else the whole log.
+fn run_part(challenge: &Challenge, quoted: &Quote<'_>, bytes: Vec<u8>) -> (Option<u64>, Vec<u8>) {
+    let boot = (quoted.clock.reset_count, quoted.clock.restart_count);
+    let Some(read) = challenge.run.as_ref().filter(|read| (read.reset_count, read.restart_count) == boot) else {
+        return (None, bytes);
+    };
+    let position = Position { entries: read.entries, last: read.last };
+    let end = RunLog::parse(&bytes).ok().and_then(|log| log.offset_of(&bytes, &position));
+    match end.and_then(|end| bytes.get(end..)) {
+        Some(part) => (Some(read.entries), part.to_vec()),
+        None => (None, bytes),
+    }
 }

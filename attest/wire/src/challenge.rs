@@ -67,8 +67,29 @@ pub struct Challenge {
     /// shorter, sends the whole list: it always may.
     #[n(7)]
     pub ima_boot: Option<(u32, u32)>,
+    /// How far the last accepted attestation read the run log. A host whose TPM or log says otherwise sends the whole log: it always may.
+    #[n(8)]
+    pub run: Option<RunRead>,
 }
 message!(Challenge, "challenge", limits::MESSAGE);
+
+/// How far a run log was read.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct RunRead {
+    /// Entries read.
+    #[n(0)]
+    pub entries: u64,
+    /// SHA-256 of the last one's line, with its newline.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub last: [u8; 32],
+    /// resetCount of that attestation.
+    #[n(2)]
+    pub reset_count: u32,
+    /// restartCount of that attestation.
+    #[n(3)]
+    pub restart_count: u32,
+}
 
 /// Input of TPM2_Import (TPM 2.0 Part 3, 13.3), outer wrap only.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]

@@ -79,8 +79,11 @@ pub struct Evidence {
     /// systemd's `tpm2-measure.log`.
     #[cbor(n(9), with = "minicbor::bytes")]
     pub systemd_log: Option<Vec<u8>>,
-    /// Our run log.
+    /// Our run log, or the part of it behind the entries that the challenge names.
     #[cbor(n(10), with = "minicbor::bytes")]
     pub run_log: Option<Vec<u8>>,
+    /// Entries of the run log that come before `run_log`; none when it is the whole log.
+    #[n(11)]
+    pub run_from: Option<u64>,
 }
 message!(Evidence, "evidence", limits::EVIDENCE);

@@ -24,10 +24,12 @@ pub const FINDING: usize = 4 * FINDING_TEXT;
 pub const FINDINGS_OF_A_KIND: usize = 32;
 /// Bytes of findings (JSON) that one run writes into the run log; the first of each kind is written in any case.
 pub const FINDINGS_OF_A_RUN: usize = 64 * 1024;
-/// Bytes of our run log.
-pub const RUN_LOG: usize = 16 * 1024 * 1024;
+/// Bytes of our run log in one boot: some 80,000 receipts with four banks, 130,000 with one.
+pub const RUN_LOG: usize = 64 * 1024 * 1024;
+/// Bytes of the part of it that one piece of evidence has room for in any case, whatever else it holds.
+pub const RUN_LOG_PART: usize = 16 * 1024 * 1024;
 /// Bytes of evidence after decompression: the logs together and room for the rest.
-pub const EVIDENCE: usize = EVENT_LOG + IMA_LIST + SYSTEMD_LOG + RUN_LOG + MESSAGE;
+pub const EVIDENCE: usize = EVENT_LOG + IMA_LIST + SYSTEMD_LOG + RUN_LOG_PART + MESSAGE;
 /// Bytes of a record: evidence, two policies, reference values and the rest.
 pub const RECORD: usize = EVIDENCE + 8 * 1024 * 1024;
 /// Bytes of a policy bundle (compressed).

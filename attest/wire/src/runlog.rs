@@ -200,9 +200,20 @@ pub struct Entry {
 pub struct RunLog {
     /// The run PCR; `None` for an empty log.
     pub pcr: Option<u8>,
+    /// How many entries come before these: 0 for a whole log.
+    pub first: u64,
     /// The entries.
     pub entries: Vec<Entry>,
     last: [u8; 32],
+}
+
+/// The end of a log that was read before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// Entries up to there.
+    pub entries: u64,
+    /// SHA-256 of the last one's line, with its newline.
+    pub last: [u8; 32],
 }
 
 /// Why bytes are not a run log.
@@ -221,7 +232,7 @@ impl RunLog {
     /// A log without entries.
     #[must_use]
     pub const fn empty() -> Self {
-        Self { pcr: None, entries: Vec::new(), last: [0; 32] }
+        Self { pcr: None, first: 0, entries: Vec::new(), last: [0; 32] }
     }
 
     /// Parses a log and checks its chain: numbers from 0, each `prev`, each digest, one PCR.
@@ -229,22 +240,62 @@ impl RunLog {
     /// # Errors
     /// [`BadRunLog`] names entry and offset. A last line without its newline is refused.
     pub fn parse(bytes: &[u8]) -> Result<Self, BadRunLog> {
-        let mut log = Self::empty();
+        Self::empty().read(bytes)
+    }
+
+    /// Parses the part of a log behind a position: its numbers and its chain go on from there.
+    ///
+    /// # Errors
+    /// As [`RunLog::parse`].
+    pub fn parse_after(bytes: &[u8], before: &Position) -> Result<Self, BadRunLog> {
+        Self { first: before.entries, last: before.last, ..Self::empty() }.read(bytes)
+    }
+
+    fn read(mut self, bytes: &[u8]) -> Result<Self, BadRunLog> {
         if bytes.len() > limits::RUN_LOG {
             let reason = format!("{} bytes are over the limit of {}", bytes.len(), limits::RUN_LOG);
             return Err(BadRunLog { index: 0, offset: 0, reason });
         }
-        let mut offset: usize = 0;
         for line in bytes.split_inclusive(|&byte| byte == b'\n') {
-            let index = u64::try_from(log.entries.len()).unwrap_or(u64::MAX);
-            let bad = |reason: String| BadRunLog { index, offset, reason };
-            let (entry, pcr) = log.entry(line, index, offset).map_err(bad)?;
-            offset = entry.end;
-            log.pcr = Some(pcr);
-            log.last = Sha256::digest(line).into();
-            log.entries.push(entry);
+            self.push(line)?;
         }
-        Ok(log)
+        Ok(self)
+    }
+
+    /// Takes in the line that comes next, with its newline.
+    ///
+    /// # Errors
+    /// As [`RunLog::parse`]; then the log is as before.
+    pub fn push(&mut self, line: &[u8]) -> Result<(), BadRunLog> {
+        let (index, offset) = (self.count(), self.entries.last().map_or(0, |entry| entry.end));
+        let bad = |reason: String| BadRunLog { index, offset, reason };
+        let (entry, pcr) = self.entry(line, index, offset).map_err(bad)?;
+        self.pcr = Some(pcr);
+        self.last = Sha256::digest(line).into();
+        self.entries.push(entry);
+        Ok(())
+    }
+
+    /// Entries up to the end, those before these included.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.first.saturating_add(u64::try_from(self.entries.len()).unwrap_or(u64::MAX))
+    }
+
+    /// Its end.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        Position { entries: self.count(), last: self.last }
+    }
+
+    /// Offset behind the entries up to a position, in the bytes that this whole log was parsed from; `None` when it does not go through there.
+    #[must_use]
+    pub fn offset_of(&self, bytes: &[u8], position: &Position) -> Option<usize> {
+        let at = usize::try_from(position.entries).ok()?.checked_sub(1)?;
+        let end = self.entries.get(at)?.end;
+        let start = at.checked_sub(1).and_then(|before| self.entries.get(before)).map_or(0, |entry| entry.end);
+        let last: [u8; 32] = Sha256::digest(bytes.get(start..end)?).into();
+        (self.first == 0 && last == position.last).then_some(end)
     }
 
     fn entry(&self, line: &[u8], index: u64, offset: usize) -> Result<(Entry, u8), String> {
@@ -289,7 +340,7 @@ impl RunLog {
     /// # Errors
     /// The event cannot be written as JSON, which no event of ours is.
     pub fn next(&self, pcr: u8, banks: &[HashAlg], event: Event) -> Result<(Vec<u8>, Vec<Digest>), BadRunLog> {
-        let index = u64::try_from(self.entries.len()).unwrap_or(u64::MAX);
+        let index = self.count();
         let bad = |e: serde_json::Error| BadRunLog { index, offset: 0, reason: e.to_string() };
         let content =
             serde_json::value::to_raw_value(&ContentOut { prev: hex::encode(self.last), event }).map_err(bad)?;
@@ -363,6 +414,43 @@ mod tests {
         assert_eq!(values.len(), 7);
         assert!(log.replay(Digest::filled(HashAlg::Sha384, 0)).is_none());
         assert_eq!(RunLog::parse(b"").unwrap(), RunLog::empty());
+    }
+
+    #[test]
+    fn a_part_goes_on_from_a_position_and_from_no_other() {
+        let bytes = sample();
+        let whole = RunLog::parse(&bytes).unwrap();
+        for n in 1..whole.entries.len() {
+            let cut = whole.entries[n - 1].end;
+            let position = RunLog::parse(&bytes[..cut]).unwrap().position();
+            assert_eq!(whole.offset_of(&bytes, &position), Some(cut));
+            let part = RunLog::parse_after(&bytes[cut..], &position).unwrap();
+            assert_eq!((part.position(), part.entries.len()), (whole.position(), whole.entries.len() - n));
+            assert_eq!(part.offset_of(&bytes, &position), None, "only a whole log is asked");
+            for other in [
+                Position { entries: position.entries + 1, ..position },
+                Position { entries: position.entries - 1, ..position },
+                Position { last: [1; 32], ..position },
+            ] {
+                assert_eq!(whole.offset_of(&bytes, &other), None);
+                assert!(RunLog::parse_after(&bytes[cut..], &other).is_err());
+            }
+        }
+        let beyond = Position { entries: 7, last: whole.position().last };
+        assert_eq!(whole.offset_of(&bytes, &beyond), None);
+        assert_eq!(RunLog::parse_after(b"", &beyond).unwrap().position(), beyond);
+    }
+
+    #[test]
+    fn a_boot_has_room_for_months() {
+        let receipt = Event::receipt(HostId([1; 32]), &Receipt { number: 99_999, random: [2; 16], mac: [3; 32] });
+        let room = |banks: &[HashAlg]| {
+            let log = RunLog { first: 99_999, ..RunLog::empty() };
+            limits::RUN_LOG / log.next(13, banks, receipt.clone()).unwrap().0.len()
+        };
+        // As docs/operations.md says.
+        assert!(room(&HashAlg::ALL) >= 79_000, "{}", room(&HashAlg::ALL));
+        assert!(room(&[HashAlg::Sha256]) >= 130_000, "{}", room(&[HashAlg::Sha256]));
     }
 
     #[test]

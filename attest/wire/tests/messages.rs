@@ -3,7 +3,7 @@
 
 use countersign_wire::answer::{Answer, Release};
 use countersign_wire::cbor::{BadCbor, Message, decode, encode};
-use countersign_wire::challenge::{Bank, Challenge, ChallengeRequest, ImportBlob};
+use countersign_wire::challenge::{Bank, Challenge, ChallengeRequest, ImportBlob, RunRead};
 use countersign_wire::enrol::{
     EkCertificate, EnrolChallenge, EnrolProof, EnrolRequest, Enrolled, HostCard, HostState, OtherEk,
 };
@@ -109,6 +109,7 @@ fn challenge() {
         selection: vec![Bank { alg: 0x000b, pcrs: (0..15).collect() }],
         ima_from: 0,
         ima_boot: None,
+        run: Some(RunRead { entries: 3, last: [4; 32], reset_count: 5, restart_count: 6 }),
         import: Some(ImportBlob { public: vec![1], duplicate: vec![2], seed: vec![3] }),
     });
 }
@@ -127,7 +128,12 @@ fn evidence() {
         ima: Some(ImaPart { from: 0, bytes: vec![7] }),
         systemd_log: Some(vec![]),
         run_log: Some(vec![8]),
+        run_from: Some(9),
     };
+    // As hosts wrote it that knew of no parts.
+    let whole = Evidence { run_from: None, ..message.clone() };
+    assert_eq!(encode(&whole).first(), Some(&0x8b), "an array of 11");
+    assert_eq!(decode::<Evidence>(&encode(&whole)).unwrap(), whole);
     let bytes = encode(&message);
     assert_eq!(decode::<Evidence>(&bytes).unwrap(), message);
     for end in 0..bytes.len() {

@@ -165,6 +165,7 @@ impl Host {
             ima: Some(ImaPart { from: challenge.ima_from, bytes: list }),
             systemd_log: None,
             run_log: Some(Vec::new()),
+            run_from: None,
         }))
     }
 }

@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     fn base() -> Baseline {
-        Baseline { reset_count: 5, restart_count: 2, clock_ms: 1000, safe: true, life: 1 }
+        Baseline { reset_count: 5, restart_count: 2, clock_ms: 1000, safe: true, life: 1, run: None }
     }
 
     fn reading(reset_count: u32, restart_count: u32, clock_ms: u64, safe: bool) -> Reading {

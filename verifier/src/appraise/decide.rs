@@ -310,6 +310,7 @@ pub(super) fn update(replayed: &Replayed) -> HostUpdate {
             clock_ms: reading.clock_ms,
             safe: reading.safe,
             life: replayed.receipts.life,
+            run: replayed.run.clone(),
         },
         receipts: replayed.receipts.clone(),
         ima: replayed.ima.as_ref().map(|measured| measured.state(replayed.receipts.life, reading)),

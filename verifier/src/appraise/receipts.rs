@@ -1,12 +1,14 @@
 //! Receipts: which ones a quote must, may and must not contain (DESIGN.md section 5).
 //!
 //! A quote contains every confirmed receipt of this life of the PCRs, may lack only the newest one (which is then void), and
-//! contains no void one. After a reset of the PCRs the same holds for the newest receipt that the statement names. So two machines
+//! contains no void one. What an accepted quote contained stays proven by the run log's hash chain: a log that goes on from there contains it too, and
+//! receipts before the newest confirmed one need not be kept. A log of the same life that does not go on is another machine's. After a reset of the PCRs the same holds for the newest receipt that the statement names. So two machines
 //! with one cloned TPM are found at the second attestation of either.
 
 use countersign_wire::receipt::Receipt;
 
 use super::clock::Continuity;
+use super::runlog::Logged;
 use super::snapshot::{HostSnapshot, ReceiptStatus, StoredReceipt};
 
 /// What follows from receipts that are in order; stored by the transaction that accepts.
@@ -39,18 +41,19 @@ pub(crate) enum ReceiptFault {
     },
 }
 
-/// Judges the receipts of a run log that replays (`logged`, in order) and the one that the statement names.
+/// Judges the receipts of a run log that replays and the one that the statement names.
 ///
 /// # Errors
 /// [`ReceiptFault`] says whether it is a contradiction.
 pub(crate) fn judge(
     host: &HostSnapshot,
     continuity: Continuity,
-    logged: &[Receipt],
+    logged: &Logged,
     named: Option<&Receipt>,
     vouched: &[Receipt],
     epoch: u64,
 ) -> Result<ReceiptUpdate, ReceiptFault> {
+    let Logged { goes_on, receipts: logged, .. } = logged;
     let old_life = host.baseline.as_ref().map_or(0, |baseline| baseline.life);
     if continuity == Continuity::First {
         // A new baseline: the run PCR is taken as it is. Receipts of an earlier baseline that it holds stay in it for the rest of
@@ -68,7 +71,11 @@ pub(crate) fn judge(
         let receipts = earlier.into_iter().chain(logged.iter().map(|receipt| taken(receipt, life))).collect();
         return Ok(ReceiptUpdate { receipts, life, state_lost: false });
     }
-    let known_here = host.receipts.iter().any(|stored| stored.life == old_life && logged.contains(&stored.receipt));
+    // Genuine, and older than what is known: confirmed or void long ago, never lost.
+    let past = |receipt: &&Receipt| host.is_past(receipt) && vouched.contains(receipt);
+    let known_here = *goes_on == Some(true)
+        || host.receipts.iter().any(|stored| stored.life == old_life && logged.contains(&stored.receipt))
+        || logged.iter().any(|receipt| past(&receipt));
     let same_life = match continuity {
         Continuity::Same => true,
         // A Resume kept the PCRs, so the run log goes on through earlier receipts; a Restart zeroed them.
@@ -76,20 +83,34 @@ pub(crate) fn judge(
         Continuity::First | Continuity::Reset { .. } => false,
     };
     // PCRs that began anew cannot hold a receipt from before.
-    if !same_life && let Some(stale) = host.receipts.iter().find(|stored| logged.contains(&stored.receipt)) {
+    let is_stored = |receipt: &&Receipt| host.receipts.iter().any(|stored| stored.receipt == **receipt);
+    if !same_life && let Some(stale) = logged.iter().find(|receipt| is_stored(receipt) || past(receipt)) {
         return Err(ReceiptFault::Refused {
-            got: format!("the run log holds receipt {} from before the reset", stale.receipt.number),
+            got: format!("the run log holds receipt {} from before the reset", stale.number),
             want: "only receipts of this boot".into(),
+        });
+    }
+    if !same_life && *goes_on == Some(true) {
+        return Err(ReceiptFault::Refused {
+            got: "the run log goes on from before the reset".into(),
+            want: "a log of this boot".into(),
+        });
+    }
+    if same_life && *goes_on == Some(false) {
+        return Err(ReceiptFault::Contradiction {
+            got: "the run log replays and does not go on from the log that an earlier quote contained".into(),
+            want: "every confirmed receipt of this boot; another machine may run with a copy of this TPM".into(),
         });
     }
     let life = if same_life { old_life } else { old_life.saturating_add(1) };
     let mut receipts = host.receipts.clone();
     let mut state_lost = take_over_vouched(host, &mut receipts, life, logged.iter(), vouched, epoch)?;
     // The one that the statement names may be of an earlier boot; one of this boot stands in the log too.
-    state_lost |= take_over_vouched(host, &mut receipts, old_life, named.into_iter(), vouched, epoch)?;
+    let newer = named.into_iter().filter(|named| !past(named));
+    state_lost |= take_over_vouched(host, &mut receipts, old_life, newer, vouched, epoch)?;
     receipts.sort_by_key(|stored| stored.receipt.number);
     if same_life {
-        judge_same_life(&mut receipts, old_life, logged)?;
+        judge_same_life(&mut receipts, old_life, logged, *goes_on == Some(true))?;
     } else {
         judge_named(&mut receipts, named.map(|receipt| receipt.number))?;
     }
@@ -116,6 +137,12 @@ fn take_over_vouched<'a>(
                 want: "only receipts of this verifier".into(),
             });
         }
+        if host.is_past(receipt) {
+            return Err(ReceiptFault::Refused {
+                got: format!("receipt {} is genuine, and older than the newest one known", receipt.number),
+                want: "receipts in the order in which they were issued".into(),
+            });
+        }
         if host.lost_epoch.is_some_and(|used| used >= epoch) {
             return Err(ReceiptFault::Refused {
                 got: format!("receipt {} is genuine but unknown, for the second time in epoch {epoch}", receipt.number),
@@ -134,12 +161,19 @@ fn take_over_vouched<'a>(
     Ok(lost)
 }
 
-fn judge_same_life(receipts: &mut [StoredReceipt], life: u64, logged: &[Receipt]) -> Result<(), ReceiptFault> {
+/// `proven`: the log goes on from one that holds every confirmed receipt, and no void one.
+fn judge_same_life(
+    receipts: &mut [StoredReceipt],
+    life: u64,
+    logged: &[Receipt],
+    proven: bool,
+) -> Result<(), ReceiptFault> {
     for stored in receipts.iter_mut().filter(|stored| stored.life == life) {
         let number = stored.receipt.number;
         let present = logged.contains(&stored.receipt);
         match (stored.status, present) {
             (ReceiptStatus::Confirmed, true) | (ReceiptStatus::Void, false) => {}
+            (ReceiptStatus::Confirmed, false) if proven => {}
             (ReceiptStatus::Issued, true) => stored.status = ReceiptStatus::Confirmed,
             (ReceiptStatus::Issued, false) => stored.status = ReceiptStatus::Void,
             (ReceiptStatus::Confirmed, false) => {
@@ -187,6 +221,7 @@ fn judge_named(receipts: &mut [StoredReceipt], named: Option<u64>) -> Result<(),
 mod tests {
     use countersign_wire::enrol::HostState;
     use countersign_wire::id::HostId;
+    use countersign_wire::runlog::RunLog;
 
     use super::super::snapshot::Baseline;
     use super::*;
@@ -206,7 +241,7 @@ mod tests {
             ak_public: Vec::new(),
             ek_name: Vec::new(),
             run_pcr: 13,
-            baseline: Some(Baseline { reset_count: 1, restart_count: 0, clock_ms: 1, safe: true, life: 1 }),
+            baseline: Some(Baseline { reset_count: 1, restart_count: 0, clock_ms: 1, safe: true, life: 1, run: None }),
             receipts: receipts
                 .iter()
                 .map(|&(number, status)| StoredReceipt { receipt: receipt(number), status, life: 1 })
@@ -222,6 +257,11 @@ mod tests {
 
     use ReceiptStatus::{Confirmed, Issued, Void};
 
+    /// A log of which nothing was proved before.
+    fn whole(receipts: &[Receipt]) -> Logged {
+        Logged { log: RunLog::empty(), goes_on: None, receipts: receipts.to_vec() }
+    }
+
     fn judged(
         host: &HostSnapshot,
         how: Continuity,
@@ -229,7 +269,7 @@ mod tests {
         named: Option<u64>,
     ) -> Result<ReceiptUpdate, ReceiptFault> {
         let logged: Vec<Receipt> = logged.iter().map(|&n| receipt(n)).collect();
-        judge(host, how, &logged, named.map(receipt).as_ref(), &[], 0)
+        judge(host, how, &whole(&logged), named.map(receipt).as_ref(), &[], 0)
     }
 
     #[test]
@@ -287,13 +327,13 @@ mod tests {
         let mut known = host(&[(1, Confirmed)]);
         assert!(matches!(judged(&known, Continuity::Same, &[1, 2], Some(2)), Err(ReceiptFault::Refused { .. })));
         let logged = [receipt(1), receipt(2)];
-        let update = judge(&known, Continuity::Same, &logged, Some(&logged[1]), &logged[1..], 1).unwrap();
+        let update = judge(&known, Continuity::Same, &whole(&logged), Some(&logged[1]), &logged[1..], 1).unwrap();
         assert!(update.state_lost);
         let how = Continuity::Reset { skipped: 0 };
-        let update = judge(&known, how, &[], Some(&logged[1]), &logged[1..], 1).unwrap();
+        let update = judge(&known, how, &whole(&[]), Some(&logged[1]), &logged[1..], 1).unwrap();
         assert_eq!(standing(&update), [(1, Confirmed), (2, Confirmed)]);
         known.lost_epoch = Some(1);
-        assert!(judge(&known, Continuity::Same, &logged, Some(&logged[1]), &logged[1..], 1).is_err());
+        assert!(judge(&known, Continuity::Same, &whole(&logged), Some(&logged[1]), &logged[1..], 1).is_err());
     }
 
     #[test]
@@ -303,5 +343,46 @@ mod tests {
         let update = judged(&fresh, Continuity::First, &[9], Some(9)).unwrap();
         assert_eq!(standing(&update), [(9, Confirmed)]);
         assert_eq!(update.receipts[0].life, 2);
+    }
+
+    /// 1 to 8 were confirmed and are no longer stored: the log stands for them.
+    fn long(how: Continuity, goes_on: bool, logged: &[u64], named: u64) -> Result<ReceiptUpdate, ReceiptFault> {
+        let known = host(&[(9, Confirmed), (10, Void), (11, Issued)]);
+        let logged = logged.iter().map(|&n| receipt(n)).collect();
+        let logged = Logged { log: RunLog::empty(), goes_on: Some(goes_on), receipts: logged };
+        let vouched: Vec<Receipt> = (1..9).map(receipt).collect();
+        judge(&known, how, &logged, Some(&receipt(named)), &vouched, 1)
+    }
+
+    #[test]
+    fn a_log_that_goes_on_holds_what_was_confirmed() {
+        let update = long(Continuity::Same, true, &[], 9).unwrap();
+        assert_eq!(standing(&update), [(9, Confirmed), (10, Void), (11, Void)]);
+        for how in [Continuity::Same, Continuity::Restarted] {
+            let update = long(how, true, &[11], 11).unwrap();
+            assert_eq!((update.life, standing(&update)), (1, vec![(9, Confirmed), (10, Void), (11, Confirmed)]));
+            assert!(!update.state_lost);
+            assert!(matches!(long(how, true, &[10], 10), Err(ReceiptFault::Contradiction { .. })), "void");
+        }
+        // Extended a second time.
+        assert!(matches!(long(Continuity::Same, true, &[5], 9), Err(ReceiptFault::Refused { .. })));
+    }
+
+    #[test]
+    fn a_clone_whose_log_goes_on_from_elsewhere() {
+        let all: Vec<u64> = (1..10).collect();
+        for logged in [&[1, 2][..], &all, &[11], &[]] {
+            let found = long(Continuity::Same, false, logged, 2);
+            assert!(matches!(found, Err(ReceiptFault::Contradiction { .. })), "{logged:?}: {found:?}");
+        }
+        // It kept its PCRs over a Resume: old receipts that are no longer stored tell.
+        assert!(matches!(long(Continuity::Restarted, false, &[1, 2], 2), Err(ReceiptFault::Contradiction { .. })));
+        assert_eq!(long(Continuity::Restarted, false, &[], 9).unwrap().life, 2);
+        // A reset: nothing of before is in the log, and the newest is named.
+        let reset = Continuity::Reset { skipped: 0 };
+        assert_eq!(long(reset, false, &[], 9).unwrap().life, 2);
+        assert!(matches!(long(reset, false, &[], 2), Err(ReceiptFault::Contradiction { .. })));
+        assert!(matches!(long(reset, false, &[1], 9), Err(ReceiptFault::Refused { .. })));
+        assert!(matches!(long(reset, true, &[], 9), Err(ReceiptFault::Refused { .. })));
     }
 }

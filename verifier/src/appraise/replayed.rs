@@ -6,15 +6,14 @@ use countersign_policy::input::{Boot, Event};
 use countersign_tpm::alg::{Digest, HashAlg};
 use countersign_wire::eventlog::{EventLog, PcrBank, PcrSet, Refusal, Registers, Vouched};
 use countersign_wire::facts::Facts;
-use countersign_wire::receipt::Receipt;
-use countersign_wire::runlog::RunLog;
 use countersign_wire::systemd_log;
 
 use super::authentic::Authentic;
 use super::checks::{Checks, Failure, Stop};
 use super::ima::{self, Measured};
 use super::receipts::{self, ReceiptFault, ReceiptUpdate};
-use super::snapshot::Context;
+use super::runlog::{self, Logged};
+use super::snapshot::{Context, RunState};
 
 pub(super) const REBOOT: &str =
     "reboot the host: a log that was cut, or a kexec or hibernation, replays to nothing until then";
@@ -31,6 +30,7 @@ pub struct Replayed {
     boot: Option<Booted>,
     pub(super) ima: Option<Measured>,
     pub(super) receipts: ReceiptUpdate,
+    pub(super) run: Option<RunState>,
 }
 
 /// What a boot log was found to say. Its events are put into words only for who asks for them.
@@ -69,7 +69,7 @@ pub(super) fn replay(authentic: Authentic, context: &Context, checks: &mut Check
         checks.nothing("ima-list", "the host sent none");
         None
     };
-    let logged = checks.run("run-log", run_log(&authentic, context, &mut banks))?;
+    let (logged, run) = checks.run("run-log", runlog::replay(&authentic, context, &mut banks))?;
     if authentic.evidence.event_log.is_some() {
         checks.run("pcr-values", pcr_values(&authentic, context, &banks))?;
     } else {
@@ -81,7 +81,7 @@ pub(super) fn replay(authentic: Authentic, context: &Context, checks: &mut Check
         let why = format!("receipts {} are genuine and unknown: this verifier lost state", numbers.join(", "));
         checks.nothing("verifier-state-lost", &why);
     }
-    Ok(Replayed { authentic, boot, ima, receipts })
+    Ok(Replayed { authentic, boot, ima, receipts, run })
 }
 
 /// The firmware's log, and systemd's on top of it, in every quoted bank.
@@ -143,33 +143,6 @@ fn events(authentic: &Authentic, vouched: &Vouched) -> Vec<Event> {
     vouched.events(&log).map(words).collect()
 }
 
-/// The run log on top of what the boot log leaves in its PCR; its receipts.
-fn run_log(authentic: &Authentic, context: &Context, banks: &mut [PcrBank]) -> Result<Vec<Receipt>, Failure> {
-    let pcr = context.host.run_pcr;
-    let bytes = authentic.evidence.run_log.as_deref().unwrap_or_default();
-    let log = RunLog::parse(bytes)
-        .map_err(|e| Failure::new(e.to_string(), "an unbroken run log").about("run log").hint(REBOOT))?;
-    if log.pcr.is_some_and(|logged| logged != pcr) {
-        return Err(Failure::new(format!("{:?}", log.pcr), format!("PCR {pcr}")).about("run log"));
-    }
-    for bank in banks.iter_mut() {
-        let (Some(initial), Some(quoted)) = (bank.value(pcr), authentic.pcr(bank.alg(), pcr)) else {
-            return Err(Failure::new(format!("PCR {pcr} is not quoted"), "the run PCR").about("run log"));
-        };
-        let replayed = log.replay(initial).and_then(|values| values.last().copied());
-        match replayed {
-            Some(value) if value == quoted => bank.set(pcr, value),
-            other => {
-                let got = other.map_or_else(|| format!("an entry without a {} digest", bank.alg()), |v| v.to_string());
-                return Err(Failure::new(format!("the run log leads to {got}"), format!("the quoted {quoted}"))
-                    .about(format!("run log, PCR {pcr}, {}", bank.alg()))
-                    .hint(REBOOT));
-            }
-        }
-    }
-    Ok(log.receipts())
-}
-
 /// Every quoted PCR is what the logs lead to; one without events holds its initial value.
 fn pcr_values(authentic: &Authentic, context: &Context, banks: &[PcrBank]) -> Result<(), Failure> {
     for bank in banks {
@@ -191,7 +164,7 @@ fn pcr_values(authentic: &Authentic, context: &Context, banks: &[PcrBank]) -> Re
     Ok(())
 }
 
-fn receipts(authentic: &Authentic, context: &Context, logged: &[Receipt]) -> Result<ReceiptUpdate, Failure> {
+fn receipts(authentic: &Authentic, context: &Context, logged: &Logged) -> Result<ReceiptUpdate, Failure> {
     let named = authentic.statement.receipt.as_ref();
     receipts::judge(&context.host, authentic.continuity, logged, named, &context.vouched, context.epoch).map_err(
         |fault| match fault {

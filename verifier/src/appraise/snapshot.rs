@@ -12,6 +12,7 @@ use minicbor::{Decode, Encode};
 use super::ima::ImaContext;
 use super::obligations::ReleasesOfBoot;
 use super::remote::RemoteDecision;
+use crate::ima::SavedBank;
 
 /// A host as the verifier knew it when it issued the challenge.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -47,7 +48,8 @@ pub struct HostSnapshot {
     /// The last accepted attestation; none right after admission.
     #[n(9)]
     pub baseline: Option<Baseline>,
-    /// Receipts of this baseline, ascending by number.
+    /// Receipts of this baseline that can still tell something, ascending by number: those confirmed before the newest one are in the log that
+    /// [`Baseline::run`] stands for.
     #[n(10)]
     pub receipts: Vec<StoredReceipt>,
     /// Epoch in which receipts that the database does not know were accepted once (`verifier-state-lost`).
@@ -56,6 +58,13 @@ pub struct HostSnapshot {
     /// Database version for the compare-and-swap; not appraised.
     #[n(12)]
     pub version: u64,
+}
+
+impl HostSnapshot {
+    /// Whether a receipt's number is below that of the newest one known: not lost, then.
+    pub(crate) fn is_past(&self, receipt: &Receipt) -> bool {
+        self.receipts.iter().any(|stored| receipt.number < stored.receipt.number)
+    }
 }
 
 /// What the last accepted attestation left.
@@ -77,6 +86,27 @@ pub struct Baseline {
     /// Number of the life of the PCRs: rises whenever they were reset.
     #[n(4)]
     pub life: u64,
+    /// How far the run log was read; none while it was empty.
+    #[n(5)]
+    pub run: Option<RunState>,
+}
+
+/// The run log as the last accepted quote proved it.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct RunState {
+    /// Entries.
+    #[n(0)]
+    pub entries: u64,
+    /// SHA-256 of the last one's line, with its newline.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub last: [u8; 32],
+    /// What the boot log left in the run PCR, in each quoted bank.
+    #[n(2)]
+    pub before: Vec<SavedBank>,
+    /// What the log led to, in each quoted bank.
+    #[n(3)]
+    pub banks: Vec<SavedBank>,
 }
 
 /// Where a receipt stands.

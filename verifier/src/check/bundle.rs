@@ -100,6 +100,14 @@ pub fn check_bundle(file: &[u8], trust: Option<[u8; 32]>) -> Result<CheckedBundl
     if let Some(why) = &context.stale {
         rests.push(format!("that its policy bundle was stale ({why})"));
     }
+    let run = context.host.baseline.as_ref().and_then(|baseline| baseline.run.as_ref());
+    let part = cbor::decode::<Evidence>(&record.evidence).is_ok_and(|evidence| evidence.run_from.is_some());
+    if let Some(run) = run.filter(|_| part) {
+        rests.push(format!(
+            "that the first {} entries of the run log came with earlier evidence and replayed",
+            run.entries
+        ));
+    }
     if !context.vouched.is_empty() {
         rests.push("that receipts unknown to its database were its own".to_owned());
     }

@@ -164,6 +164,7 @@ impl Machine {
                         clock_ms: 9_000_000,
                         safe: true,
                         life: 1,
+                        run: None,
                     }),
                     receipts: Vec::new(),
                     lost_epoch: None,
@@ -227,7 +228,17 @@ impl Machine {
         machine.ima = evidence.ima.as_ref().map(|part| split(&part.bytes)).transpose()?;
         machine.ima_from = evidence.ima.as_ref().map_or(0, |part| part.from);
         machine.systemd_log = evidence.systemd_log;
-        machine.run_log = evidence.run_log;
+        if evidence.run_from.is_none() {
+            machine.run_log = evidence.run_log;
+        } else {
+            // Only a part is here: this machine has logged nothing yet.
+            let host = &mut machine.context.host;
+            host.receipts.clear();
+            machine.statement.receipt = None;
+        }
+        if let Some(baseline) = &mut machine.context.host.baseline {
+            baseline.run = None;
+        }
         Ok(machine)
     }
 
@@ -352,6 +363,7 @@ impl Machine {
             ima: self.told_ima.clone().or(ima).map(|bytes| ImaPart { from: self.ima_from, bytes }),
             systemd_log: self.systemd_log.clone(),
             run_log: self.run_log.clone(),
+            run_from: None,
         })
     }
 

@@ -16,7 +16,7 @@ use super::{
     Decided, Service, audit, challenge_closed, events, records, releases, runs, unknown_host, void_tokens,
     withdrawn_workload,
 };
-use crate::appraise::{Context, Judged, ReceiptStatus, StoredReceipt, verdict_bytes};
+use crate::appraise::{Baseline, Context, Judged, ReceiptStatus, StoredReceipt, verdict_bytes};
 use crate::error::Error;
 use crate::keys::random;
 use crate::release;
@@ -81,7 +81,7 @@ impl Service {
                 status: ReceiptStatus::Issued,
                 life: update.baseline.life,
             });
-            forget_old(&mut receipts, update.baseline.life);
+            forget_old(&mut receipts, &update.baseline);
             write_receipts(&mut transaction, &id, &context.host.receipts, &receipts).await?;
             let lost = if update.receipts.state_lost { Some(context.epoch) } else { context.host.lost_epoch };
             let swapped = sqlx::query(
@@ -277,8 +277,12 @@ async fn write_receipts(
     Ok(())
 }
 
-/// Receipts of earlier lives count only as far as the newest of them goes: a statement after a reset names that one.
-fn forget_old(receipts: &mut Vec<StoredReceipt>, life: u64) {
+/// Receipts of earlier lives count only as far as the newest of them goes: a statement after a reset names that one. Of this life the baseline's
+/// run log stands for all that it contains.
+fn forget_old(receipts: &mut Vec<StoredReceipt>, now: &Baseline) {
     let newest = receipts.iter().filter(|s| s.status == ReceiptStatus::Confirmed).map(|s| s.receipt.number).max();
-    receipts.retain(|stored| stored.life == life || Some(stored.receipt.number) == newest);
+    receipts.retain(|stored| {
+        let in_log = now.run.is_some() && stored.status == ReceiptStatus::Confirmed;
+        Some(stored.receipt.number) == newest || (stored.life == now.life && !in_log)
+    });
 }

@@ -8,7 +8,7 @@ use sqlx::{Row as _, SqliteConnection};
 use super::{Service, audit, events};
 use crate::appraise::Context;
 use crate::error::Error;
-use crate::store::{array, now_ms, to_db};
+use crate::store::{array, from_db, now_ms, to_db};
 
 /// Runs that have ended, and entries of other kinds, kept of each host.
 const KEPT: i64 = 10_000;
@@ -58,11 +58,11 @@ pub(super) async fn replay(
         .fetch_optional(&mut *connection)
         .await?;
     let same = read.filter(|(of, _)| *of == to_db(life));
-    let from = same.map_or(0, |(_, entries)| usize::try_from(entries).unwrap_or(usize::MAX));
-    if log.entries.len() <= from && same.is_some() {
+    let from = same.map_or(0, |(_, entries)| from_db(entries));
+    if log.count() <= from && same.is_some() {
         return Ok(());
     }
-    for (recnum, entry) in log.entries.iter().enumerate().skip(from) {
+    for (recnum, entry) in (log.first..).zip(&log.entries).filter(|(recnum, _)| *recnum >= from) {
         match &entry.event {
             Event::Receipt { .. } | Event::Resume {} => {}
             Event::Start { run, workload, time_ms } => {
@@ -107,7 +107,7 @@ pub(super) async fn replay(
                 sqlx::query("INSERT OR IGNORE INTO run_entries VALUES (?, ?, ?, ?, ?, ?, ?)")
                     .bind(id)
                     .bind(to_db(life))
-                    .bind(i64::try_from(recnum).unwrap_or(i64::MAX))
+                    .bind(to_db(recnum))
                     .bind(run.map(|run| run.0.to_vec()))
                     .bind(now)
                     .bind(short(kind))
@@ -137,7 +137,7 @@ pub(super) async fn replay(
     sqlx::query("INSERT OR REPLACE INTO run_logs VALUES (?, ?, ?)")
         .bind(id)
         .bind(to_db(life))
-        .bind(i64::try_from(log.entries.len()).unwrap_or(i64::MAX))
+        .bind(to_db(log.count()))
         .execute(&mut *connection)
         .await?;
     // Bounded for each host: a host writes what it likes.

@@ -7,7 +7,7 @@ use countersign_wire::ima;
 use countersign_wire::runlog::{Event as RunEvent, RunLog};
 
 use crate::support::boot;
-use crate::support::case::{Case, RUN_PCR, accepted, reasons, refused};
+use crate::support::case::{Case, RUN_PCR, accepted, reasons, refused, suspended};
 
 const RUN: RunId = RunId([6; 16]);
 
@@ -369,4 +369,77 @@ fn a_run_log_of_another_pcr_or_bank() {
     let mut case = Case::attest();
     case.extend(RUN_PCR, &HashAlg::Sha256.digest(&[b"somebody else"]));
     refused(&case.judge(), "run-log", &format!("run log, PCR {RUN_PCR}, sha256"));
+}
+
+/// The next attestation of the same machine: the verifier keeps what the last one left.
+fn next(mut case: Case) -> Case {
+    let update = case.judge().update.unwrap();
+    case.context.host.baseline = Some(update.baseline);
+    case.context.host.receipts = update.receipts.receipts;
+    case.clock.clock += 1000;
+    case
+}
+
+#[test]
+fn a_part_of_a_run_log_goes_on_from_what_was_proved() {
+    let mut case = next(with_entries().logged(&[1]).named(1));
+    let known = case.context.host.baseline.clone().unwrap().run.unwrap();
+    assert_eq!(known.entries, 4);
+    let read = case.run_log.len();
+    let part = move |case: &Case| {
+        let bytes = case.run_log[read..].to_vec();
+        case.tampered(|evidence| (evidence.run_from, evidence.run_log) = (Some(4), Some(bytes)))
+    };
+    // Nothing new, and more entries; what is left is what the whole log leaves.
+    accepted(&part(&case));
+    case.log(&[RunEvent::Resume {}, RunEvent::End { run: RUN, status: "exit 1".into() }]);
+    accepted(&part(&case));
+    let left = |judged: countersign_verifier::appraise::Judged| judged.update.unwrap().baseline.run.unwrap();
+    assert_eq!(left(part(&case)), left(case.judge()));
+    assert_eq!(left(part(&case)).entries, 6);
+    // Cut, from elsewhere, of nothing known, after another beginning.
+    let pcr = format!("run log, PCR {RUN_PCR}, sha256");
+    let bytes = case.run_log[read..].to_vec();
+    let nothing = case.tampered(|evidence| (evidence.run_from, evidence.run_log) = (Some(4), None));
+    refused(&nothing, "run-log", &pcr);
+    for from in [0, 3, 5, u64::MAX] {
+        let part = bytes.clone();
+        let elsewhere = case.tampered(|evidence| (evidence.run_from, evidence.run_log) = (Some(from), Some(part)));
+        refused(&elsewhere, "run-log", "run log");
+    }
+    let mut first = case.clone();
+    first.context.host.baseline = None;
+    first.context.host.receipts.clear();
+    refused(&part(&first), "run-log", "run log");
+    let mut other = case.clone();
+    other.context.host.baseline.as_mut().unwrap().run.as_mut().unwrap().last = [1; 32];
+    refused(&part(&other), "run-log", "run log");
+    // Another boot, where its PCRs may be others.
+    for (resets, restarts) in [(1, 0), (0, 1)] {
+        let mut later = case.clone();
+        later.clock.reset_count += resets;
+        later.clock.restart_count += restarts;
+        refused(&part(&later), "run-log", "run log");
+    }
+    // A boot log that claims what stands in the run PCR.
+    let mut claims = case.clone();
+    claims.context.host.baseline.as_mut().unwrap().run.as_mut().unwrap().before[0].value = vec![1; 32];
+    refused(&part(&claims), "run-log", &pcr);
+    // A bank that was not quoted then.
+    let mut bank = case.clone();
+    bank.context.host.baseline.as_mut().unwrap().run.as_mut().unwrap().before.clear();
+    refused(&part(&bank), "run-log", &pcr);
+}
+
+#[test]
+fn a_whole_run_log_that_does_not_go_on_is_another_machines() {
+    let machine = Case::attest();
+    let case = next(machine.clone().logged(&[1, 2]).named(2));
+    accepted(&case.judge());
+    for logged in [&[][..], &[1], &[1, 3], &[1, 3, 2]] {
+        let mut copy = machine.clone().logged(logged).named(2);
+        copy.context.host = case.context.host.clone();
+        copy.clock = case.clock;
+        suspended(&copy.judge(), "receipts", "receipts");
+    }
 }

@@ -168,7 +168,7 @@ fn what_nobodys_tpm_signed_fills_no_disk() {
 #[test]
 fn challenges_that_anybody_may_ask_for_fill_no_disk() {
     let (lab, mut machine) = Lab::enrolled();
-    // A host that attests for a month has thousands of receipts, all of them in the snapshot of each challenge.
+    // However often a host has attested in this boot: the snapshot of a challenge holds the newest receipts only.
     for _ in 0..20 {
         assert!(machine.attest(&lab).allow);
     }
@@ -181,7 +181,7 @@ fn challenges_that_anybody_may_ask_for_fill_no_disk() {
     assert_eq!(stored(), 0, "an answered challenge needs its answer only");
     let challenge = lab.challenge(&machine, None).unwrap();
     let one = stored();
-    assert!(one > 20 * 50);
+    assert!((1..1000).contains(&one), "{one} bytes");
     for _ in 0..50 {
         lab.challenge(&machine, None).unwrap();
     }

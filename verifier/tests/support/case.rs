@@ -151,7 +151,8 @@ impl Case {
     /// A later attestation of a host whose last accepted quote was this one, with receipts as given (life 1).
     pub(crate) fn later(mut self, receipts: &[(u64, ReceiptStatus)]) -> Self {
         let ClockInfo { clock, reset_count, restart_count, safe } = self.clock;
-        self.context.host.baseline = Some(Baseline { reset_count, restart_count, clock_ms: clock, safe, life: 1 });
+        self.context.host.baseline =
+            Some(Baseline { reset_count, restart_count, clock_ms: clock, safe, life: 1, run: None });
         self.context.host.receipts = receipts
             .iter()
             .map(|&(number, status)| StoredReceipt { receipt: receipt(number), status, life: 1 })
@@ -240,6 +241,7 @@ impl Case {
             ima: self.ima.clone().map(|bytes| ImaPart { from: 0, bytes }),
             systemd_log: None,
             run_log: Some(self.run_log.clone()),
+            run_from: None,
         }
     }
 
