@@ -155,19 +155,20 @@ impl Baseline {
         ours: &mut HashMap<u64, Process>,
         time_ms: i64,
     ) -> io::Result<Vec<Finding>> {
-        // All of one moment: a process that leaves its mount namespace meanwhile would look as if it ran a stranger's file.
+        // All of one moment: a process that leaves its mount namespace or executes something else meanwhile would look as if it ran a stranger's
+        // file.
         let mut tries = 0_u32;
-        let (namespace, executable, table) = loop {
+        let (namespace, executable, file, table) = loop {
             let (namespace, executable) = (process.namespace("mnt")?, process.executable()?);
+            let file = identity(&process.file("exe"));
             let table = if tables.contains_key(&namespace) { None } else { Some(process.mounts()?) };
             tries = tries.saturating_add(1);
-            if process.namespace("mnt")? == namespace || tries >= TRIES {
-                break (namespace, executable, table);
+            if (process.namespace("mnt")? == namespace && process.executable()? == executable) || tries >= TRIES {
+                break (namespace, executable, file, table);
             }
         };
-        let program = || identity(&process.file("exe"));
-        if let Some(known) = self.runtime.get(&process)
-            && program()? == *known
+        if let (Some(known), Ok(file)) = (self.runtime.get(&process), &file)
+            && file == known
         {
             return Ok(Vec::new());
         }
@@ -180,7 +181,7 @@ impl Baseline {
         // A program of the host, in the namespace of the runtime: it joins an instance. Nothing of the image runs there, and nothing in memory.
         let is_hosts = || through.is_some_and(|mount| !self.image.contains(&mount.device));
         // On its way from outside into the container. Nobody inside can run the very file of a runtime's program without a mount that leads to it.
-        let passes = || program().is_ok_and(|file| self.programs.contains(&file));
+        let passes = || file.as_ref().is_ok_and(|file| self.programs.contains(file));
         if (self.outer.as_ref() == Some(&namespace) && is_hosts()) || (through.is_none() && passes()) {
             return Ok(Vec::new());
         }
