@@ -44,10 +44,13 @@ use crate::keys::{Keys, random};
 use crate::policy;
 use crate::policy::sandbox::Trial;
 use crate::store::{Store, from_cbor, now_ms, read_host, read_ima, state_number, to_cbor};
+use commit::Committed;
 use judge::{Bench, Beside, Decided};
 
 /// Bank that challenges ask for, TPM_ALG_SHA256.
 const SHA256: u16 = 0x000B;
+/// How often a decision is made again because the host policy was replaced meanwhile.
+const POLICY_CHANGES: u32 = 8;
 
 /// A running verifier.
 #[derive(Debug, Clone)]
@@ -232,24 +235,36 @@ impl Service {
             return Err(challenge_closed());
         }
         let mut context = self.context(challenge, from_cbor(&snapshot)?, &evidence).await?;
-        let bench = Bench { beside: self.beside.clone(), candidate: policy::store::candidate(&self.dir) };
-        let appraising = tokio::task::spawn_blocking(move || {
-            let decided = bench.decide(&bytes, &mut context);
-            // That it replays is a part of what accepts it.
-            let logged = decided.judged.update.as_ref().and_then(|_| Logged::read(&evidence, &context.host).ok());
-            (decided, logged.map(|logged| logged.log), bytes, context)
-        });
-        let (decided, log, mut bytes, mut context) = appraising.await.map_err(|e| Error::Internal(e.to_string()))?;
-        let judged = &decided.judged;
-        tracing::debug!(verdict = %context.verdict_id, allow = judged.verdict.allow, "decided");
-        let verdict = context.verdict_id;
-        let mut explanation = None;
-        if !judged.verdict.allow && judged.signed {
-            (explanation, bytes, context) = self.explain_to_host(bytes, context, &judged.verdict).await?;
+        let (mut bytes, mut evidence) = (bytes, evidence);
+        for _ in 0..POLICY_CHANGES {
+            let bench = Bench { beside: self.beside.clone(), candidate: policy::store::candidate(&self.dir) };
+            let appraising = tokio::task::spawn_blocking(move || {
+                let decided = bench.decide(&bytes, &mut context);
+                // That it replays is a part of what accepts it.
+                let logged = decided.judged.update.as_ref().and_then(|_| Logged::read(&evidence, &context.host).ok());
+                (decided, logged.map(|logged| logged.log), bytes, context, evidence)
+            });
+            let (decided, log);
+            (decided, log, bytes, context, evidence) =
+                appraising.await.map_err(|e| Error::Internal(e.to_string()))?;
+            let judged = &decided.judged;
+            tracing::debug!(verdict = %context.verdict_id, allow = judged.verdict.allow, "decided");
+            let mut explanation = None;
+            if !judged.verdict.allow && judged.signed {
+                (explanation, bytes, context) = self.explain_to_host(bytes, context, &judged.verdict).await?;
+            }
+            match self.commit(bytes, hash, context, decided, log, explanation).await? {
+                Committed::Answer(answer) => return Ok(answer),
+                Committed::Overtaken(again) => (bytes, context) = *again,
+            }
+            tracing::debug!(verdict = %context.verdict_id, "decided again: the host policy was replaced");
+            (context.host_policy, context.stale) = self.policy_in_force(context.now_ms)?;
         }
-        let answer = self.commit(bytes, hash, context, decided, log, explanation).await?;
-        tracing::debug!(%verdict, "recorded");
-        Ok(answer)
+        Err(Error::request(
+            "conflict",
+            "the host policy was replaced again and again while this was appraised",
+            Some("attest again"),
+        ))
     }
 
     /// Why a workload is not there: it was withdrawn, or it never was.
@@ -277,12 +292,7 @@ impl Service {
             None => (None, None),
         };
         let now_ms = self.store.now_ms().await?;
-        let max_age = self.config.bundle.as_ref().and_then(|bundle| bundle.max_age);
-        let in_force = policy::store::active(&self.dir)?;
-        let missing = match &in_force {
-            Some(_) => None,
-            None => policy::store::missing(&self.dir, self.config.bundle.is_some())?,
-        };
+        let (host_policy, stale) = self.policy_in_force(now_ms)?;
         let released = match &workload {
             Some(workload) => Some(self.released(&host_id, &workload.id).await?),
             None => None,
@@ -297,15 +307,27 @@ impl Service {
             workload,
             workload_policy,
             reference: self.store.reference().await?,
-            host_policy: in_force.unwrap_or_else(|| self.config.host_policy.clone()),
+            host_policy,
             allow_simulated: self.config.dangerous_allow_simulated_hosts,
             epoch: self.store.setting("epoch").await?,
             ima: self.ima(&host_id).await?,
             released,
             evidence_days: self.config.evidence_days,
             remote: None,
-            stale: missing.or_else(|| max_age.and_then(|most| policy::poll::stale(&self.dir, most, now_ms))),
+            stale,
         })
+    }
+
+    /// The host policy in force; and why no policy may accept anybody, if so.
+    fn policy_in_force(&self, now_ms: i64) -> Result<(Vec<u8>, Option<String>), Error> {
+        let max_age = self.config.bundle.as_ref().and_then(|bundle| bundle.max_age);
+        let in_force = policy::store::active(&self.dir)?;
+        let missing = match &in_force {
+            Some(_) => None,
+            None => policy::store::missing(&self.dir, self.config.bundle.is_some())?,
+        };
+        let stale = missing.or_else(|| max_age.and_then(|most| policy::poll::stale(&self.dir, most, now_ms)));
+        Ok((in_force.unwrap_or_else(|| self.config.host_policy.clone()), stale))
     }
 
     /// What the IMA list is appraised with. The reference sets are compiled when they are not at hand: once after a start or a change.
