@@ -245,8 +245,7 @@ impl Service {
                 (decided, logged.map(|logged| logged.log), bytes, context, evidence)
             });
             let (decided, log);
-            (decided, log, bytes, context, evidence) =
-                appraising.await.map_err(|e| Error::Internal(e.to_string()))?;
+            (decided, log, bytes, context, evidence) = appraising.await.map_err(|e| Error::Internal(e.to_string()))?;
             let judged = &decided.judged;
             tracing::debug!(verdict = %context.verdict_id, allow = judged.verdict.allow, "decided");
             let mut explanation = None;
