@@ -215,4 +215,4 @@ nearest(event) := sprintf("one of %d accepted: %s", [count(accepted(event)), con
 
 nearest(event) := sprintf("no %s is accepted in PCR %d", [event.type, event.pcr]) if count(accepted(event)) == 0
 
-accepted(event) := sort([digest | some digest, _ in reference.accepted.sha256[event.pcr][event.type]])
+accepted(event) := sort(object.keys(reference.accepted.sha256[event.pcr][event.type]))
