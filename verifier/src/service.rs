@@ -251,11 +251,15 @@ impl Service {
             if !judged.verdict.allow && judged.signed {
                 (explanation, bytes, context) = self.explain_to_host(bytes, context, &judged.verdict).await?;
             }
+            let verdict = context.verdict_id;
             match self.commit(bytes, hash, context, decided, log, explanation).await? {
-                Committed::Answer(answer) => return Ok(answer),
+                Committed::Answer(answer) => {
+                    tracing::debug!(%verdict, "recorded");
+                    return Ok(answer);
+                }
                 Committed::Overtaken(again) => (bytes, context) = *again,
             }
-            tracing::debug!(verdict = %context.verdict_id, "decided again: the host policy was replaced");
+            tracing::debug!(%verdict, "not recorded: the host policy was replaced");
             (context.host_policy, context.stale) = self.policy_in_force(context.now_ms)?;
         }
         Err(Error::request(
