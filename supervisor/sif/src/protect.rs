@@ -48,7 +48,7 @@ fn length(bytes: &[u8]) -> u64 {
 ///
 /// # Errors
 /// [`SifError`]; nothing is left behind then, and an older file of that name stays as it was.
-pub fn protect(plan: &Plan<'_>, progress: impl FnMut(u64, u64)) -> Result<Binding, SifError> {
+pub fn protect(plan: &Plan<'_>, progress: impl FnMut(u64, u64) + Send) -> Result<Binding, SifError> {
     let folder = plan.output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     let too_large = || SifError::Structure("the file system is too large".into());
     let padded = plan.squashfs.length().checked_next_multiple_of(BLOCK_U64).ok_or_else(too_large)?;
@@ -69,7 +69,9 @@ pub fn protect(plan: &Plan<'_>, progress: impl FnMut(u64, u64)) -> Result<Bindin
         }
         Escrow::Passphrase(passphrase) => (passphrase.clone(), Pbkdf::Typed, None),
     };
-    let header = luks::make_header(&key, &passphrase, pbkdf, folder)?;
+    let make = || luks::make_header(&key, &passphrase, pbkdf, folder);
+    // cryptsetup measures how much of argon2id two seconds allow: were all cores at work meanwhile, it would take less.
+    let made = (pbkdf == Pbkdf::Typed).then(make).transpose()?;
 
     let mut layout = Layout::new(uuid, plan.time);
     let object =
@@ -92,8 +94,9 @@ pub fn protect(plan: &Plan<'_>, progress: impl FnMut(u64, u64)) -> Result<Bindin
 
     let output = tempfile::Builder::new().prefix(".countersign-").tempfile_in(folder)?;
     let file = output.as_file();
-    let payload = Encrypting { squashfs: plan.squashfs, file, partition_at, tree_at, header: &header, padded, salt };
-    let Written { digest, tree_root } = payload.write(&key, progress)?;
+    let payload = Encrypting { squashfs: plan.squashfs, file, partition_at, tree_at, padded, salt };
+    let header = || made.map_or_else(make, Ok);
+    let Written { digest, tree_root } = payload.write(&key, header, progress)?;
     let mut digests = vec![digest];
     if let (Some(message), Some(at)) = (&message, message_at) {
         file.write_all_at(message, at)?;

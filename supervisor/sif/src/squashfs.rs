@@ -7,7 +7,6 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use countersign_wire::codec::Reader;
-use zeroize::Zeroizing;
 
 use crate::error::SifError;
 use crate::format::{Arch, Sif, fs_type};
@@ -79,11 +78,16 @@ impl Squashfs {
         match &self.bytes {
             Bytes::File(file, start) => file.read_exact_at(buffer, start.saturating_add(offset))?,
             Bytes::View(view) => {
-                let plain = Zeroizing::new(view.read_at(offset, buffer.len())?);
-                if plain.len() != buffer.len() {
+                let all = view.read_with(offset, buffer.len(), |plain| {
+                    let all = plain.len() == buffer.len();
+                    if all {
+                        buffer.copy_from_slice(plain);
+                    }
+                    all
+                })?;
+                if !all {
                     return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
                 }
-                buffer.copy_from_slice(&plain);
             }
         }
         Ok(())

@@ -35,7 +35,11 @@ fn hash(salt: &Hash, block: &[u8]) -> Hash {
 /// The digests of whole blocks, in order: what [`Builder::add`] takes.
 #[must_use]
 pub fn leaves(salt: &Hash, blocks: &[u8]) -> Vec<u8> {
-    blocks.chunks(BLOCK).flat_map(|block| hash(salt, block)).collect()
+    let mut digests = Vec::with_capacity(blocks.len().div_ceil(BLOCK).saturating_mul(DIGEST));
+    for block in blocks.chunks(BLOCK) {
+        digests.extend_from_slice(&hash(salt, block));
+    }
+    digests
 }
 
 /// Builds a tree from leaves given in order. It keeps one block a level; full ones go to whoever stores the tree, so memory does not grow with it.

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Condvar, Mutex, PoisonError};
 
+use zeroize::Zeroizing;
+
 use crate::error::SifError;
 use crate::image::Image;
 use crate::verity::{BLOCK, BLOCK_U64, Tree};
@@ -13,6 +15,16 @@ use crate::xts::{SECTOR, VolumeKey, Xts};
 const SECTORS: u64 = BLOCK_U64 / 512;
 const _: () = assert!(SECTOR == 512, "SECTORS counts 512-byte sectors");
 
+/// Most bytes of a buffer that is kept for the next read.
+const KEPT: usize = 1 << 20;
+
+/// What a thread needs to read: allocating a buffer each time would cost the kernel's clearing of each page.
+#[derive(Debug)]
+struct Desk {
+    context: Xts,
+    buffer: Zeroizing<Vec<u8>>,
+}
+
 /// A decrypted view of an image's payload.
 #[derive(Debug)]
 pub struct View {
@@ -21,8 +33,8 @@ pub struct View {
     payload: u64,
     length: u64,
     tree: Tree,
-    /// Cipher contexts that no thread is using.
-    idle: Mutex<Vec<Xts>>,
+    /// Those that no thread is using.
+    idle: Mutex<Vec<Desk>>,
     returned: Condvar,
 }
 
@@ -34,14 +46,15 @@ impl View {
     /// [`SifError`].
     pub fn new(image: &Image, key: &VolumeKey, threads: usize) -> Result<Self, SifError> {
         let payload = &image.binding().payload;
-        let contexts: Result<Vec<Xts>, SifError> = (0..threads.max(1)).map(|_| Xts::decryptor(key)).collect();
+        let desk = |_| Ok(Desk { context: Xts::decryptor(key)?, buffer: Zeroizing::default() });
+        let desks: Result<Vec<Desk>, SifError> = (0..threads.max(1)).map(desk).collect();
         Ok(Self {
             file: image.file().try_clone()?,
             partition: image.partition_offset(),
             payload: payload.payload_offset,
             length: payload.partition_length.saturating_sub(payload.payload_offset),
             tree: image.tree(),
-            idle: Mutex::new(contexts?),
+            idle: Mutex::new(desks?),
             returned: Condvar::new(),
         })
     }
@@ -57,45 +70,62 @@ impl View {
     /// # Errors
     /// [`SifError::Integrity`] for a block that was changed: nothing of it is decrypted.
     pub fn read_at(&self, offset: u64, size: usize) -> Result<Vec<u8>, SifError> {
+        self.read_with(offset, size, <[u8]>::to_vec)
+    }
+
+    /// As [`View::read_at`], but lends the bytes.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn read_with<T>(&self, offset: u64, size: usize, take: impl FnOnce(&[u8]) -> T) -> Result<T, SifError> {
         let end = offset.saturating_add(u64::try_from(size).unwrap_or(u64::MAX)).min(self.length);
         if offset >= end {
-            return Ok(Vec::new());
+            return Ok(take(&[]));
         }
         let first = offset / BLOCK_U64;
         let count = end.div_ceil(BLOCK_U64).saturating_sub(first);
         let bytes = usize::try_from(count.saturating_mul(BLOCK_U64)).unwrap_or(0);
-        let mut cipher = vec![0; bytes];
-        let start = self.payload.saturating_add(first.saturating_mul(BLOCK_U64));
-        self.file.read_exact_at(&mut cipher, self.partition.saturating_add(start))?;
-        let mut index = start / BLOCK_U64;
-        for one in cipher.chunks_exact(BLOCK) {
-            self.tree.check(&self.file, index, one)?;
-            index = index.saturating_add(1);
-        }
-        let mut plain = vec![0; bytes];
-        let mut context = self.take();
-        let outcome = context.run(first.saturating_mul(SECTORS), &cipher, &mut plain);
-        self.give_back(context);
-        outcome?;
         let from = usize::try_from(offset.saturating_sub(first.saturating_mul(BLOCK_U64))).unwrap_or(0);
         let wanted = usize::try_from(end.saturating_sub(offset)).unwrap_or(0);
-        plain.drain(..from);
-        plain.truncate(wanted);
-        Ok(plain)
+        let mut desk = self.take();
+        let read = desk.read(self, first, bytes);
+        let taken = read.map(|plain| take(plain.get(from..from.saturating_add(wanted)).unwrap_or_default()));
+        self.give_back(desk);
+        taken
     }
 
-    fn take(&self) -> Xts {
+    fn take(&self) -> Desk {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            if let Some(context) = idle.pop() {
-                return context;
+            if let Some(desk) = idle.pop() {
+                return desk;
             }
             idle = self.returned.wait(idle).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    fn give_back(&self, context: Xts) {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(context);
+    fn give_back(&self, mut desk: Desk) {
+        if desk.buffer.len() > KEPT {
+            desk.buffer = Zeroizing::default();
+        }
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(desk);
         self.returned.notify_one();
+    }
+}
+
+impl Desk {
+    /// So many bytes from a block of the file system on, whole blocks, checked and decrypted.
+    fn read(&mut self, view: &View, first: u64, bytes: usize) -> Result<&[u8], SifError> {
+        if self.buffer.len() < bytes {
+            self.buffer = Zeroizing::new(vec![0; bytes]);
+        }
+        let data = self.buffer.get_mut(..bytes).unwrap_or_default();
+        let start = view.payload.saturating_add(first.saturating_mul(BLOCK_U64));
+        view.file.read_exact_at(data, view.partition.saturating_add(start))?;
+        for (index, block) in (start / BLOCK_U64..).zip(data.chunks_exact(BLOCK)) {
+            view.tree.check(&view.file, index, block)?;
+        }
+        self.context.run_in_place(first.saturating_mul(SECTORS), data)?;
+        Ok(data)
     }
 }

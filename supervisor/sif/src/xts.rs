@@ -55,24 +55,52 @@ impl Xts {
         if input.len() != output.len() || !input.len().is_multiple_of(SECTOR) {
             return Err(SifError::Crypto("not whole sectors".into()));
         }
-        let mut iv = [0; 16];
-        let mut number = sector;
-        for (from, to) in input.chunks_exact(SECTOR).zip(output.chunks_exact_mut(SECTOR)) {
-            for (byte, value) in iv.iter_mut().zip(number.to_le_bytes()) {
-                *byte = value;
-            }
-            if self.encrypt {
-                self.context.encrypt_init(None, None, Some(&iv))?;
-            } else {
-                self.context.decrypt_init(None, None, Some(&iv))?;
-            }
+        let numbers = sectors(sector, input.len())?;
+        for ((number, from), to) in numbers.zip(input.chunks_exact(SECTOR)).zip(output.chunks_exact_mut(SECTOR)) {
+            self.tweak(number)?;
             if self.context.cipher_update(from, Some(to))? != SECTOR {
                 return Err(SifError::Crypto("a sector came out short".into()));
             }
-            number = number.checked_add(1).ok_or_else(|| SifError::Crypto("sector number".into()))?;
         }
         Ok(())
     }
+
+    /// The same where the sectors are.
+    ///
+    /// # Errors
+    /// As [`Xts::run`].
+    pub fn run_in_place(&mut self, sector: u64, data: &mut [u8]) -> Result<(), SifError> {
+        if !data.len().is_multiple_of(SECTOR) {
+            return Err(SifError::Crypto("not whole sectors".into()));
+        }
+        let numbers = sectors(sector, data.len())?;
+        for (number, one) in numbers.zip(data.chunks_exact_mut(SECTOR)) {
+            self.tweak(number)?;
+            if self.context.cipher_update_inplace(one, SECTOR)? != SECTOR {
+                return Err(SifError::Crypto("a sector came out short".into()));
+            }
+        }
+        Ok(())
+    }
+
+    /// The next sector is this one.
+    fn tweak(&mut self, number: u64) -> Result<(), SifError> {
+        let iv = u128::from(number).to_le_bytes();
+        if self.encrypt {
+            self.context.encrypt_init(None, None, Some(&iv))?;
+        } else {
+            self.context.decrypt_init(None, None, Some(&iv))?;
+        }
+        Ok(())
+    }
+}
+
+/// The numbers of so many bytes' sectors.
+fn sectors(first: u64, bytes: usize) -> Result<std::ops::Range<u64>, SifError> {
+    let count = u64::try_from(bytes / SECTOR).ok();
+    let end =
+        count.and_then(|count| first.checked_add(count)).ok_or_else(|| SifError::Crypto("sector number".into()))?;
+    Ok(first..end)
 }
 
 #[cfg(test)]
@@ -92,9 +120,15 @@ mod tests {
         let mut back = vec![0; plain.len()];
         Xts::decryptor(&key).unwrap().run(9, &cipher, &mut back).unwrap();
         assert_eq!(back, plain);
+        let mut place = plain.clone();
+        Xts::encryptor(&key).unwrap().run_in_place(9, &mut place).unwrap();
+        assert_eq!(place, cipher);
+        Xts::decryptor(&key).unwrap().run_in_place(9, &mut place).unwrap();
+        assert_eq!(place, plain);
         Xts::decryptor(&key).unwrap().run(11, &cipher[2 * SECTOR..], &mut back[..2 * SECTOR]).unwrap();
         assert_eq!(back[..2 * SECTOR], plain[2 * SECTOR..]);
         assert!(Xts::encryptor(&key).unwrap().run(0, &plain[..5], &mut back[..5]).is_err());
+        assert!(Xts::encryptor(&key).unwrap().run_in_place(0, &mut back[..5]).is_err());
     }
 
     /// IEEE 1619-2007, annex B, vector 10: AES-256, data unit 255, 512 bytes (the first 64 of the ciphertext).
@@ -115,5 +149,6 @@ mod tests {
         let key = VolumeKey::new(std::array::from_fn(|n| u8::try_from(n).unwrap()));
         let mut out = vec![0; 2 * SECTOR];
         assert!(Xts::encryptor(&key).unwrap().run(u64::MAX - 1, &[0; 2 * SECTOR], &mut out).is_err());
+        assert!(Xts::encryptor(&key).unwrap().run_in_place(u64::MAX - 1, &mut out).is_err());
     }
 }
