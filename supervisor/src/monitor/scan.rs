@@ -42,13 +42,18 @@ pub(super) struct Baseline {
 
 impl Baseline {
     /// Taken from the workload's first process once its container is set up: what it runs then lies on a mount of its own table, and with a
-    /// runtime that is `nested` its mounts are not those of the run's first process. `None` while there is none.
-    pub(super) fn take(group: &Group, nested: bool) -> io::Result<Option<Self>> {
+    /// runtime that is `nested` its mounts are not those of the run's first process. `None` while there is none, or none at hand when it is not
+    /// looked for everywhere.
+    pub(super) fn take(group: &Group, nested: bool, everywhere: bool) -> io::Result<Option<Self>> {
         let Some(init) = group.init().and_then(Process::of) else { return Ok(None) };
         let outer = init.namespace("mnt")?;
-        let processes: Vec<Process> = group.processes()?.into_iter().filter_map(Process::of).collect();
-        let others = processes.iter().filter(|process| **process != init);
-        let Some((first, mounts, image)) = others.copied().find_map(|process| {
+        let candidates = if everywhere { group.processes()? } else { group.at_hand()? };
+        let others = candidates.into_iter().filter_map(Process::of).filter(|process| *process != init);
+        let Some((first, mounts, image)) = others.into_iter().find_map(|process| {
+            // Before what costs more to read.
+            if (process.namespace("mnt").ok()? != outer) != nested {
+                return None;
+            }
             let (executable, mounts) = (process.executable().ok()?, process.mounts().ok()?);
             let root = root(&mounts)?;
             let through = mounts.iter().find(|mount| mount.id == executable.mount);
@@ -66,6 +71,7 @@ impl Baseline {
         };
         // It may end while it is looked at: then another one may be the first.
         let (Ok(inside), Ok(status)) = (first.namespace("mnt"), first.status()) else { return Ok(None) };
+        let processes = group.processes()?.into_iter().filter_map(Process::of);
         let waiting = init.parent().and_then(Process::of);
         let mut runtime = Vec::new();
         let mut programs: HashSet<(u64, u64)> = fs::metadata("/proc/self/exe").iter().map(identity).collect();

@@ -25,6 +25,10 @@ const SHORTEST: Duration = Duration::from_secs(1);
 const SHARE: u32 = 400;
 /// How often to look for the workload's first process.
 const BIRTH: Duration = Duration::from_millis(2);
+/// That look is for the run's cgroup, but for one in so many: a runtime may have moved the process elsewhere.
+const EVERYWHERE: u32 = 16;
+/// A look for it is followed by at least this many times what it took: the runtime needs the cores to start it.
+const BIRTH_SHARE: u32 = 4;
 /// How long it may take until there is something to look at: with the built-in runtime the run is ended then, whatever hides its first process; a
 /// runtime may keep a container in which nothing runs, so with another one it is said.
 const SET_UP: Duration = Duration::from_secs(30);
@@ -104,10 +108,13 @@ impl Work {
     fn go_on(&mut self) -> io::Result<()> {
         let begun = boot_time();
         let mut said = false;
+        let mut looks = 0_u32;
         let mut baseline = loop {
-            match Baseline::take(&self.group, self.nested) {
+            let started = Instant::now();
+            let everywhere = looks.is_multiple_of(EVERYWHERE);
+            match Baseline::take(&self.group, self.nested, everywhere) {
                 Ok(Some(baseline)) => break baseline,
-                Ok(None) => {}
+                Ok(None) => looks = looks.wrapping_add(1),
                 // It has ended before it was looked at.
                 Err(_) if self.gone() => return Ok(()),
                 Err(e) => return Err(e),
@@ -119,7 +126,7 @@ impl Work {
                 said = true;
                 self.outbox.send(Notice::Warning("nothing in the container can be watched yet".into()));
             }
-            if self.wait(BIRTH)? {
+            if self.wait(started.elapsed().saturating_mul(BIRTH_SHARE).max(BIRTH))? {
                 return Ok(());
             }
         };
