@@ -84,7 +84,10 @@ impl Group {
 
     /// Ids of those in its cgroup, which are found without a look at every process of the machine; all of them where there is no cgroup.
     pub(crate) fn at_hand(&self) -> io::Result<Vec<u32>> {
-        self.cgroup.as_ref().map_or_else(|_| self.processes(), Cgroup::processes)
+        let Ok(cgroup) = &self.cgroup else { return self.processes() };
+        let mut inside = cgroup.processes()?;
+        inside.sort_unstable();
+        Ok(inside)
     }
 
     /// None of them runs when this returns.

@@ -1,5 +1,6 @@
 //! From the released key to the end of the workload.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,8 +38,8 @@ pub(crate) struct Play<'a> {
     pub(crate) scanner: Option<Scanner>,
     pub(crate) executions: Option<Executions>,
     pub(crate) group: Arc<Group>,
-    /// The runtime makes the container in namespaces of its own.
-    pub(crate) nested: bool,
+    /// The runtime makes the container in namespaces of its own, of what is mounted here.
+    pub(crate) nested: Option<PathBuf>,
     /// Flags that policy demands of the runtime.
     pub(crate) demanded: Vec<RuntimeFlag>,
     pub(crate) judge: Arc<Judge>,
@@ -194,7 +195,7 @@ impl Play<'_> {
             let (group, judge) = (Arc::clone(&self.group), Arc::clone(&self.judge));
             let scanner = Scanner::start(
                 group,
-                self.nested,
+                self.nested.as_deref(),
                 judge,
                 self.executions.take(),
                 self.config.monitor_interval,

@@ -204,6 +204,8 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
         name: plan.image.file_name().unwrap_or_default().to_owned(),
         terminal: runtime::has_terminal(),
     };
+    // Mount tables have no links.
+    let place = order.folder.canonicalize().unwrap_or_else(|_| order.folder.clone()).join(&order.name);
     let lent = order.terminal.then_some(runtime::Lent);
     let own = std::io::stdin();
     let stdin = caller.map_or_else(|| own.as_fd(), Caller::stdin);
@@ -265,7 +267,7 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
         scanner: None,
         executions: Executions::open(),
         group: Arc::clone(&group),
-        nested: runtime.is_nested(),
+        nested: runtime.is_nested().then_some(place),
         demanded: runtime_flags,
         judge,
         config,

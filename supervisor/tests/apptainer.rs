@@ -93,12 +93,7 @@ fn as_plain_apptainer_does() {
         ("exec", &["--bind", &new_place], &["cat", "/made/for/it/file"], ""),
         ("exec", &["--env", "A=b c", "--env-file", &env_file], &["sh", "-c", "echo $A $FROM_FILE $FROM_OUTSIDE"], ""),
         ("exec", &["-e", "--env=A=1"], &["sh", "-c", "echo $A:$FROM_OUTSIDE"], ""),
-        (
-            "exec",
-            &["--containall", "--writable-tmpfs"],
-            &["sh", "-c", "ps | grep -c sleep; echo x > /new && cat /new"],
-            "",
-        ),
+        ("exec", &["--containall"], &["sh", "-c", "ps | grep -c sleep; echo x > /tmp/new && cat /tmp/new"], ""),
         ("exec", &["--no-home", "-c"], &["sh", "-c", "ls /tmp; echo $HOME"], ""),
         (
             "exec",
@@ -197,7 +192,7 @@ fn it_is_watched_and_none_of_its_processes_has_the_key() {
     let secrets = Secrets::new(&scene.owner.volume_key_by("watched.sif", &passphrase), &passphrase);
     let runtime = pair.apptainer.display().to_string();
     let script = "echo ready; read x; cp /bin/busybox /tmp/sleep; /tmp/sleep 1000";
-    for more in [&[][..], &["--underlay"], &["--writable-tmpfs"]] {
+    for more in [&[][..], &["--underlay"]] {
         let options = [&["--runtime", runtime.as_str(), "--containall", "--status-fd", "2"], more].concat();
         let mut run = Started::new(scene.command("exec", &options, &image, &["sh", "-c", script]));
         let family = Family::of(run.pid());
@@ -208,6 +203,46 @@ fn it_is_watched_and_none_of_its_processes_has_the_key() {
         let found = "error: the run was ended: process-not-in-image";
         assert!(err.contains(found) && err.contains("/tmp/sleep"), "{more:?}: {err}");
         family.all_gone();
+    }
+}
+
+/// As [`KILLS`], but what cannot be told from the image may run if it is this program.
+const ACCEPTS_BUSYBOX: &str = r#"
+verdict := {"allow": true, "reasons": [], "obligations": {}} if {
+	input.purpose == "run"
+	every finding in input.run.findings {
+		finding.kind == "process-not-in-image"
+		finding.where == "/"
+		finding.executable == "/bin/busybox"
+	}
+}
+"#;
+
+#[test]
+fn what_is_written_to_a_writable_root_is_not_the_image() {
+    let Some(pair) = Pair::new() else { return };
+    let scene = &pair.scene;
+    let runtime = pair.apptainer.display().to_string();
+    let written = pair.scene.path("written");
+    std::fs::create_dir(&written).unwrap();
+    let written = written.display().to_string();
+    let image = scene.with_policy("accepts", &format!("{KILLS}{ACCEPTS_BUSYBOX}"));
+    let strict = scene.with_policy("kills", KILLS);
+    let script = "echo ready; read x; /bin/busybox mkdir /new; cp /bin/busybox /new/sleep; exec /new/sleep 1000";
+    for more in [&["--writable-tmpfs"][..], &["--overlay", &written]] {
+        let options = [&["--runtime", runtime.as_str(), "--containall", "--status-fd", "2"], more].concat();
+        let mut run = Started::new(scene.command("exec", &options, &image, &["sh", "-c", script]));
+        let family = Family::of(run.pid());
+        run.say("go");
+        let (code, _, err) = run.end();
+        assert_eq!(code, Some(217), "{more:?}: {err}");
+        let found = "error: the run was ended: process-not-in-image";
+        assert!(err.contains(found) && err.contains("/new/sleep"), "{more:?}: {err}");
+        family.all_gone();
+        // Nobody can say that even the first program is the image's.
+        let mut command = scene.command("exec", &options, &strict, &["sleep", "1000"]);
+        let out = command.stdin(Stdio::null()).output().unwrap();
+        failed(&out, 217, &["process-not-in-image", "cannot be shown to be the image's"]);
     }
 }
 
