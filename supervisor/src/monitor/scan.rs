@@ -61,8 +61,8 @@ impl Baseline {
     /// With the built-in runtime, bubblewrap's own first process is in the container too and is all that is looked at: whatever the workload
     /// does by then changes nothing of that. A `nested` runtime (the place of the image's mount, as mount tables have it) makes a container
     /// further in. It is recognised by the workload's first process, or, where the runtime has had its time (`late`) and starts nothing, by
-    /// the runtime's own process in it.
-    pub(super) fn take(group: &Group, nested: Option<&str>, late: bool) -> io::Result<Option<Self>> {
+    /// the runtime's own process in it. It is looked for among the processes at hand, or `everywhere`.
+    pub(super) fn take(group: &Group, nested: Option<&str>, late: bool, everywhere: bool) -> io::Result<Option<Self>> {
         let Some(init) = group.init().map(Process::of).transpose()?.flatten() else { return Ok(None) };
         let (table, outer) = (init.mounts()?, init.namespace("mnt")?);
         let mut programs: HashSet<Identity> = HashSet::from([identity("/proc/self/exe")?]);
@@ -72,7 +72,9 @@ impl Baseline {
         }
         let (first, mounts, image, capabilities) = if let Some(place) = nested {
             let Some(squashfs) = table.iter().rev().find(|mount| mount.place == place) else { return Ok(None) };
-            let Some((inside, capabilities)) = container(group, init, (&table, &outer), squashfs, late)? else {
+            let candidates = if everywhere || late { group.processes()? } else { group.at_hand()? };
+            let found = container(candidates, init, (&table, &outer), squashfs, late)?;
+            let Some((inside, capabilities)) = found else {
                 return Ok(None);
             };
             own(group, &inside, (init, &outer), &mut runtime)?;
@@ -254,7 +256,7 @@ impl Baseline {
 /// The container that a nested runtime has made, by a process in it, and the capabilities that its workload begins with: its root is not the
 /// machine's (`table`, in the namespace `outer`), and the image is there.
 fn container(
-    group: &Group,
+    candidates: Vec<u32>,
     init: Process,
     (table, outer): (&[Mount], &str),
     squashfs: &Mount,
@@ -262,14 +264,16 @@ fn container(
 ) -> io::Result<Option<(Inside, u64)>> {
     let machine = root(table).map(|root| root.device.as_str());
     let mut idle = None;
-    for pid in group.processes()? {
+    for pid in candidates {
         let Some(process) = Process::of(pid)?.filter(|process| *process != init) else { continue };
         // What cannot be looked at has ended, or is not the first one.
-        let Ok(namespace) = process.namespace("mnt") else { continue };
+        if process.namespace("mnt").map_or(true, |namespace| namespace == outer) {
+            continue;
+        }
         let (Ok(executable), Ok(mounts)) = (process.executable(), process.mounts()) else { continue };
         let inside = Inside { process, executable, mounts };
         let Some(top) = root(&inside.mounts) else { continue };
-        if namespace == outer || Some(top.device.as_str()) == machine {
+        if Some(top.device.as_str()) == machine {
             continue;
         }
         // Or the image's folders lie on a root in memory, as with Apptainer's `--underlay`.

@@ -27,6 +27,8 @@ const SHORTEST: Duration = Duration::from_secs(1);
 const SHARE: u32 = 400;
 /// How often to look for the workload's first process.
 const BIRTH: Duration = Duration::from_millis(2);
+/// That look is for the run's cgroup, but for one in so many: a runtime may have moved the process elsewhere.
+const EVERYWHERE: u32 = 16;
 /// How long it may take until there is something to look at: then the monitor is blind, whatever hides the container's first process.
 const SET_UP: Duration = Duration::from_secs(30);
 /// How long a runtime of its own may take from the container to the workload: then it may be that nothing is started in it, as in an instance
@@ -108,9 +110,12 @@ impl Work {
     fn go_on(&mut self) -> io::Result<()> {
         let begun = boot_time();
         let (mut said, mut why) = (false, "its first process shows itself to nobody".to_owned());
+        let mut looks = 0_u32;
         let mut baseline = loop {
+            let everywhere = looks.is_multiple_of(EVERYWHERE);
+            looks = looks.wrapping_add(1);
             let late = boot_time().saturating_sub(begun) > IDLE;
-            match Baseline::take(&self.group, self.nested.as_deref(), late) {
+            match Baseline::take(&self.group, self.nested.as_deref(), late, everywhere) {
                 Ok(Some(baseline)) => break baseline,
                 // It has ended before it was looked at.
                 Ok(None) | Err(_) if self.gone() => return Ok(()),
