@@ -267,10 +267,14 @@ mod tests {
     use super::*;
     use crate::squashfs::squashfs_of;
     use crate::verity::{BLOCK, tree_size};
-    use crate::xts::KEY;
 
     const ROOM: u64 = 512 * CHUNK_U64;
     const _: () = assert!(UNDER_WAY == 512, "what ROOM says");
+
+    /// Its halves differ, as XTS demands.
+    fn key() -> VolumeKey {
+        VolumeKey::new(std::array::from_fn(|n| u8::try_from(n).unwrap()))
+    }
 
     /// A sparse squashfs, and a file for the image.
     fn files(length: u64) -> (Squashfs, File) {
@@ -286,7 +290,7 @@ mod tests {
 
     fn payload<'a>(squashfs: &'a Squashfs, file: &'a File) -> Payload<'a> {
         let padded = squashfs.length().next_multiple_of(BLOCK_U64);
-        let tree_at = luks::HEADER + padded;
+        let tree_at = luks::HEADER.saturating_add(padded);
         Payload { squashfs, file, partition_at: 0, tree_at, padded, salt: [7; 32] }
     }
 
@@ -297,7 +301,7 @@ mod tests {
     #[test]
     fn a_late_header_stands_first_and_no_more_than_the_room_is_encrypted_before() {
         let (squashfs, file) = files(ROOM + 5 * CHUNK_U64 + 100);
-        let (payload, key) = (payload(&squashfs, &file), VolumeKey::new([5; KEY]));
+        let (payload, key) = (payload(&squashfs, &file), key());
         let written = || file.metadata().unwrap().len();
         let late = || {
             while written() < luks::HEADER + ROOM {
@@ -336,7 +340,7 @@ mod tests {
     #[test]
     fn without_a_header_it_ends() {
         let (squashfs, file) = files(ROOM + 5 * CHUNK_U64);
-        let (payload, key) = (payload(&squashfs, &file), VolumeKey::new([5; KEY]));
+        let (payload, key) = (payload(&squashfs, &file), key());
         let none = || Err(SifError::Key("none".into()));
         assert!(matches!(payload.write(&key, none, |_, _| {}), Err(SifError::Key(_))));
         let short = || Ok(vec![9; BLOCK]);
@@ -346,7 +350,7 @@ mod tests {
     #[test]
     fn a_thread_that_fails_or_panics_ends_it() {
         let (squashfs, file) = files(ROOM + 5 * CHUNK_U64);
-        let key = VolumeKey::new([5; KEY]);
+        let key = key();
         let mut closed = payload(&squashfs, &file);
         let read_only = File::open("/dev/null").unwrap();
         closed.file = &read_only;
