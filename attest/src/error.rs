@@ -104,7 +104,7 @@ pub enum HostError {
     /// The run log has no room for another entry of this kind: starts and findings end before attestations do, and these before ends of runs.
     #[error("the run log of this boot is full ({0} bytes)")]
     RunLogFull(usize),
-    /// A test ended the operation here.
+    /// Whoever watches the operation ended it here.
     #[error("interrupted after {0:?}")]
     Interrupted(Step),
 }

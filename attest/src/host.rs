@@ -139,7 +139,7 @@ impl Host {
         self.operation()?.endorsement_key()
     }
 
-    /// Watches the steps of operations. For tests.
+    /// Watches the steps of operations from now on, and may end one.
     pub fn observe(&mut self, observer: Observer) {
         self.observer = Some(observer);
     }

@@ -160,7 +160,7 @@ impl Leases {
         // A folder without a TLS key has never been enrolled: there is nothing to keep.
         let Some(key) = key(state)? else { return Ok(()) };
         let text = serde_json::to_string(self).map_err(|e| HostError::Corrupt(format!("leases: {e}")))?;
-        state.write(FILE, format!("{}\n{text}\n", hex::encode(mac(&key, text.as_bytes())?)).as_bytes())
+        state.write_for_this_boot(FILE, format!("{}\n{text}\n", hex::encode(mac(&key, text.as_bytes())?)).as_bytes())
     }
 
     fn until(&self, terms: &Obligations) -> Duration {

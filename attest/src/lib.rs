@@ -27,4 +27,4 @@ pub mod verdict;
 
 pub use config::{Config, Overrides};
 pub use error::HostError;
-pub use host::{Attested, Host, Released, Step};
+pub use host::{Attested, Host, Observer, Released, Step};

@@ -15,7 +15,7 @@
 //! | `imports/` | private blobs that TPM2_Import returned |
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -44,7 +44,7 @@ impl StateDir {
         // Whoever may write here may put another verifier in the place of the pinned one.
         let mode = fs::metadata(path).map_err(|source| HostError::State { path: path.to_owned(), source })?.mode();
         if mode & 0o002 != 0 {
-            let source = std::io::Error::new(std::io::ErrorKind::PermissionDenied, "everybody may write it; chmod 700");
+            let source = io::Error::new(io::ErrorKind::PermissionDenied, "everybody may write it; chmod 700");
             return Err(HostError::State { path: path.to_owned(), source });
         }
         Ok(Self(path.to_owned()))
@@ -56,7 +56,7 @@ impl StateDir {
         self.0.join(name)
     }
 
-    fn error(&self, name: &str) -> impl FnOnce(std::io::Error) -> HostError {
+    fn error(&self, name: &str) -> impl FnOnce(io::Error) -> HostError {
         let path = self.path(name);
         |source| HostError::State { path, source }
     }
@@ -72,12 +72,12 @@ impl StateDir {
         if self.wait_for(&file, patience).map_err(self.error("lock"))? {
             return Ok(Lock { _file: file });
         }
-        let timed_out = std::io::Error::new(std::io::ErrorKind::TimedOut, "another program of this host keeps it");
+        let timed_out = io::Error::new(io::ErrorKind::TimedOut, "another program of this host keeps it");
         Err(self.error("lock")(timed_out))
     }
 
     /// Programs get the lock in the order in which they asked; `patience` is for one of them.
-    fn wait_for(&self, lock: &File, patience: Duration) -> std::io::Result<bool> {
+    fn wait_for(&self, lock: &File, patience: Duration) -> io::Result<bool> {
         let place = Place::last(&self.path("queue"))?;
         if !place.wait(patience)? {
             return Ok(false);
@@ -98,7 +98,7 @@ impl StateDir {
     /// [`HostError::State`].
     pub fn read(&self, name: &str, max: usize) -> Result<Option<Vec<u8>>, HostError> {
         match File::open(self.path(name)) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(self.error(name)(e)),
             Ok(file) => read_bounded(file, max).map(Some).map_err(self.error(name)),
         }
@@ -109,19 +109,49 @@ impl StateDir {
     /// # Errors
     /// [`HostError::State`].
     pub fn write(&self, name: &str, contents: &[u8]) -> Result<(), HostError> {
-        self.try_write(name, contents).map_err(self.error(name))
+        self.write_all(&[(name, contents)])
     }
 
-    fn try_write(&self, name: &str, contents: &[u8]) -> std::io::Result<()> {
+    /// Replaces files that lie in one folder, each as [`Self::write`] does; the disk is waited for once.
+    ///
+    /// # Errors
+    /// [`HostError::State`]; any of them may be replaced then, whole.
+    pub fn write_all(&self, files: &[(&str, &[u8])]) -> Result<(), HostError> {
+        let Some((first, _)) = files.first() else { return Ok(()) };
+        let beside: Result<Vec<_>, _> =
+            files.iter().map(|(name, contents)| self.beside(name, contents).map_err(self.error(name))).collect();
+        let beside = beside?;
+        std::thread::scope(|scope| {
+            // Together: a journaling file system then writes them in one go.
+            let syncs: Vec<_> = beside.iter().map(|(file, _)| scope.spawn(|| file.sync_all())).collect();
+            let died = |_| Err(io::ErrorKind::Other.into());
+            syncs.into_iter().try_for_each(|sync| sync.join().unwrap_or_else(died))
+        })
+        .map_err(self.error(first))?;
+        for ((name, _), (_, path)) in files.iter().zip(&beside) {
+            fs::rename(path, self.path(name)).map_err(self.error(name))?;
+        }
+        let folder = self.path(first).parent().unwrap_or(&self.0).to_owned();
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(self.error(first))
+    }
+
+    /// Replaces a file that says nothing after a crash of the machine: the disk is not waited for.
+    ///
+    /// # Errors
+    /// [`HostError::State`].
+    pub fn write_for_this_boot(&self, name: &str, contents: &[u8]) -> Result<(), HostError> {
+        let written = self.beside(name, contents).and_then(|(_, beside)| fs::rename(beside, self.path(name)));
+        written.map_err(self.error(name))
+    }
+
+    /// A new file beside the one of this name, with these contents.
+    fn beside(&self, name: &str, contents: &[u8]) -> io::Result<(File, PathBuf)> {
         let path = self.path(name);
-        let folder = path.parent().unwrap_or(&self.0).to_owned();
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path.parent().unwrap_or(&self.0))?;
         let beside = path.with_extension(format!("new{}", std::process::id()));
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
         file.write_all(contents)?;
-        file.sync_all()?;
-        fs::rename(&beside, &path)?;
-        File::open(folder)?.sync_all()
+        Ok((file, beside))
     }
 
     /// Appends to a file and syncs it.
@@ -156,7 +186,7 @@ impl StateDir {
     /// [`HostError::State`].
     pub fn rename(&self, from: &str, to: &str) -> Result<(), HostError> {
         match fs::rename(self.path(from), self.path(to)) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(self.error(from)(e)),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(self.error(from)(e)),
             _ => Ok(()),
         }
     }
@@ -167,7 +197,7 @@ impl StateDir {
     /// [`HostError::State`].
     pub fn remove(&self, name: &str) -> Result<(), HostError> {
         match fs::remove_file(self.path(name)) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(self.error(name)(e)),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(self.error(name)(e)),
             _ => Ok(()),
         }
     }
@@ -177,13 +207,13 @@ impl StateDir {
 ///
 /// # Errors
 /// Those of reading, and FileTooLarge.
-pub fn read_bounded(file: impl std::io::Read, max: usize) -> std::io::Result<Vec<u8>> {
+pub fn read_bounded(file: impl io::Read, max: usize) -> io::Result<Vec<u8>> {
     // Room at once: a secret that fits leaves no copies behind where the vector grew.
     let mut contents = Vec::with_capacity(max.min(4096).saturating_add(1));
     let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
     file.take(limit).read_to_end(&mut contents)?;
     if contents.len() > max {
-        return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, format!("longer than {max} bytes")));
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("longer than {max} bytes")));
     }
     Ok(contents)
 }
@@ -227,6 +257,12 @@ mod tests {
         state.remove("old").unwrap();
         assert_eq!((mode(&root), mode(&root.join("imports")), mode(&root.join("imports/x"))), (0o700, 0o700, 0o600));
         assert_eq!(fs::read_dir(root.join("imports")).unwrap().count(), 1, "nothing half-written stays");
+        state.write_all(&[("x", b"three"), ("y", b"four")]).unwrap();
+        state.write_all(&[]).unwrap();
+        state.write_for_this_boot("y", b"five").unwrap();
+        let read = |name| state.read(name, 10).unwrap().unwrap();
+        assert_eq!((read("x"), read("y")), (b"three".to_vec(), b"five".to_vec()));
+        assert!(state.write_all(&[("x", b"six"), ("imports", b"a folder is there")]).is_err());
     }
 
     #[test]

@@ -108,8 +108,8 @@ impl Channel {
         let received = loop {
             let mut parts = [IoSliceMut::new(&mut bytes)];
             match rustix::net::recvmsg(&self.0, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+                // The other end is gone and has left something unread: said once, before what it has sent itself.
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNRESET) => {}
                 other => break other?,
             }
         };
@@ -127,5 +127,31 @@ impl Channel {
             }
         }
         Ok(Some((serde_json::from_slice(bytes.get(..received.bytes).unwrap_or_default())?, fds)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_words_are_heard() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        theirs.send(&"why", &[]).unwrap();
+        ours.send(&"never read", &[]).unwrap();
+        drop(theirs);
+        let (words, _) = ours.receive::<String>().unwrap().unwrap();
+        assert_eq!(words, "why");
+        assert!(ours.receive::<String>().unwrap().is_none());
+        assert_eq!(ours.send(&"nobody there", &[]).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn nobody_is_there_any_more() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        ours.send(&"never read", &[]).unwrap();
+        drop(theirs);
+        assert!(ours.send(&"a second time", &[]).is_err());
+        assert!(ours.receive::<String>().unwrap().is_none());
     }
 }

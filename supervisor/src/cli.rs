@@ -140,18 +140,24 @@ enum Command {
         /// The folder
         dir: PathBuf,
     },
-    #[command(hide = true)]
-    DecryptorProcess,
-    #[command(hide = true)]
-    StageProcess,
-    #[command(hide = true)]
-    NamespaceProcess,
-    #[command(hide = true)]
-    InstanceProcess,
-    #[command(hide = true)]
-    SessionProcess,
-    #[command(hide = true)]
-    RuntimeProcess {
+}
+
+/// Roles in which the program starts itself. Each start waits for them: they are read without the commands, which take longer.
+#[derive(Debug, Parser)]
+#[command(name = "supervisor")]
+enum Helper {
+    #[command(name = "decryptor-process")]
+    Decryptor,
+    #[command(name = "stage-process")]
+    Stage,
+    #[command(name = "namespace-process")]
+    Namespace,
+    #[command(name = "instance-process")]
+    Instance,
+    #[command(name = "session-process")]
+    Session,
+    #[command(name = "runtime-process")]
+    Runtime {
         #[arg(long)]
         terminal: bool,
         #[arg(long)]
@@ -159,6 +165,19 @@ enum Command {
         #[arg(last = true)]
         program: Vec<OsString>,
     },
+}
+
+impl Helper {
+    fn main(self) -> u8 {
+        match self {
+            Self::Decryptor => crate::decryptor::main(),
+            Self::Stage => crate::stage::main(),
+            Self::Namespace => doctor::namespace_process(),
+            Self::Instance => instance::main(),
+            Self::Session => daemon::session(),
+            Self::Runtime { terminal, instance, program } => runtime::agent(terminal, instance.as_deref(), &program),
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -441,7 +460,11 @@ struct RunArgs {
 /// Runs the command line; returns the exit code.
 #[must_use]
 pub fn main() -> u8 {
-    let split = match runtime::split(std::env::args_os().collect(), &Cli::command()) {
+    let line: Vec<OsString> = std::env::args_os().collect();
+    if line.get(1).is_some_and(|word| word.as_encoded_bytes().ends_with(b"-process")) {
+        return Helper::try_parse_from(line).map_or_else(|e| out::usage(&e), Helper::main);
+    }
+    let split = match runtime::split(line, &Cli::command()) {
         Ok(split) => split,
         Err(failure) => return out::finish(Err(failure), out::wants_json()),
     };
@@ -451,14 +474,6 @@ pub fn main() -> u8 {
     };
     let flags = split.flags;
     match cli.command {
-        Command::DecryptorProcess => crate::decryptor::main(),
-        Command::StageProcess => crate::stage::main(),
-        Command::NamespaceProcess => doctor::namespace_process(),
-        Command::InstanceProcess => instance::main(),
-        Command::SessionProcess => daemon::session(),
-        Command::RuntimeProcess { terminal, instance, program } => {
-            runtime::agent(terminal, instance.as_deref(), &program)
-        }
         Command::Instance(command) => out::finish(on_instances(command, flags, cli.json), cli.json),
         Command::Daemon { example: true, .. } => out::finish(out::raw(EXAMPLE.as_bytes()).map(|()| 0), cli.json),
         Command::Daemon { host, rules, socket, .. } => {
@@ -668,14 +683,8 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
         Command::Run { .. }
         | Command::Exec { .. }
         | Command::Shell { .. }
-        | Command::DecryptorProcess
-        | Command::StageProcess
-        | Command::NamespaceProcess
-        | Command::InstanceProcess
-        | Command::SessionProcess
         | Command::Daemon { .. }
         | Command::Ps { .. }
-        | Command::RuntimeProcess { .. }
         | Command::Instance(_)
         | Command::Doctor(_) => Ok(()),
     }

@@ -6,13 +6,15 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use countersign_attest::{Config, Host, Overrides};
+use countersign_attest::{Config, Host, HostError, Observer, Overrides, Step};
 use countersign_sif::dsse::SignerKey;
 use countersign_sif::xts::{KEY, VolumeKey};
 use countersign_sif::{Image, SifError, View};
 use countersign_wire::id::{RunId, VerdictId, WorkloadId};
 use countersign_wire::obligations::RuntimeFlag;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 
 use crate::channel::Channel;
@@ -20,6 +22,9 @@ use crate::confine;
 use crate::exit::{Failure, Stage};
 use crate::served::{self, Gate, THREADS};
 
+/// How long a release that is ready is kept waiting, which keeps the host's other programs waiting. It is given up then, and begun anew once
+/// everything else is ready.
+const HOLD: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// With less than this the kernel would refuse memory later, were all of it locked (bytes).
 const ENOUGH: u64 = 1 << 30;
 
@@ -37,13 +42,15 @@ pub(crate) struct Order {
     pub(crate) user: Option<u32>,
 }
 
-/// What the supervisor tells it once the key is there.
+/// What the supervisor tells it later.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Word {
-    /// Serve on the FUSE descriptor that comes along.
-    Serve,
-    /// This process, in the supervisor's process namespace, is the reader.
-    Reader(u32),
+    /// Do what a release needs, and ask for no key yet.
+    Prepare,
+    /// Ask for the key.
+    Release,
+    /// Serve on the FUSE descriptor that comes along; this process, in the supervisor's process namespace, is the reader.
+    Serve(u32),
     /// The run is over: have the kernel drop its decrypted pages, and say when.
     Forget,
 }
@@ -71,7 +78,7 @@ pub(crate) struct Released {
     pub(crate) runtime_flags: Vec<RuntimeFlag>,
     /// TPM commands from the sealed object's import or load to its unsealing.
     pub(crate) tpm_commands: u64,
-    /// Milliseconds from the order to the key.
+    /// Milliseconds from the first preparations to the key.
     pub(crate) ms: u64,
     /// Which memory is kept out of swap.
     pub(crate) locked: String,
@@ -151,49 +158,58 @@ fn serve(channel: &Channel) -> Result<(), Failure> {
             "run the command again, and write to no image that is being started",
         ));
     }
-    let user = order.user;
-    let (view, released) = release(&image, order)?;
-    if let Some(user) = user {
+    let tpm = order.tpm.map(|tpm| tpm.parse()).transpose().map_err(other)?;
+    let config = Config::load(order.config.as_deref(), Overrides { tpm, state_dir: order.state_dir })?;
+    let host = Host::open(config)?;
+    lock_memory();
+    let Some((Word::Prepare, _)) = channel.receive::<Word>().map_err(other)? else { return Ok(()) };
+    let Some((view, released)) = release(host, &image, (order.workload, order.run), channel)? else { return Ok(()) };
+    if let Some(user) = order.user {
         confine::finish(user).map_err(other)?;
     }
     channel.send(&Report::Released(released), &[]).map_err(other)?;
 
-    let Some((Word::Serve, mut fds)) = channel.receive::<Word>().map_err(other)? else { return Ok(()) };
+    let Some((Word::Serve(reader), mut fds)) = channel.receive::<Word>().map_err(other)? else { return Ok(()) };
     let fuse = fds.pop().ok_or_else(|| other("no FUSE descriptor was handed over"))?;
-    let gate = Arc::new(Gate::default());
-    let (words, told) = (channel.try_clone().map_err(other)?, Arc::clone(&gate));
+    let words = channel.try_clone().map_err(other)?;
     let (begun, notifier) = std::sync::mpsc::sync_channel(1);
     let listening = std::thread::spawn(move || {
         let mut kernel = None;
         while let Ok(Some((word, _))) = words.receive::<Word>() {
-            match word {
-                Word::Reader(pid) => told.expect(pid),
-                Word::Forget => {
-                    kernel = kernel.or_else(|| notifier.recv().ok());
-                    if let Some(kernel) = &kernel {
-                        let _ = served::forget(kernel);
-                    }
-                    let _ = words.send(&Report::Forgotten, &[]);
+            if matches!(word, Word::Forget) {
+                kernel = kernel.or_else(|| notifier.recv().ok());
+                if let Some(kernel) = &kernel {
+                    let _ = served::forget(kernel);
                 }
-                Word::Serve => {}
+                let _ = words.send(&Report::Forgotten, &[]);
             }
         }
     });
     let report = channel.try_clone().map_err(other)?;
-    served::serve(view, fuse, gate, report, |kernel| drop(begun.send(kernel))).map_err(other)?;
+    served::serve(view, fuse, Gate::new(reader), report, |kernel| drop(begun.send(kernel))).map_err(other)?;
     // The last mount is gone, and the key with it. Why is for the stage to say: ending now would look like dying.
     let _ = listening.join();
     Ok(())
 }
 
-/// Has the key unsealed; of it only the view's cipher contexts remain.
-fn release(image: &Image, order: Order) -> Result<(View, Released), Failure> {
+/// Has the key unsealed, once the supervisor says so; of it only the view's cipher contexts remain. `None`: it does not, the run is over.
+fn release(
+    mut host: Host,
+    image: &Image,
+    (workload, run): (WorkloadId, RunId),
+    channel: &Channel,
+) -> Result<Option<(View, Released)>, Failure> {
     let started = std::time::Instant::now();
-    let tpm = order.tpm.map(|tpm| tpm.parse()).transpose().map_err(other)?;
-    let config = Config::load(order.config.as_deref(), Overrides { tpm, state_dir: order.state_dir })?;
-    let mut host = Host::open(config)?;
-    lock_memory();
-    let released = host.release(order.workload, order.run)?;
+    let said = Arc::new(AtomicBool::new(false));
+    host.observe(supervisors_word(channel.try_clone().map_err(other)?, Arc::clone(&said)));
+    let released = match host.release(workload, run) {
+        Err(HostError::Interrupted(_)) => {
+            let Some((Word::Release, _)) = channel.receive::<Word>().map_err(other)? else { return Ok(None) };
+            said.store(true, Ordering::Relaxed);
+            host.release(workload, run)?
+        }
+        released => released?,
+    };
     if released.key.len() != KEY {
         return Err(other(format!("the unsealed key has {} bytes", released.key.len())));
     }
@@ -205,5 +221,20 @@ fn release(image: &Image, order: Order) -> Result<(View, Released), Failure> {
     let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     let (verdict, lease_s, tpm_commands) = (released.verdict_id, released.lease_s, released.commands);
     let runtime_flags = released.obligations.runtime_flags;
-    Ok((view, Released { verdict, lease_s, runtime_flags, tpm_commands, ms, locked }))
+    Ok(Some((view, Released { verdict, lease_s, runtime_flags, tpm_commands, ms, locked })))
+}
+
+/// Ends a release before the key is asked for, unless the supervisor says within a moment that it may be; `said` is that it has.
+fn supervisors_word(channel: Channel, said: Arc<AtomicBool>) -> Observer {
+    Box::new(move |step| {
+        if step != Step::Quoted || said.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let heard = poll(&mut [PollFd::from_borrowed_fd(channel.as_fd(), PollFlags::IN)], Some(&HOLD));
+        if heard.is_ok_and(|n| n > 0) && matches!(channel.receive::<Word>(), Ok(Some((Word::Release, _)))) {
+            said.store(true, Ordering::Relaxed);
+            return Ok(());
+        }
+        Err(HostError::Interrupted(step))
+    })
 }

@@ -38,9 +38,9 @@ impl Group {
         Ok(group)
     }
 
-    /// Where a process that is to be in it writes `0`; none for a process tree.
-    pub(crate) fn entrance(&self) -> Option<&File> {
-        self.cgroup.as_ref().ok().map(Cgroup::entrance)
+    /// Where a process that is to be in it writes `0`, and the folder in which one is born; none for a process tree.
+    pub(crate) fn entrance(&self) -> Option<[&File; 2]> {
+        self.cgroup.as_ref().ok().map(|cgroup| [cgroup.entrance(), cgroup.folder()])
     }
 
     /// Which of the two it is, for people: the cgroup's path, or why there is none.
@@ -80,6 +80,14 @@ impl Group {
             all.dedup();
         }
         Ok(all)
+    }
+
+    /// Ids of those in its cgroup, which are found without a look at every process of the machine; all of them where there is no cgroup.
+    pub(crate) fn at_hand(&self) -> io::Result<Vec<u32>> {
+        let Ok(cgroup) = &self.cgroup else { return self.processes() };
+        let mut inside = cgroup.processes()?;
+        inside.sort_unstable();
+        Ok(inside)
     }
 
     /// None of them runs when this returns.

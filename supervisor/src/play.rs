@@ -1,6 +1,6 @@
 //! From the released key to the end of the workload.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -38,8 +38,8 @@ pub(crate) struct Play<'a> {
     pub(crate) scanner: Option<Scanner>,
     pub(crate) executions: Option<Executions>,
     pub(crate) group: Arc<Group>,
-    /// The runtime makes the container in namespaces of its own.
-    pub(crate) nested: bool,
+    /// The runtime makes the container in namespaces of its own, of what is mounted here.
+    pub(crate) nested: Option<PathBuf>,
     /// Flags that policy demands of the runtime.
     pub(crate) demanded: Vec<RuntimeFlag>,
     pub(crate) judge: Arc<Judge>,
@@ -52,10 +52,9 @@ pub(crate) struct Play<'a> {
 
 impl Play<'_> {
     /// Plays it; the workload's exit code.
-    pub(crate) fn play(&mut self, fuse: &OwnedFd) -> Result<u8, Stop> {
-        self.watch.decryptor.send(&decryptor::Word::Serve, &[fuse.as_fd()]).map_err(|_| died())?;
-        let serving = stage::Word::Serving(self.demanded.clone());
-        self.watch.stage.send(&serving, &[]).map_err(|_| ended_early())?;
+    pub(crate) fn play(&mut self) -> Result<u8, Stop> {
+        let start = stage::Word::Start(self.demanded.clone());
+        self.watch.stage.send(&start, &[]).map_err(|_| ended_early())?;
         loop {
             let grace = self.ending.map(|(_, asked)| GRACE.saturating_sub(asked.elapsed()));
             let patience = grace.into_iter().chain(self.reactor.patience()).min();
@@ -150,9 +149,6 @@ impl Play<'_> {
 
     fn stage(&mut self, report: Option<stage::Report>) -> Result<Option<u8>, Stop> {
         match report {
-            Some(stage::Report::Reader(pid)) => {
-                self.watch.decryptor.send(&decryptor::Word::Reader(pid), &[]).map_err(|_| died())?;
-            }
             Some(stage::Report::Started(init)) => self.started(init)?,
             Some(stage::Report::Ended(code)) => {
                 self.last_findings();
@@ -163,7 +159,7 @@ impl Play<'_> {
                 };
             }
             Some(stage::Report::Failed(failure)) => return Err(self.found().unwrap_or_else(|| self.because(failure))),
-            Some(stage::Report::Fuse) | None => {
+            Some(stage::Report::Fuse(_)) | None => {
                 return Err(self.found().unwrap_or_else(|| self.because(ended_early())));
             }
         }
@@ -199,7 +195,7 @@ impl Play<'_> {
             let (group, judge) = (Arc::clone(&self.group), Arc::clone(&self.judge));
             let scanner = Scanner::start(
                 group,
-                self.nested,
+                self.nested.as_deref(),
                 judge,
                 self.executions.take(),
                 self.config.monitor_interval,

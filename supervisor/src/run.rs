@@ -1,7 +1,7 @@
 //! `supervisor run`: checks the image, has the key released into the decryptor, mounts, runs, and ends everything together.
 
 use std::io::IsTerminal as _;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -160,6 +160,7 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     for program in [Program::Squashfuse, Program::Bubblewrap] {
         program.find()?;
     }
+    // It is asked for its version, which takes a while: everything else begins meanwhile.
     let runtime = runtime::find(&plan.runtime)?;
     if let Some(path) = &plan.bundle {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
@@ -169,6 +170,9 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
         }
     }
     let caller = plan.caller.as_deref();
+    let signals = Watch::signals()?;
+    let (to_decryptor, theirs) = Channel::pair().map_err(other)?;
+    let mut decryptor = helper(DECRYPTOR, theirs, None)?;
     let keys: Result<Vec<(SignerKey, String)>, Failure> = match caller {
         Some(caller) => caller.signers(),
         None => plan.signers.iter().map(|path| signer(path)).collect(),
@@ -181,6 +185,8 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     };
     let workload = image.binding().workload;
     status.say("verified", json!({"workload": workload, "signer": image.signer}));
+    let (to_stage, theirs) = Channel::pair().map_err(other)?;
+    let mut on_stage = helper(STAGE, theirs, caller)?;
     let config = config(plan.config.as_deref(), plan.tpm.as_deref(), plan.state_dir.clone())?;
     let folder = std::path::absolute(&config.state_dir).map_err(other)?;
     let mut host = Host::open(config)?;
@@ -188,33 +194,24 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     let config = host.config().clone();
     let hook = config.webhook.as_deref().map(|url| Hook::new(url, config.webhook_ca.as_ref())).transpose()?;
 
-    // Both helpers first: where namespaces or FUSE are missing nothing is released.
-    let signals = Watch::signals()?;
-    let (to_decryptor, theirs) = Channel::pair().map_err(other)?;
-    let mut decryptor = helper(DECRYPTOR, theirs, None)?;
-    let (to_stage, theirs) = Channel::pair().map_err(other)?;
-    let mut on_stage = helper(STAGE, theirs, caller)?;
     let (outbox, inbox) = monitor::channel().map_err(other)?;
     let mut watch = Watch::new(signals, to_decryptor, to_stage, inbox);
     let group = Arc::new(Group::make(&run.to_string()));
-    let runtime = match caller {
-        Some(caller) => caller.runtime(),
-        None => runtime.with(&plan.flags)?,
-    };
     let order = stage::Order {
         task: plan.task.clone(),
         ids: caller.map(Caller::ids),
-        runtime: runtime.clone(),
         folder: if caller.is_some() { Caller::FOLDER.into() } else { folder },
         name: plan.image.file_name().unwrap_or_default().to_owned(),
         terminal: runtime::has_terminal(),
     };
+    // Mount tables have no links.
+    let place = order.folder.canonicalize().unwrap_or_else(|_| order.folder.clone()).join(&order.name);
     let lent = order.terminal.then_some(runtime::Lent);
     let own = std::io::stdin();
     let stdin = caller.map_or_else(|| own.as_fd(), Caller::stdin);
-    let given: Vec<_> = std::iter::once(stdin).chain(group.entrance().map(|file| file.as_fd())).collect();
+    let entrance = group.entrance().into_iter().flatten().map(|file| file.as_fd());
+    let given: Vec<_> = std::iter::once(stdin).chain(entrance).collect();
     watch.stage.send(&order, &given).map_err(too_long)?;
-    let fuse = mounted(&watch)?;
     let order = decryptor::Order {
         config: plan.config.clone(),
         tpm: plan.tpm.clone(),
@@ -224,15 +221,27 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
         workload,
         user: caller.and_then(Caller::decryptor),
     };
+    tell(&watch, &order, &[image.file().as_fd()], status)?;
+    // Where namespaces or FUSE are missing nothing is released.
+    let (reader, fuse) = mounted(&watch)?;
     let turn = match caller.map(|caller| caller.turn(run, &watch)).transpose()? {
         // A signal, or a helper that has ended, came first.
-        Some(None) => {
-            released(&watch, status)?;
-            return Err(died().into());
-        }
+        Some(None) => return Err(first(&watch, status)),
         turn => turn.flatten(),
     };
-    watch.decryptor.send(&order, &[image.file().as_fd()]).map_err(other)?;
+    tell(&watch, &decryptor::Word::Prepare, &[], status)?;
+    // The release gets ready meanwhile; its key is not asked for before the runtime is known to be one.
+    if let Some(answer) = runtime.answer()
+        && !watch.until(answer)?
+    {
+        return Err(first(&watch, status));
+    }
+    let runtime = match caller {
+        Some(caller) => caller.runtime(),
+        None => runtime.with(&plan.flags)?,
+    };
+    watch.stage.send(&stage::Word::Runtime(runtime.clone()), &[]).map_err(too_long)?;
+    tell(&watch, &decryptor::Word::Release, &[], status)?;
     let decryptor::Released { verdict, runtime_flags, .. } = released(&watch, status)?;
     drop(turn);
     runtime.check(&runtime_flags, &plan.flags)?;
@@ -240,7 +249,8 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
         let bundle = host.bundle(verdict)?;
         std::fs::write(path, bundle).map_err(|e| other(format!("{}: {e}", path.display())))?;
     }
-
+    // squashfuse mounts the file system while the run is logged; nothing runs in it before.
+    tell(&watch, &decryptor::Word::Serve(reader), &[fuse.as_fd()], status)?;
     let running = host.start_run(run, workload, now_ms())?;
     let judge = Arc::new(Judge::new(image.policy(), workload, run));
     let recorder = Recorder::start(config.clone(), run, outbox.clone())?;
@@ -257,7 +267,7 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
         scanner: None,
         executions: Executions::open(),
         group: Arc::clone(&group),
-        nested: runtime.is_nested(),
+        nested: runtime.is_nested().then_some(place),
         demanded: runtime_flags,
         judge,
         config,
@@ -265,7 +275,7 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
         started: false,
         ending: None,
     };
-    let outcome = play.play(&fuse);
+    let outcome = play.play();
     let Play { reactor, scanner, outbox, .. } = play;
     // The container first; then what the kernel keeps of its files; then the mount, and with it the decryptor and the key.
     if let Err(e) = group.kill() {
@@ -330,10 +340,10 @@ fn helper(role: &str, channel: Channel, caller: Option<&Caller>) -> Result<Ended
     Ok(Ended(command.spawn().map_err(other)?))
 }
 
-/// The FUSE descriptor of the mount that the stage has made.
-fn mounted(watch: &Watch) -> Result<OwnedFd, Stop> {
+/// The FUSE descriptor of the mount that the stage has made, and who is to read there.
+fn mounted(watch: &Watch) -> Result<(u32, OwnedFd), Stop> {
     match watch.next(None)? {
-        Heard::Stage(Some((stage::Report::Fuse, mut fds))) => Ok(fds.pop().ok_or_else(ended_early)?),
+        Heard::Stage(Some((stage::Report::Fuse(reader), mut fds))) => Ok((reader, fds.pop().ok_or_else(ended_early)?)),
         Heard::Stage(Some((stage::Report::Failed(failure), _))) => Err(failure.into()),
         Heard::Stage(_) | Heard::Monitor(_) | Heard::Event(_) | Heard::Nothing => Err(ended_early().into()),
         Heard::Decryptor(Some(decryptor::Report::Failed(failure))) => Err(failure.into()),
@@ -344,6 +354,19 @@ fn mounted(watch: &Watch) -> Result<OwnedFd, Stop> {
 
 pub(crate) fn ended_early() -> Failure {
     Failure::new(Stage::Start, "the container ended early", "run the command again")
+}
+
+/// Tells the decryptor something; one that has ended has said why.
+fn tell(watch: &Watch, what: &impl Serialize, fds: &[BorrowedFd<'_>], status: &mut Status) -> Result<(), Stop> {
+    watch.decryptor.send(what, fds).map_err(|e| {
+        let gone = matches!(e.kind(), std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset);
+        if gone { first(watch, status) } else { other(e).into() }
+    })
+}
+
+/// What came instead of what was waited for.
+fn first(watch: &Watch, status: &mut Status) -> Stop {
+    released(watch, status).err().unwrap_or_else(|| died().into())
 }
 
 fn released(watch: &Watch, status: &mut Status) -> Result<decryptor::Released, Stop> {

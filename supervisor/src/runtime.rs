@@ -13,7 +13,7 @@ mod workload;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Read as _;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -135,6 +135,14 @@ fn on_path(name: &str) -> Option<PathBuf> {
 }
 
 impl Found {
+    /// What can be read from once [`Self::with`] need not wait.
+    pub(crate) fn answer(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Builtin => None,
+            Self::Program { asked, .. } => asked.stdout.as_ref().map(AsFd::as_fd),
+        }
+    }
+
     /// The runtime, once it is known that it is new enough and takes these flags.
     ///
     /// # Errors
@@ -275,7 +283,7 @@ impl Chosen {
         place: &Place<'_>,
         task: &Task,
         stdin: OwnedFd,
-        cgroup: Option<OwnedFd>,
+        cgroup: Option<(OwnedFd, OwnedFd)>,
     ) -> Result<Option<u8>, Failure> {
         let (bubble, what) = match self {
             Self::Builtin(settings) => settings.command(place, task)?,

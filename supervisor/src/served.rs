@@ -3,7 +3,6 @@
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use countersign_sif::{SifError, View};
@@ -26,45 +25,21 @@ const FOR_EVER: Duration = Duration::from_secs(86_400);
 
 /// Who may open the file: the process that the supervisor names, once. The other processes of the same user can reach the mount through
 /// /proc until it is detached, and squashfuse's descriptors for as long as it lives.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Gate {
-    state: Mutex<Reader>,
-    told: Condvar,
-}
-
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum Reader {
-    /// The supervisor has not said yet who it is.
-    #[default]
-    Unknown,
-    /// This process, by its id in the namespace of the mount.
-    Expected(u32),
+    /// By its id in the namespace of the mount.
+    reader: u32,
     /// It was here.
-    Served,
+    served: AtomicBool,
 }
 
 impl Gate {
-    /// Says who the reader is; the first word counts.
-    pub(crate) fn expect(&self, pid: u32) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if *state == Reader::Unknown {
-            *state = Reader::Expected(pid);
-        }
-        drop(state);
-        self.told.notify_all();
+    pub(crate) const fn new(reader: u32) -> Self {
+        Self { reader, served: AtomicBool::new(false) }
     }
 
-    /// Whether this process may open the file; waits until it is known who may.
     fn admits(&self, pid: u32) -> bool {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        while *state == Reader::Unknown {
-            state = self.told.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        let admitted = *state == Reader::Expected(pid);
-        if admitted {
-            *state = Reader::Served;
-        }
-        admitted
+        pid == self.reader && !self.served.swap(true, Ordering::Relaxed)
     }
 }
 
@@ -75,7 +50,7 @@ impl Gate {
 pub(crate) fn serve(
     view: View,
     fuse: OwnedFd,
-    gate: Arc<Gate>,
+    gate: Gate,
     report: Channel,
     begun: impl FnOnce(Notifier),
 ) -> std::io::Result<()> {
@@ -106,7 +81,7 @@ pub(crate) fn forget(notifier: &Notifier) -> std::io::Result<()> {
 
 struct Served {
     view: View,
-    gate: Arc<Gate>,
+    gate: Gate,
     report: Channel,
     /// An integrity error was reported; the supervisor ends the run at the first.
     reported: AtomicBool,
@@ -213,20 +188,10 @@ mod tests {
 
     #[test]
     fn the_reader_once_and_nobody_else() {
-        let gate = Arc::new(Gate::default());
-        let early: Vec<_> = [7, 8, 9]
-            .map(|pid| {
-                let gate = Arc::clone(&gate);
-                std::thread::spawn(move || gate.admits(pid))
-            })
-            .into_iter()
-            .collect();
-        gate.expect(8);
-        gate.expect(9);
-        let admitted: Vec<bool> = early.into_iter().map(|thread| thread.join().unwrap()).collect();
-        assert_eq!(admitted, [false, true, false]);
+        let gate = Gate::new(8);
+        assert!(!gate.admits(7) && !gate.admits(9), "before it");
+        assert!(gate.admits(8));
         assert!(!gate.admits(8), "a second time");
-        gate.expect(10);
-        assert!(!gate.admits(10), "another one later");
+        assert!(!gate.admits(9), "another one later");
     }
 }

@@ -1,7 +1,8 @@
 //! The stage: a process in a user and mount namespace of its own, in which the decrypted file system is mounted and the workload runs.
 //!
-//! It never sees the key. Once squashfuse has the file open, the decryptor's mount is detached: no path leads to the decrypted image. Nothing
-//! is made outside of its namespace, so nothing is left when it is killed.
+//! It never sees the key. squashfuse is started before the key is asked for, and its opening of the image waits for the decryptor. Once it has
+//! the file open, the decryptor's mount is detached: no path leads to the decrypted image. Nothing is made outside of its namespace, so nothing
+//! is left when it is killed.
 
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
@@ -25,15 +26,13 @@ const MOUNT: Duration = Duration::from_secs(20);
 /// How long it may take to end after its last unmount.
 const LEAVE: Duration = Duration::from_secs(1);
 
-/// What the supervisor tells it first; the user's standard input comes along, and behind it the entrance to the run's cgroup, if there is one.
+/// What the supervisor tells it first; the user's standard input comes along, and behind it the entrance to the run's cgroup and its folder, if there is one.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Order {
     /// What to run.
     pub(crate) task: Task,
     /// The ids that the workload sees; this process's own if not given.
     pub(crate) ids: Option<Ids>,
-    /// By which runtime.
-    pub(crate) runtime: Chosen,
     /// The host's state folder: the run's mounts go over it, so that it is out of the workload's reach.
     pub(crate) folder: PathBuf,
     /// What the runtime shall take the container's name from.
@@ -45,8 +44,10 @@ pub(crate) struct Order {
 /// What the supervisor tells it later.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Word {
-    /// The decryptor serves; policy demands these flags of the runtime.
-    Serving(Vec<RuntimeFlag>),
+    /// By which runtime the workload is to run.
+    Runtime(Chosen),
+    /// The decryptor serves, run it; policy demands these flags of the runtime.
+    Start(Vec<RuntimeFlag>),
     /// Send the workload this signal.
     Signal(u8),
     /// Interrupt the workload and what it runs (SIGINT to its process group), as a terminal would.
@@ -56,10 +57,8 @@ pub(crate) enum Word {
 /// What it tells the supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Report {
-    /// Mounted: the FUSE descriptor comes along, for the decryptor.
-    Fuse,
-    /// This process is about to open the decrypted image.
-    Reader(u32),
+    /// Mounted: the FUSE descriptor comes along, for the decryptor. This process is about to open the decrypted image.
+    Fuse(u32),
     /// The workload is running; the container's first process has this id.
     Started(u32),
     /// The workload ended with this exit code.
@@ -96,20 +95,26 @@ pub(crate) fn start(e: impl std::fmt::Display) -> Failure {
 }
 
 fn play(channel: &Channel) -> Result<(), Failure> {
-    let Some((mut order, mut fds)) = channel.receive::<Order>().map_err(start)? else { return Ok(()) };
-    let cgroup = if fds.len() > 1 { fds.pop() } else { None };
-    let stdin = fds.pop().ok_or_else(|| start("no standard input was handed over"))?;
+    let Some((order, fds)) = channel.receive::<Order>().map_err(start)? else { return Ok(()) };
+    let mut fds = fds.into_iter();
+    let stdin = fds.next().ok_or_else(|| start("no standard input was handed over"))?;
+    let cgroup = fds.next().zip(fds.next());
     let ids = order.ids.unwrap_or_else(Ids::own);
     let places = Places::make(&order)?;
-    channel.send(&Report::Fuse, &[places.mount_fuse()?.as_fd()]).map_err(start)?;
-    // The supervisor says when the decryptor serves; without that word the run is over.
-    let Some((Word::Serving(demanded), _)) = channel.receive::<Word>().map_err(start)? else { return Ok(()) };
-    order.runtime.oblige(&demanded);
-    let mut squashfuse = squashfuse(channel, &places)?;
+    let fuse = places.mount_fuse()?;
+    let before = device(&places.root).map_err(start)?;
+    let mut squashfuse = squashfuse(&places)?;
+    channel.send(&Report::Fuse(squashfuse.id()), &[fuse.as_fd()]).map_err(start)?;
+    drop(fuse);
+    // The supervisor says by what, and when the decryptor serves; without those words the run is over.
+    let Some((Word::Runtime(mut runtime), _)) = channel.receive::<Word>().map_err(start)? else { return Ok(()) };
+    let Some((Word::Start(demanded), _)) = channel.receive::<Word>().map_err(start)? else { return Ok(()) };
+    runtime.oblige(&demanded);
+    mounted(&mut squashfuse, &places.root, before)?;
     unmount(&places.image, UnmountFlags::DETACH).map_err(namespaces)?;
     let _ = fs::remove_dir(&places.image);
     let place = Place { root: &places.root, squashfuse: &squashfuse, ids, terminal: order.terminal };
-    let outcome = order.runtime.run(channel, &place, &order.task, stdin, cgroup);
+    let outcome = runtime.run(channel, &place, &order.task, stdin, cgroup);
     // Said at once: unmounting takes its time.
     let report = match outcome {
         Ok(Some(code)) => Report::Ended(code),
@@ -191,22 +196,27 @@ pub(crate) fn missing(program: &Path, e: &io::Error) -> Failure {
     Failure::new(Stage::Missing, format!("{} cannot be started: {e}", program.display()), "supervisor doctor")
 }
 
-fn squashfuse(channel: &Channel, places: &Places) -> Result<Child, Failure> {
+/// Starts squashfuse, which opens the image as soon as the decryptor lets it.
+fn squashfuse(places: &Places) -> Result<Child, Failure> {
     let program = Program::Squashfuse.find()?;
     let mut command = Command::new(&program);
     countersign_sys::end_with_parent(&mut command);
     command.arg("-f").args(["-o", "ro,nosuid,nodev"]).arg(places.image.join(FILE)).arg(&places.root);
     command.env_clear().env("PATH", "/usr/bin:/bin").env("LC_ALL", "C");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let device = |path: &Path| rustix::fs::stat(path).map(|stat| stat.st_dev);
-    let before = device(&places.root).map_err(start)?;
-    let mut child = command.spawn().map_err(|e| missing(&program, &e))?;
-    // Its opening of the image waits for this word to reach the decryptor.
-    channel.send(&Report::Reader(child.id()), &[]).map_err(start)?;
+    command.spawn().map_err(|e| missing(&program, &e))
+}
+
+fn device(path: &Path) -> rustix::io::Result<u64> {
+    rustix::fs::stat(path).map(|stat| stat.st_dev)
+}
+
+/// Waits until squashfuse has mounted the root, which was on another device `before`.
+fn mounted(child: &mut Child, root: &Path, before: u64) -> Result<(), Failure> {
     let started = Instant::now();
     loop {
-        if device(&places.root).is_ok_and(|now| now != before) {
-            return Ok(child);
+        if device(root).is_ok_and(|now| now != before) {
+            return Ok(());
         }
         if let Some(status) = child.try_wait().map_err(start)? {
             let mut words = String::new();

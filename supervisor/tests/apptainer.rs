@@ -14,8 +14,11 @@ mod support;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
-use support::processes::Family;
+use rustix::process::Signal;
+
+use support::processes::{Family, signal};
 use support::secrets::Secrets;
 use support::{SECRET, Scene, Started, failed, stderr, stdout};
 
@@ -90,12 +93,7 @@ fn as_plain_apptainer_does() {
         ("exec", &["--bind", &new_place], &["cat", "/made/for/it/file"], ""),
         ("exec", &["--env", "A=b c", "--env-file", &env_file], &["sh", "-c", "echo $A $FROM_FILE $FROM_OUTSIDE"], ""),
         ("exec", &["-e", "--env=A=1"], &["sh", "-c", "echo $A:$FROM_OUTSIDE"], ""),
-        (
-            "exec",
-            &["--containall", "--writable-tmpfs"],
-            &["sh", "-c", "ps | grep -c sleep; echo x > /new && cat /new"],
-            "",
-        ),
+        ("exec", &["--containall"], &["sh", "-c", "ps | grep -c sleep; echo x > /tmp/new && cat /tmp/new"], ""),
         ("exec", &["--no-home", "-c"], &["sh", "-c", "ls /tmp; echo $HOME"], ""),
         (
             "exec",
@@ -194,7 +192,7 @@ fn it_is_watched_and_none_of_its_processes_has_the_key() {
     let secrets = Secrets::new(&scene.owner.volume_key_by("watched.sif", &passphrase), &passphrase);
     let runtime = pair.apptainer.display().to_string();
     let script = "echo ready; read x; cp /bin/busybox /tmp/sleep; /tmp/sleep 1000";
-    for more in [&[][..], &["--underlay"], &["--writable-tmpfs"]] {
+    for more in [&[][..], &["--underlay"]] {
         let options = [&["--runtime", runtime.as_str(), "--containall", "--status-fd", "2"], more].concat();
         let mut run = Started::new(scene.command("exec", &options, &image, &["sh", "-c", script]));
         let family = Family::of(run.pid());
@@ -205,6 +203,46 @@ fn it_is_watched_and_none_of_its_processes_has_the_key() {
         let found = "error: the run was ended: process-not-in-image";
         assert!(err.contains(found) && err.contains("/tmp/sleep"), "{more:?}: {err}");
         family.all_gone();
+    }
+}
+
+/// As [`KILLS`], but what cannot be told from the image may run if it is this program.
+const ACCEPTS_BUSYBOX: &str = r#"
+verdict := {"allow": true, "reasons": [], "obligations": {}} if {
+	input.purpose == "run"
+	every finding in input.run.findings {
+		finding.kind == "process-not-in-image"
+		finding.where == "/"
+		finding.executable == "/bin/busybox"
+	}
+}
+"#;
+
+#[test]
+fn what_is_written_to_a_writable_root_is_not_the_image() {
+    let Some(pair) = Pair::new() else { return };
+    let scene = &pair.scene;
+    let runtime = pair.apptainer.display().to_string();
+    let written = pair.scene.path("written");
+    std::fs::create_dir(&written).unwrap();
+    let written = written.display().to_string();
+    let image = scene.with_policy("accepts", &format!("{KILLS}{ACCEPTS_BUSYBOX}"));
+    let strict = scene.with_policy("kills", KILLS);
+    let script = "echo ready; read x; /bin/busybox mkdir /new; cp /bin/busybox /new/sleep; exec /new/sleep 1000";
+    for more in [&["--writable-tmpfs"][..], &["--overlay", &written]] {
+        let options = [&["--runtime", runtime.as_str(), "--containall", "--status-fd", "2"], more].concat();
+        let mut run = Started::new(scene.command("exec", &options, &image, &["sh", "-c", script]));
+        let family = Family::of(run.pid());
+        run.say("go");
+        let (code, _, err) = run.end();
+        assert_eq!(code, Some(217), "{more:?}: {err}");
+        let found = "error: the run was ended: process-not-in-image";
+        assert!(err.contains(found) && err.contains("/new/sleep"), "{more:?}: {err}");
+        family.all_gone();
+        // Nobody can say that even the first program is the image's.
+        let mut command = scene.command("exec", &options, &strict, &["sleep", "1000"]);
+        let out = command.stdin(Stdio::null()).output().unwrap();
+        failed(&out, 217, &["process-not-in-image", "cannot be shown to be the image's"]);
     }
 }
 
@@ -288,6 +326,55 @@ fn a_runtime_that_is_missing_too_old_or_no_runtime() {
         scene.command("exec", &["--runtime", "apptainer"], &image, &["true"]).env("PATH", "/nonexistent").output();
     failed(&out.unwrap(), 211, &["apptainer is not installed"]);
     assert_eq!(scene.runs(), Vec::<String>::new(), "nothing was released");
+}
+
+#[test]
+fn no_key_is_asked_for_before_the_runtime_has_said_its_version() {
+    let Some(scene) = Scene::new() else { return };
+    let image = scene.owner.path("app.sif");
+    let (script, asked, go) = (scene.path("slow"), scene.path("asked"), scene.path("go"));
+    let text = format!(
+        "#!/bin/sh\necho >'{}'\nwhile ! [ -e '{}' ]; do sleep 0.01; done\necho apptainer version 1.2.5\n",
+        asked.display(),
+        go.display()
+    );
+    std::fs::write(&script, text).unwrap();
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let log = || std::fs::read(scene.path("host/run.log")).unwrap_or_default();
+    let before = log();
+    let start = || {
+        let runtime = script.display().to_string();
+        let child = scene.command("exec", &["--runtime", &runtime], &image, &["true"]).spawn().unwrap();
+        let until = Instant::now() + Duration::from_secs(60);
+        // Everything else is ready then: squashfuse waits for the decryptor.
+        let pid = i32::try_from(child.id()).unwrap();
+        while !asked.exists() || !Family::of(pid).0.iter().any(|process| process.command.contains("squashfuse")) {
+            assert!(Instant::now() < until, "the helpers do not get ready");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(log(), before, "a receipt is the trace of a key");
+        (child, Family::of(pid))
+    };
+    // Whoever waits for it can be interrupted.
+    let (mut child, family) = start();
+    signal(i32::try_from(child.id()).unwrap(), Signal::INT);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    family.all_gone();
+    std::fs::remove_file(&asked).unwrap();
+    let (child, family) = start();
+    std::fs::write(&go, "").unwrap();
+    failed(&child.wait_with_output().unwrap(), 211, &["1.3 or newer", "--runtime builtin"]);
+    family.all_gone();
+    assert_eq!(log(), before);
+    // One that takes its time: the release that was ready is given up, so that others get the TPM, and done again.
+    let text = "#!/bin/sh\nif [ \"$1\" = --version ]; then sleep 1.5; echo apptainer version 1.4.5; exit; fi\n\
+        for word; do if [ -f \"$word/secret.txt\" ]; then exec cat \"$word/secret.txt\"; fi; done\n";
+    std::fs::write(&script, text).unwrap();
+    let runtime = script.display().to_string();
+    let out = scene.command("exec", &["--runtime", &runtime], &image, &["true"]).output().unwrap();
+    assert_eq!(stdout(&out), SECRET, "{}", stderr(&out));
+    assert_eq!(scene.runs(), ["start", "exit 0"]);
 }
 
 #[test]

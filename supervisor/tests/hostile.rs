@@ -207,6 +207,11 @@ fn an_image_overwritten_between_check_and_use() {
             "run": countersign_wire::id::RunId([7; 16]), "workload": workload, "user": null,
         });
         send(&ours, order.to_string().as_bytes(), &[file.as_fd()]);
+        // Of what was not admitted it says so by itself.
+        if workload == other {
+            send(&ours, b"\"Prepare\"", &[]);
+            send(&ours, b"\"Release\"", &[]);
+        }
         let report = receive(&ours).unwrap();
         drop(ours);
         (report, child.wait().unwrap().code())

@@ -462,6 +462,31 @@ fn the_last_thing_that_a_workload_does_is_seen() {
 }
 
 #[test]
+fn a_monitor_that_cannot_look_says_so() {
+    let Some(scene) = Scene::new() else { return };
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let script = format!("echo ready; exec /bin/busybox httpd -f -p 127.0.0.1:{free}");
+    let mut run = Watched::new(&scene, "blind", &policy(600, 300, "kill", &["listening-socket"]), &script);
+    let family = run.family();
+    // It has looked, and that is recorded and reported.
+    run.finding("listening-socket");
+    let id = run.started["run"].as_str().unwrap().to_owned();
+    while !scene.verifier.ask(Request::RunShow { run: id.clone() }).to_string().contains("listening-socket") {
+        std::thread::yield_now();
+    }
+    let pid = rustix::process::Pid::from_child(&run.child);
+    // Enough to wait for several at a time, and fewer than it has open.
+    let none = rustix::process::Rlimit { current: Some(12), maximum: Some(12) };
+    rustix::process::prlimit(Some(pid), rustix::process::Resource::Nofile, none).unwrap();
+    let found = run.finding("monitor-blind");
+    assert_eq!((found["accepted"].as_bool(), found["reaction"].as_str()), (Some(false), Some("kill")), "{found}");
+    assert!(found["finding"]["what"].as_str().unwrap().contains("cannot be looked at"), "{found}");
+    let (code, words) = run.end();
+    assert_eq!(code, Some(217), "{words}");
+    family.ended();
+}
+
+#[test]
 fn tracers_are_seen() {
     let Some(scene) = Scene::new() else { return };
     let script = "echo ready; exec sleep 1000";

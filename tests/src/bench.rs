@@ -156,6 +156,10 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     }
     drop(bench);
     report::write(&options.out.join("summary.json"), &rows)?;
-    if options.json { report::json(&rows)? } else { report::table(&rows)? }
+    if options.json {
+        report::json(&rows)?
+    } else {
+        report::table(&rows)?
+    }
     if failed.is_empty() { Ok(()) } else { bail!("not measured: {}", failed.join("; ")) }
 }

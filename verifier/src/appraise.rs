@@ -8,6 +8,7 @@
 //! ```
 
 mod authentic;
+mod boots;
 mod checks;
 mod clock;
 mod decide;

@@ -5,6 +5,7 @@
 //! before anything leaves.
 
 mod commit;
+mod context;
 mod custody;
 mod eks;
 mod enrolment;
@@ -18,36 +19,37 @@ mod runs;
 
 pub use releases::Release;
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use countersign_policy::Role;
 use countersign_wire::artefact;
 use countersign_wire::cbor;
-use countersign_wire::challenge::{Bank, Challenge, ChallengeRequest, RunRead};
+use countersign_wire::challenge::{Bank, Challenge, ChallengeRequest};
 use countersign_wire::enrol::HostState;
 use countersign_wire::evidence::Evidence;
 use countersign_wire::id::{HostId, Nonce, VerdictId, WorkloadId};
-use countersign_wire::receipt::Receipt;
 use countersign_wire::record::{Bundle, Record, signed_message};
-use countersign_wire::statement::{Purpose, Statement};
+use countersign_wire::statement::Purpose;
 use minicbor::bytes::ByteVec;
 use sha2::{Digest as _, Sha256};
 
 use crate::appraise::runlog::Logged;
-use crate::appraise::{ChallengeRecord, Context, HostSnapshot, ImaContext};
+use crate::appraise::{ChallengeRecord, Context};
 use crate::config::Config;
 use crate::error::Error;
-use crate::ima::Reference;
 use crate::keys::{Keys, random};
 use crate::policy;
 use crate::policy::sandbox::Trial;
-use crate::store::{Store, from_cbor, now_ms, read_host, read_ima, state_number, to_cbor};
+use crate::store::{Store, from_cbor, now_ms, read_host, state_number, to_cbor};
+use commit::Committed;
+use context::{ima_from, run_read};
 use judge::{Bench, Beside, Decided};
 
 /// Bank that challenges ask for, TPM_ALG_SHA256.
 const SHA256: u16 = 0x000B;
+/// How often a decision is made again because the host policy was replaced meanwhile.
+const POLICY_CHANGES: u32 = 8;
 
 /// A running verifier.
 #[derive(Debug, Clone)]
@@ -232,24 +234,39 @@ impl Service {
             return Err(challenge_closed());
         }
         let mut context = self.context(challenge, from_cbor(&snapshot)?, &evidence).await?;
-        let bench = Bench { beside: self.beside.clone(), candidate: policy::store::candidate(&self.dir) };
-        let appraising = tokio::task::spawn_blocking(move || {
-            let decided = bench.decide(&bytes, &mut context);
-            // That it replays is a part of what accepts it.
-            let logged = decided.judged.update.as_ref().and_then(|_| Logged::read(&evidence, &context.host).ok());
-            (decided, logged.map(|logged| logged.log), bytes, context)
-        });
-        let (decided, log, mut bytes, mut context) = appraising.await.map_err(|e| Error::Internal(e.to_string()))?;
-        let judged = &decided.judged;
-        tracing::debug!(verdict = %context.verdict_id, allow = judged.verdict.allow, "decided");
-        let verdict = context.verdict_id;
-        let mut explanation = None;
-        if !judged.verdict.allow && judged.signed {
-            (explanation, bytes, context) = self.explain_to_host(bytes, context, &judged.verdict).await?;
+        let (mut bytes, mut evidence) = (bytes, evidence);
+        for _ in 0..POLICY_CHANGES {
+            let bench = Bench { beside: self.beside.clone(), candidate: policy::store::candidate(&self.dir) };
+            let appraising = tokio::task::spawn_blocking(move || {
+                let decided = bench.decide(&bytes, &mut context);
+                // That it replays is a part of what accepts it.
+                let logged = decided.judged.update.as_ref().and_then(|_| Logged::read(&evidence, &context.host).ok());
+                (decided, logged.map(|logged| logged.log), bytes, context, evidence)
+            });
+            let (decided, log);
+            (decided, log, bytes, context, evidence) = appraising.await.map_err(|e| Error::Internal(e.to_string()))?;
+            let judged = &decided.judged;
+            tracing::debug!(verdict = %context.verdict_id, allow = judged.verdict.allow, "decided");
+            let mut explanation = None;
+            if !judged.verdict.allow && judged.signed {
+                (explanation, bytes, context) = self.explain_to_host(bytes, context, &judged.verdict).await?;
+            }
+            let verdict = context.verdict_id;
+            match self.commit(bytes, hash, context, decided, log, explanation).await? {
+                Committed::Answer(answer) => {
+                    tracing::debug!(%verdict, "recorded");
+                    return Ok(answer);
+                }
+                Committed::Overtaken(again) => (bytes, context) = *again,
+            }
+            tracing::debug!(%verdict, "not recorded: the host policy was replaced");
+            (context.host_policy, context.stale) = self.policy_in_force(context.now_ms)?;
         }
-        let answer = self.commit(bytes, hash, context, decided, log, explanation).await?;
-        tracing::debug!(%verdict, "recorded");
-        Ok(answer)
+        Err(Error::request(
+            "conflict",
+            "the host policy was replaced again and again while this was appraised",
+            Some("attest again"),
+        ))
     }
 
     /// Why a workload is not there: it was withdrawn, or it never was.
@@ -258,88 +275,6 @@ impl Service {
             Some(_) => withdrawn_workload(workload),
             None => unknown_workload(workload),
         })
-    }
-
-    /// All inputs of the appraisal.
-    async fn context(
-        &self,
-        challenge: ChallengeRecord,
-        host: HostSnapshot,
-        evidence: &Evidence,
-    ) -> Result<Context, Error> {
-        let host_id = host.host;
-        let (workload, workload_policy) = match &challenge.workload {
-            Some(id) => match self.store.workload(id).await? {
-                Some((record, policy, _)) => (Some(record), Some(policy)),
-                // One without a policy was withdrawn since the challenge.
-                None => (self.store.withdrawn(id).await?, None),
-            },
-            None => (None, None),
-        };
-        let now_ms = self.store.now_ms().await?;
-        let max_age = self.config.bundle.as_ref().and_then(|bundle| bundle.max_age);
-        let in_force = policy::store::active(&self.dir)?;
-        let missing = match &in_force {
-            Some(_) => None,
-            None => policy::store::missing(&self.dir, self.config.bundle.is_some())?,
-        };
-        let released = match &workload {
-            Some(workload) => Some(self.released(&host_id, &workload.id).await?),
-            None => None,
-        };
-        Ok(Context {
-            version: 1,
-            verdict_id: VerdictId(random()),
-            now_ms,
-            vouched: self.vouched(&host, evidence),
-            challenge,
-            host,
-            workload,
-            workload_policy,
-            reference: self.store.reference().await?,
-            host_policy: in_force.unwrap_or_else(|| self.config.host_policy.clone()),
-            allow_simulated: self.config.dangerous_allow_simulated_hosts,
-            epoch: self.store.setting("epoch").await?,
-            ima: self.ima(&host_id).await?,
-            released,
-            evidence_days: self.config.evidence_days,
-            remote: None,
-            stale: missing.or_else(|| max_age.and_then(|most| policy::poll::stale(&self.dir, most, now_ms))),
-        })
-    }
-
-    /// What the IMA list is appraised with. The reference sets are compiled when they are not at hand: once after a start or a change.
-    async fn ima(&self, host: &HostId) -> Result<Option<ImaContext>, Error> {
-        let mut connection = self.store.pool().acquire().await?;
-        let context = read_ima(&mut connection, host).await?;
-        drop(connection);
-        self.load_sets(context.as_ref()).await?;
-        Ok(context)
-    }
-
-    /// Compiles the reference sets that a list is appraised with, if they are not at hand.
-    pub(crate) async fn load_sets(&self, ima: Option<&ImaContext>) -> Result<(), Error> {
-        let Some(ima) = ima.filter(|ima| !ima.sets.is_empty()) else { return Ok(()) };
-        if crate::ima::loaded(&ima.reference()).is_none() {
-            let documents = self.store.ima_documents(&ima.sets).await?;
-            let compiled = tokio::task::spawn_blocking(move || Reference::compile(documents.iter().map(Vec::as_slice)));
-            let compiled = compiled.await.map_err(|e| Error::Internal(e.to_string()))?;
-            crate::ima::remember(compiled.map_err(|e| Error::Corrupt(e.to_string()))?);
-        }
-        Ok(())
-    }
-
-    /// Receipts that the host shows, the database does not know, and whose MAC is ours.
-    fn vouched(&self, host: &HostSnapshot, evidence: &Evidence) -> Vec<Receipt> {
-        let mut shown = Logged::read(evidence, host).map(|logged| logged.receipts).unwrap_or_default();
-        shown.extend(cbor::decode::<Statement>(&evidence.statement).ok().and_then(|statement| statement.receipt));
-        let known: HashSet<[u8; 32]> = host.receipts.iter().map(|known| known.receipt.mac).collect();
-        shown.retain(|receipt| {
-            let input = Receipt::mac_input(&host.host, receipt.number, &receipt.random);
-            !known.contains(&receipt.mac) && self.keys.receipt_is_genuine(&input, &receipt.mac)
-        });
-        shown.dedup();
-        shown
     }
 
     /// The evidence bundle of a verdict, as a file, signed by the log key.
@@ -434,27 +369,6 @@ pub(crate) async fn audit(
         .execute(connection)
         .await?;
     Ok(())
-}
-
-/// How far the run log was read, for a host that can go on from there: the same banks are quoted.
-fn run_read(host: &HostSnapshot, selection: &[Bank]) -> Option<RunRead> {
-    let baseline = host.baseline.as_ref()?;
-    let run = baseline.run.as_ref()?;
-    let all = selection.iter().all(|asked| run.banks.iter().any(|bank| bank.alg == asked.alg));
-    let (reset_count, restart_count) = (baseline.reset_count, baseline.restart_count);
-    all.then_some(RunRead { entries: run.entries, last: run.last, reset_count, restart_count })
-}
-
-/// From which entry on the host's IMA list is wanted, and which boot the entries before it are of.
-async fn ima_from(
-    connection: &mut sqlx::SqliteConnection,
-    host: &HostSnapshot,
-) -> Result<(u64, Option<(u32, u32)>), Error> {
-    let ima = read_ima(connection, &host.host).await?;
-    // A new baseline knows nothing of earlier lists.
-    let life = host.baseline.as_ref().map(|baseline| baseline.life);
-    let state = ima.as_ref().and_then(ImaContext::resumable).filter(|state| Some(state.life) == life);
-    Ok(state.map_or((0, None), |state| (state.entries, Some(state.boot))))
 }
 
 /// A token for a host that was handed out before the host was stopped admits it no longer: one that is to come back gets a new one.

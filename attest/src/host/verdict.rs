@@ -172,18 +172,18 @@ impl Operation<'_> {
     fn accept(&mut self, journal: &mut Journal, keys: &Keys, answer: &Answer) -> Result<(), HostError> {
         let state = self.host.state.clone();
         let in_time = boot_time().saturating_sub(self.started) < RECEIPT_PATIENCE;
+        let certificate = answer.certificate.as_deref().map(|certificate| ("tls.crt", certificate));
         if let Some(receipt) = answer.receipt.as_ref().filter(|_| in_time) {
             let digests = journal.write(&state, Event::receipt(keys.card.host, receipt))?;
             self.host.reached(Step::Logged)?;
             self.tpm.extend(keys.card.run_pcr, &digests)?;
             self.host.reached(Step::Extended)?;
-            state.write(RECEIPT, &receipt.to_bytes())?;
-            self.host.reached(Step::Noted)?;
+            let newest = receipt.to_bytes();
+            let newest = (RECEIPT, newest.as_slice());
+            state.write_all(&std::iter::once(newest).chain(certificate).collect::<Vec<_>>())?;
+            return self.host.reached(Step::Noted);
         }
-        if let Some(certificate) = &answer.certificate {
-            state.write("tls.crt", certificate)?;
-        }
-        Ok(())
+        certificate.map_or(Ok(()), |(name, contents)| state.write(name, contents))
     }
 }
 

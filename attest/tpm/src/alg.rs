@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::sha256;
+
 /// Length of the longest digest, in bytes (SHA-512).
 pub const MAX_DIGEST: usize = 64;
 
@@ -75,7 +77,7 @@ impl HashAlg {
         }
         match self {
             Self::Sha1 => is::<sha1::Sha1>(bytes, digest),
-            Self::Sha256 => is::<sha2::Sha256>(bytes, digest),
+            Self::Sha256 => sha256::digest(bytes) == digest,
             Self::Sha384 => is::<sha2::Sha384>(bytes, digest),
             Self::Sha512 => is::<sha2::Sha512>(bytes, digest),
         }
@@ -164,7 +166,7 @@ impl Digest {
     pub fn extend_by(&mut self, event: &[u8]) {
         match (self.alg, self.bytes.first_chunk_mut::<32>(), <&[u8; 32]>::try_from(event)) {
             (HashAlg::Sha256, Some(old), Ok(event)) => {
-                *old = <sha2::Sha256 as sha2::Digest>::digest([*old, *event].as_flattened()).into();
+                *old = sha256::extend(old, event);
             }
             _ => *self = self.alg.digest(&[self.as_bytes(), event]),
         }

@@ -47,9 +47,8 @@ pub enum Reason {
 /// Reads a byte slice front to back.
 #[derive(Debug, Clone)]
 pub struct Reader<'a> {
-    bytes: &'a [u8],
-    base: usize,
-    used: usize,
+    rest: &'a [u8],
+    offset: usize,
 }
 
 macro_rules! integer {
@@ -75,7 +74,7 @@ impl<'a> Reader<'a> {
     /// A reader at the start of `bytes`.
     #[must_use]
     pub const fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, base: 0, used: 0 }
+        Self { rest: bytes, offset: 0 }
     }
 
     /// Reads all of `bytes` with `parse`, refusing what is left over as trailing bytes of `field`.
@@ -107,13 +106,13 @@ impl<'a> Reader<'a> {
     /// Offset of the next byte from the start of the outermost input.
     #[must_use]
     pub const fn offset(&self) -> usize {
-        self.base.saturating_add(self.used)
+        self.offset
     }
 
     /// Bytes that are left.
     #[must_use]
     pub const fn left(&self) -> usize {
-        self.bytes.len().saturating_sub(self.used)
+        self.rest.len()
     }
 
     /// An error about the field that starts at the next byte.
@@ -127,20 +126,24 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// [`Reason::Truncated`].
     pub fn take(&mut self, n: usize, field: &'static str) -> Result<&'a [u8], Malformed> {
-        let rest = self.bytes.get(self.used..).unwrap_or_default();
-        let Some((taken, _)) = rest.split_at_checked(n) else {
-            return Err(self.bad(field, Reason::Truncated { needed: n, left: rest.len() }));
+        let Some((taken, rest)) = self.rest.split_at_checked(n) else {
+            return Err(self.bad(field, Reason::Truncated { needed: n, left: self.left() }));
         };
-        self.used = self.used.saturating_add(n);
+        self.go_on(n, rest);
         Ok(taken)
     }
 
     /// Reads everything that is left.
     #[must_use]
     pub fn rest(&mut self) -> &'a [u8] {
-        let rest = self.bytes.get(self.used..).unwrap_or_default();
-        self.used = self.bytes.len();
+        let rest = self.rest;
+        self.go_on(rest.len(), &[]);
         rest
+    }
+
+    const fn go_on(&mut self, taken: usize, rest: &'a [u8]) {
+        self.rest = rest;
+        self.offset = self.offset.saturating_add(taken);
     }
 
     /// Reads `N` bytes.
@@ -148,9 +151,11 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// [`Reason::Truncated`].
     pub fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], Malformed> {
-        let left = self.left();
-        let at = self.clone();
-        self.take(N, field)?.try_into().map_err(|_| at.bad(field, Reason::Truncated { needed: N, left }))
+        let Some((taken, rest)) = self.rest.split_first_chunk() else {
+            return Err(self.bad(field, Reason::Truncated { needed: N, left: self.left() }));
+        };
+        self.go_on(N, rest);
+        Ok(*taken)
     }
 
     /// A reader over the next `n` bytes, which are then behind this one; its offsets go on from here.
@@ -158,8 +163,8 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// [`Reason::Truncated`].
     pub fn sub(&mut self, n: usize, field: &'static str) -> Result<Self, Malformed> {
-        let base = self.offset();
-        Ok(Self { bytes: self.take(n, field)?, base, used: 0 })
+        let offset = self.offset;
+        Ok(Self { rest: self.take(n, field)?, offset })
     }
 
     /// Reads one byte.

@@ -6,7 +6,7 @@
 //! | module | what is in it | TPM 2.0 |
 //! |---|---|---|
 //! | [`codec`], [`limits`] | the one reader and writer of bytes; every maximum | |
-//! | [`alg`], [`kdf`] | hashes, digests, HMAC, KDFa, KDFe | Part 1, 11.4 |
+//! | [`alg`], [`sha256`], [`kdf`] | hashes, digests, HMAC, KDFa, KDFe | Part 1, 11.4 |
 //! | [`public`], [`signature`], [`attest`], [`pcr`] | TPMT_PUBLIC and Names, TPMT_SIGNATURE, TPMS_ATTEST, PCR selections and digests | Part 2, 10 to 12 |
 //! | [`policy`] | policy digests as the TPM computes them, and the two policies of a release | Part 3, 23 |
 //! | [`wrap`], [`credential`], [`import`] | what only one TPM can open: seeds, MakeCredential, sealed objects | Part 1, 22 to 24 |
@@ -60,5 +60,6 @@ pub mod pcr;
 pub mod policy;
 pub mod public;
 pub mod rc;
+pub mod sha256;
 pub mod signature;
 pub mod wrap;

@@ -54,11 +54,14 @@ pub enum Kind {
     /// The verifier refused to renew the lease.
     #[n(11)]
     AttestationDenied,
+    /// The monitor could not look: what happened meanwhile is not known.
+    #[n(12)]
+    MonitorBlind,
 }
 
 impl Kind {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::ProcessNotInImage,
         Self::NewMount,
         Self::NewNamespace,
@@ -71,6 +74,7 @@ impl Kind {
         Self::LeaseExpired,
         Self::Revoked,
         Self::AttestationDenied,
+        Self::MonitorBlind,
     ];
 
     /// Its name in JSON and in policies.
@@ -89,6 +93,7 @@ impl Kind {
             Self::LeaseExpired => "lease-expired",
             Self::Revoked => "revoked",
             Self::AttestationDenied => "attestation-denied",
+            Self::MonitorBlind => "monitor-blind",
         }
     }
 
@@ -103,7 +108,8 @@ impl Kind {
             | Self::Ptrace
             | Self::Integrity
             | Self::Revoked
-            | Self::AttestationDenied => Severity::High,
+            | Self::AttestationDenied
+            | Self::MonitorBlind => Severity::High,
         }
     }
 }

@@ -12,7 +12,6 @@ mod entry;
 mod hash;
 mod list;
 mod replay;
-mod sha256;
 mod signature;
 #[doc(hidden)]
 pub mod synthetic;

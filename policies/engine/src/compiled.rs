@@ -66,7 +66,11 @@ pub struct Compiled {
 
 /// Reference values in the engine's form, shared by all policies that decide with them. Cloning is cheap.
 #[derive(Clone)]
-pub struct ReferenceData(Value);
+pub struct ReferenceData {
+    document: Value,
+    /// Number of values.
+    values: usize,
+}
 
 /// A policy with its data and the reference values in place: deciding copies neither. Cloning is cheap.
 #[derive(Clone)]
@@ -75,6 +79,8 @@ pub struct Ready {
     program: Arc<Program>,
     data: Value,
     expires_ms: Option<i64>,
+    /// What a decision may take.
+    instructions: usize,
 }
 
 impl std::fmt::Debug for Compiled {
@@ -99,7 +105,8 @@ impl ReferenceData {
     /// From [`crate::reference_document`]'s answer.
     #[must_use]
     pub fn new(document: &serde_json::Value) -> Self {
-        Self(Value::from(document.clone()))
+        let values = document.get("values").and_then(serde_json::Value::as_array).map_or(0, Vec::len);
+        Self { document: Value::from(document.clone()), values }
     }
 }
 
@@ -170,7 +177,8 @@ impl Compiled {
         let expires_ms = bundle.manifest().release().map_err(PolicyError::Compile)?.expires_ms;
         let compiled = Self { role, program, data, expires_ms };
         // Data that stands where a rule stands would fail in every decision.
-        compiled.vm(&compiled.data).map_err(|e| PolicyError::Compile(e.to_string()))?;
+        machine(&compiled.program, &compiled.data, limits::INSTRUCTIONS)
+            .map_err(|e| PolicyError::Compile(e.to_string()))?;
         Ok(compiled)
     }
 
@@ -191,12 +199,14 @@ impl Compiled {
             place = Value::new_object();
         }
         if let Ok(map) = place.as_object_mut() {
-            map.insert(own, reference.0.clone());
+            map.insert(own, reference.document.clone());
         }
         if let Ok(map) = data.as_object_mut() {
             map.insert(top, place);
         }
-        Ready { role: self.role, program: Arc::clone(&self.program), data, expires_ms: self.expires_ms }
+        let more = reference.values.saturating_mul(limits::INSTRUCTIONS_PER_VALUE);
+        let instructions = limits::INSTRUCTIONS.saturating_add(more);
+        Ready { role: self.role, program: Arc::clone(&self.program), data, expires_ms: self.expires_ms, instructions }
     }
 
     /// Decides once. Whatever goes wrong is a denial with a reason id of [`reason`]. Who decides more often uses [`Compiled::ready`].
@@ -206,17 +216,13 @@ impl Compiled {
     pub fn decide(&self, input: &Input, reference: &serde_json::Value) -> Decision {
         self.ready(&ReferenceData::new(reference)).decide(input)
     }
-
-    fn vm(&self, data: &Value) -> Result<RegoVM, VmError> {
-        machine(&self.program, data)
-    }
 }
 
-pub(crate) fn machine(program: &Arc<Program>, data: &Value) -> Result<RegoVM, VmError> {
+pub(crate) fn machine(program: &Arc<Program>, data: &Value, instructions: usize) -> Result<RegoVM, VmError> {
     let mut vm = RegoVM::new();
     vm.load_program(Arc::clone(program));
     vm.set_data(data.clone())?;
-    vm.set_max_instructions(limits::INSTRUCTIONS);
+    vm.set_max_instructions(instructions);
     vm.set_strict_builtin_errors(true);
     let check_interval = NonZeroU32::new(limits::TIME_CHECK).unwrap_or(NonZeroU32::MIN);
     vm.set_execution_timer_config(Some(ExecutionTimerConfig { limit: limits::TIME, check_interval }));
@@ -267,7 +273,7 @@ impl Ready {
     }
 
     fn run(&self, input: Value) -> Result<Value, VmError> {
-        let mut vm = machine(&self.program, &self.data)?;
+        let mut vm = machine(&self.program, &self.data, self.instructions)?;
         vm.set_input(input);
         vm.execute()
     }

@@ -65,12 +65,13 @@ pub fn reference() -> Result<String, String> {
     out.push_str(&limits::BUILTINS.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "));
     let _ = write!(
         out,
-        "\n\n## Limits\n\nA bundle has at most {} bytes ({} unpacked), {} files, {} bytes of Rego. A decision takes at most {} instructions and {} s.\n",
+        "\n\n## Limits\n\nA bundle has at most {} bytes ({} unpacked), {} files, {} bytes of Rego. A decision takes at most {} instructions, {} more for each reference value, and {} s.\n",
         limits::BUNDLE_BYTES,
         limits::UNPACKED_BYTES,
         limits::FILES,
         limits::REGO_BYTES,
         limits::INSTRUCTIONS,
+        limits::INSTRUCTIONS_PER_VALUE,
         limits::TIME.as_secs()
     );
     Ok(out)

@@ -237,6 +237,8 @@ pub enum FindingKind {
     LeaseExpired,
     /// A process listens on a socket.
     ListeningSocket,
+    /// The supervisor could not look at the run.
+    MonitorBlind,
     /// A file system was mounted.
     NewMount,
     /// A process entered or made a namespace.

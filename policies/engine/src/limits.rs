@@ -20,6 +20,8 @@ pub const OPERATORS: usize = 4_000;
 pub const CALL_DEPTH: usize = 64;
 /// Instructions of the virtual machine in one decision (the engine's own default is 25,000: 1,000 IMA entries reach it).
 pub const INSTRUCTIONS: usize = 2_000_000;
+/// Instructions more for each reference value: they are the operator's own, and policies go through them once or a few times.
+pub const INSTRUCTIONS_PER_VALUE: usize = 100;
 /// Wall-clock time of one decision; a backstop only, because it makes the outcome depend on the machine.
 pub const TIME: Duration = Duration::from_secs(2);
 /// Instructions between two looks at the clock.

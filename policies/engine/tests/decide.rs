@@ -63,6 +63,24 @@ fn reference() -> serde_json::Value {
     reference_document(&Reference { revision: 1, values: vec![value] })
 }
 
+/// Reference values of a fleet: many kernels, of which each host boots one.
+fn fleet(sets: u32) -> serde_json::Value {
+    let value = |set: u32, number: u32| ReferenceValue {
+        name: format!("kernel-{set}"),
+        bank: "sha256".into(),
+        pcr: if number < 3 { 4 } else { 9 },
+        kind: "EV_IPL".into(),
+        digest: format!("{set:08x}{number:056x}"),
+        content: None,
+    };
+    let mut values: Vec<ReferenceValue> = (0..sets)
+        .flat_map(|set| (0..40).map(move |number| (set, number)))
+        .map(|(set, number)| value(set, number))
+        .collect();
+    values.sort();
+    reference_document(&Reference { revision: 1, values })
+}
+
 fn shipped(role: Role) -> Compiled {
     let bytes = match role {
         Role::Host => shipped_host_policy(),
@@ -219,4 +237,21 @@ fn policies_do_not_see_what_a_reference_value_is_called() {
     let document = reference_document(&reference);
     assert_eq!(document["accepted"]["sha256"][7]["EV_SEPARATOR"]["aa"], serde_json::json!(["golden"]));
     assert!(document["values"][0].get("content").is_none(), "{document}");
+}
+
+#[test]
+fn a_fleet_of_many_kernels_fits_into_the_budget() {
+    const SETS: u32 = 300;
+    let (host, reference) = (shipped(Role::Host), fleet(SETS));
+    let mut input = input();
+    let measured = |set: u32, number: u32| {
+        event(number, if number < 3 { 4 } else { 9 }, "EV_IPL", &format!("{set:08x}{number:056x}"))
+    };
+    let booted = |set, numbers: std::ops::Range<u32>| numbers.map(|number| measured(set, number)).collect();
+    for (numbers, want) in [(0..40, &[][..]), (0..39, &["pcr-complete"]), (0..41, &["boot-chain"])] {
+        for set in [0, SETS / 2, SETS - 1] {
+            input.boot.as_mut().unwrap().events = booted(set, numbers.clone());
+            assert_eq!(ids(&host, &input, &reference), want, "{set} {numbers:?}");
+        }
+    }
 }

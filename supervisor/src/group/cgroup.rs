@@ -22,6 +22,7 @@ const FILE: usize = 1 << 20;
 pub(crate) struct Cgroup {
     path: PathBuf,
     entrance: File,
+    folder: File,
     _lock: File,
 }
 
@@ -41,9 +42,10 @@ impl Cgroup {
             let locked = lock(&path).map_err(at)?;
             if let Some(lock) = locked.filter(|_| path.exists()) {
                 let open = OpenOptions::new().write(true).open(path.join("cgroup.procs"));
+                let open = open.and_then(|entrance| Ok((entrance, File::open(&path)?)));
                 let missing = ["cgroup.freeze", "cgroup.kill"].into_iter().find(|file| !path.join(file).exists());
                 return match (open, missing) {
-                    (Ok(entrance), None) => Ok(Self { path, entrance, _lock: lock }),
+                    (Ok((entrance, folder)), None) => Ok(Self { path, entrance, folder, _lock: lock }),
                     (Err(e), _) => {
                         let _ = fs::remove_dir(&path);
                         Err(at(e))
@@ -64,6 +66,11 @@ impl Cgroup {
 
     pub(crate) const fn entrance(&self) -> &File {
         &self.entrance
+    }
+
+    /// Its folder, to be handed on without the lock.
+    pub(crate) const fn folder(&self) -> &File {
+        &self.folder
     }
 
     /// Of this cgroup and those that the workload made below it.
@@ -289,6 +296,10 @@ mod tests {
         cgroup.freeze(true).unwrap();
         cgroup.kill().unwrap();
         child.wait().unwrap();
+        // A test's process has several threads: it is said, and nothing is started.
+        let refused = countersign_sys::spawn_into(Command::new("sleep").arg("1000"), cgroup.folder());
+        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+        assert!(cgroup.processes().unwrap().is_empty());
         // In use: nobody tidies it away. Then nobody uses it any more.
         let parent = path.parent().unwrap().to_owned();
         sweep(&parent);

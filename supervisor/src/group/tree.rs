@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 
 /// How long stopping all of them, or their end, may take.
@@ -27,9 +28,30 @@ fn pid(number: u32) -> Option<Pid> {
 
 /// State and parent from /proc/PID/stat: what stands behind the name, which may hold anything.
 fn state_and_parent(process: u32) -> Option<(char, u32)> {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+    stat(process).ok().flatten()
+}
+
+/// As [`state_and_parent`]; `None` when it has ended, an error when it may be there and cannot be looked at.
+fn stat(process: u32) -> io::Result<Option<(char, u32)>> {
+    let Some(stat) = if_there(fs::read(format!("/proc/{process}/stat")))? else { return Ok(None) };
+    // The name need not be UTF-8.
+    let stat = String::from_utf8_lossy(&stat);
+    let fields = || {
+        let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+        Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+    };
+    fields().map(Some).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/PID/stat is not as in proc(5)"))
+}
+
+/// What is read of a process; `None` when it has ended.
+fn if_there<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
+    match outcome {
+        Ok(found) => Ok(Some(found)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => {
+            Ok(None)
+        }
+        Err(e) => Err(e),
+    }
 }
 
 fn namespace(process: u32) -> io::Result<PathBuf> {
@@ -48,20 +70,26 @@ impl Tree {
     }
 
     /// A namespace that the container shares with its supervisor says nothing about who belongs to it.
-    fn has_own_namespace(&self) -> bool {
-        namespace(std::process::id()).is_ok_and(|own| own != self.namespace)
+    fn has_own_namespace(&self) -> io::Result<bool> {
+        Ok(namespace(std::process::id())? != self.namespace)
     }
 
+    /// # Errors
+    /// One that may belong to it cannot be looked at: a list without it would be false.
     pub(super) fn processes(&self) -> io::Result<Vec<u32>> {
         let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
         let mut found = vec![self.init];
-        let by_namespace = self.has_own_namespace();
-        for entry in fs::read_dir("/proc")?.flatten() {
-            let Some(process) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-            let Some((_, parent)) = state_and_parent(process) else { continue };
+        let by_namespace = self.has_own_namespace()?;
+        for entry in fs::read_dir("/proc")? {
+            let Some(process) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+            let Some((_, parent)) = stat(process)? else { continue };
             children.entry(parent).or_default().push(process);
-            // Whoever was put into the namespace from outside has a parent elsewhere.
-            if by_namespace && namespace(process).is_ok_and(|of| of == self.namespace) {
+            // Whoever was put into the namespace from outside has a parent elsewhere. Other users' processes may not be asked.
+            let joined = || match namespace(process) {
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(false),
+                other => Ok::<_, io::Error>(if_there(other)?.is_some_and(|of| of == self.namespace)),
+            };
+            if by_namespace && joined()? {
                 found.push(process);
             }
         }
@@ -117,14 +145,16 @@ impl Tree {
 
     /// The end of a namespace's first process is the end of all in it. What has no namespace of its own is ended one by one.
     pub(super) fn kill(&self) -> io::Result<()> {
-        let others = if self.has_own_namespace() { Vec::new() } else { self.processes()? };
+        // Whatever cannot be listed: the first process is ended.
+        let own = self.has_own_namespace().unwrap_or(false);
+        let others = if own { Vec::new() } else { self.processes().unwrap_or_default() };
         for process in others {
             if let Some(pid) = pid(process) {
                 let _ = kill_process(pid, Signal::KILL);
             }
         }
         match pidfd_send_signal(&self.handle, Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Ok(()) | Err(Errno::SRCH) => {}
             Err(e) => return Err(e.into()),
         }
         let patience = Timespec::try_from(PATIENCE).map_err(io::Error::other)?;
@@ -160,7 +190,7 @@ mod tests {
         let mut pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
         let init = pids.find(|pid| state_and_parent(*pid).is_some_and(|(_, parent)| parent == child.id()));
         let tree = Tree::of(init.unwrap()).unwrap();
-        assert!(tree.has_own_namespace());
+        assert!(tree.has_own_namespace().unwrap());
         let members = tree.processes().unwrap();
         assert_eq!(members.len(), 3, "{members:?}");
         tree.stop(&|| Ok(Vec::new())).unwrap();

@@ -3,9 +3,13 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use countersign_wire::finding::{Finding, Kind};
+use nix::errno::Errno;
 use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
 
 use super::scan::Baseline;
+
+/// Most announcements in turn that may fail to be read.
+const FAILURES: u32 = 16;
 
 /// The kernel's announcements.
 #[derive(Debug)]
@@ -47,15 +51,31 @@ impl Executions {
         self.0.as_fd()
     }
 
-    /// What was executed since. The marks are on the container's own mounts: only its processes, and who entered it, are seen.
+    /// What was executed since. The marks are on the container's own mounts: only its processes, and who entered it, are seen. An
+    /// announcement that is lost is said to be, not passed over.
     pub(super) fn take(&self, time_ms: i64) -> Vec<Finding> {
         let mut found = Vec::new();
-        while let Ok(events) = self.0.read_events() {
+        let mut failures = 0_u32;
+        loop {
+            let events = match self.0.read_events() {
+                Ok(events) => events,
+                Err(Errno::EAGAIN) => return found,
+                Err(Errno::EINTR) => continue,
+                // The kernel has dropped the announcement of a file that it could not open for this process (fanotify(7), read(2)).
+                Err(e) => {
+                    found.push(lost(&format!("an execution was announced and cannot be looked at: {e}"), time_ms));
+                    failures = failures.saturating_add(1);
+                    // The next ones at the next look.
+                    if failures >= FAILURES {
+                        return found;
+                    }
+                    continue;
+                }
+            };
             for event in events {
                 let what = "ran an executable that is not in the image";
                 let finding = match event.fd() {
-                    // Some events were dropped: that is said, not passed over.
-                    None => Finding::new(Kind::ProcessNotInImage, "more executions than could be watched", "", time_ms),
+                    None => lost("more executions than could be watched", time_ms),
                     Some(file) => {
                         use std::os::fd::AsRawFd as _;
                         let link = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
@@ -67,6 +87,10 @@ impl Executions {
                 found.push(finding);
             }
         }
-        found
     }
+}
+
+/// Something was executed, and what is not known.
+fn lost(what: &str, time_ms: i64) -> Finding {
+    Finding::new(Kind::MonitorBlind, what, "executions", time_ms)
 }

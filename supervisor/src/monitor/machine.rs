@@ -1,20 +1,21 @@
 //! What happens to the machine: modules that its kernel loads, and its clock being set.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use countersign_attest::lease::boot_time;
 use countersign_wire::finding::{Finding, Kind};
 
-use super::process::read;
+use super::process::{if_there, read};
 
 /// A clock that moves by less is being corrected, not set (NTP slews by at most 0.5 ms a second).
 const JUMP: Duration = Duration::from_secs(1);
 
 /// Names of the loaded modules; empty where the kernel has none to load.
-fn modules() -> BTreeSet<String> {
-    let table = read("/proc/modules").unwrap_or_default();
-    table.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
+fn modules() -> io::Result<BTreeSet<String>> {
+    let table = if_there(read("/proc/modules"))?.unwrap_or_default();
+    Ok(table.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect())
 }
 
 /// CLOCK_REALTIME minus CLOCK_BOOTTIME, milliseconds: constant until somebody sets the clock.
@@ -32,16 +33,16 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    pub(super) fn now() -> Self {
-        Self { modules: modules(), offset: offset() }
+    pub(super) fn now() -> io::Result<Self> {
+        Ok(Self { modules: modules()?, offset: offset() })
     }
 
     /// What has changed since the last look.
-    pub(super) fn look(&mut self, time_ms: i64) -> Vec<Finding> {
-        let now = Self::now();
+    pub(super) fn look(&mut self, time_ms: i64) -> io::Result<Vec<Finding>> {
+        let now = Self::now()?;
         let found = self.compare(&now, time_ms);
         *self = now;
-        found
+        Ok(found)
     }
 
     fn compare(&self, now: &Self, time_ms: i64) -> Vec<Finding> {
@@ -68,7 +69,7 @@ mod tests {
         assert_eq!(found[0], Finding::new(Kind::KernelModuleLoaded, "the kernel loaded a module", "evil", 7));
         assert_eq!(found[1].what.as_str(), "the clock was set by -65 s");
         assert_eq!(after.compare(&Machine { modules: BTreeSet::new(), offset: -60_400 }, 8), []);
-        let mut now = Machine::now();
-        assert_eq!(now.look(1), [], "nobody loads a module or sets the clock while this test runs");
+        let mut now = Machine::now().unwrap();
+        assert_eq!(now.look(1).unwrap(), [], "nobody loads a module or sets the clock while this test runs");
     }
 }

@@ -11,6 +11,28 @@ pub(super) struct Mount {
     pub(super) place: String,
     /// Type of its file system.
     pub(super) kind: String,
+    /// Options of its file system.
+    pub(super) options: String,
+}
+
+impl Mount {
+    /// An overlay to which nobody can write and which shows nothing but the image: two layers, that of the runtime's mount points and the
+    /// image. Both runtimes call them so (`overlay-lowerdir` and `rootfs` in the session's folder).
+    pub(super) fn is_sealed(&self) -> bool {
+        let mut options = self.options.split(',');
+        let value = |name: &str| self.options.split(',').find_map(|option| option.strip_prefix(name));
+        let layers = value("lowerdir=").map(|layers| layers.split(':').collect::<Vec<_>>()).unwrap_or_default();
+        let known =
+            |layer: &&str| ["/session/overlay-lowerdir", "/session/rootfs"].iter().any(|end| layer.ends_with(end));
+        let written =
+            options.any(|option| ["upperdir", "lowerdir+", "datadir+"].iter().any(|name| option.starts_with(name)));
+        self.kind == "overlay" && !written && layers.len() == 2 && layers.iter().all(known)
+    }
+}
+
+/// A path as mount tables have it.
+pub(super) fn escape(path: &str) -> String {
+    path.replace('\\', "\\134").replace(' ', "\\040").replace('\t', "\\011").replace('\n', "\\012")
 }
 
 /// Lines that are none are left out: the kernel writes this.
@@ -21,7 +43,10 @@ pub(super) fn parse(table: &str) -> Vec<Mount> {
         let id = fields.next()?.parse().ok()?;
         let device = fields.nth(1)?.to_owned();
         let place = fields.nth(1)?.to_owned();
-        Some(Mount { id, device, place, kind: after.split(' ').next()?.to_owned() })
+        let mut after = after.split(' ');
+        let kind = after.next()?.to_owned();
+        let options = after.nth(1).unwrap_or_default().to_owned();
+        Some(Mount { id, device, place, kind, options })
     };
     table.lines().filter_map(line).collect()
 }
@@ -41,7 +66,33 @@ mod tests {
         let mounts = parse(table);
         assert_eq!(mounts.len(), 2);
         assert_eq!(root(&mounts).map(|mount| mount.device.as_str()), Some("0:45"));
-        assert_eq!(mounts[1], Mount { id: 91, device: "0:50".into(), place: "/a\\040b".into(), kind: "tmpfs".into() });
+        let place = escape("/a b");
+        let (kind, options) = ("tmpfs".to_owned(), "rw".to_owned());
+        assert_eq!(mounts[1], Mount { id: 91, device: "0:50".into(), place, kind, options });
+        assert_eq!(escape("/a\tb\nc\\d"), "/a\\011b\\012c\\134d");
         assert_eq!(root(&[]), None);
+    }
+
+    #[test]
+    fn overlays_that_are_the_image() {
+        let session = "/var/lib/apptainer/mnt/session";
+        let of = |kind: &str, options: &str| {
+            let line = format!("160 68 0:42 / / rw,nodev unbindable - {kind} overlay {options}");
+            parse(&line).remove(0).is_sealed()
+        };
+        let sealed = format!("ro,lowerdir={session}/overlay-lowerdir:{session}/rootfs,redirect_dir=on");
+        assert!(of("overlay", &sealed));
+        for bad in [
+            format!("rw,lowerdir={session}/overlay-lowerdir:{session}/rootfs,upperdir={session}/upper,workdir=/w"),
+            format!("ro,lowerdir={session}/overlay-lowerdir:{session}/overlay-images/0/upper:{session}/rootfs"),
+            format!("ro,lowerdir={session}/overlay-images/0/upper:{session}/rootfs"),
+            format!("ro,lowerdir+=/evil,lowerdir={session}/overlay-lowerdir:{session}/rootfs"),
+            format!("ro,lowerdir={session}/rootfs"),
+            "ro".to_owned(),
+        ] {
+            assert!(!of("overlay", &bad), "{bad}");
+        }
+        // A program's answers, not the kernel's.
+        assert!(!of("fuse.fuse-overlayfs", &sealed));
     }
 }

@@ -4,12 +4,12 @@ use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::fd::AsRawFd as _;
 
-use rustix::fs::{Mode, OFlags, open};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, open, statx};
 
 use super::mounts::Mount;
 
-/// Most bytes read of one file of /proc. A mount table or a list of sockets may be long; a workload must not make it endless.
-pub(super) const FILE: u64 = 4 << 20;
+/// Most bytes read of one file of /proc. A mount table may be long; a workload must not make it endless.
+const FILE: u64 = 16 << 20;
 /// Namespaces that are watched.
 pub(super) const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"];
 
@@ -21,7 +21,7 @@ pub(super) struct Process {
 }
 
 /// What /proc/PID/status says.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Status {
     /// CapEff and CapPrm together.
     pub(super) capabilities: u64,
@@ -38,38 +38,79 @@ pub(super) struct Executable {
     pub(super) mount: u64,
 }
 
-/// Reads a file of /proc, at most [`FILE`] bytes.
+/// Reads a file of /proc.
+///
+/// # Errors
+/// Also when it has more than [`FILE`] bytes: what stands behind them is not passed over.
 pub(super) fn read(path: &str) -> io::Result<String> {
     let mut bytes = Vec::new();
     File::open(path)?.take(FILE).read_to_end(&mut bytes)?;
+    if u64::try_from(bytes.len()).map_or(true, |length| length >= FILE) {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("{path} is too long")));
+    }
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// What tells a file from another: device (major, minor) and inode.
+pub(super) type Identity = (u32, u32, u64);
+
+/// That of the file behind a link of /proc. Its file system is not asked, and nothing is asked for but what the kernel knows: it may be the
+/// workload's own (FUSE) and never answer.
+pub(super) fn identity(link: &str) -> io::Result<Identity> {
+    let file = statx(CWD, link, AtFlags::STATX_DONT_SYNC, StatxFlags::empty())?;
+    Ok((file.stx_dev_major, file.stx_dev_minor, file.stx_ino))
+}
+
+/// Whether this is what /proc says of a process that has ended. Anything else hides one that may be there.
+pub(super) fn has_ended(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
+}
+
+/// What is read of something that may be gone: `None` when it is.
+pub(super) fn if_there<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
+    match outcome {
+        Ok(found) => Ok(Some(found)),
+        Err(e) if has_ended(&e) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// The kernel wrote something else than proc(5) says.
+fn unknown(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("/proc has no {what}"))
 }
 
 impl Process {
     /// The process of this id; `None` when it has ended, or is a zombie.
-    pub(super) fn of(pid: u32) -> Option<Self> {
-        let stat = read(&format!("/proc/{pid}/stat")).ok()?;
-        // Behind the name, which may hold anything: state first, start time 20th (field 22).
-        let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-        let state = fields.next()?;
-        let start = fields.nth(18)?.parse().ok()?;
-        (!matches!(state, "Z" | "X")).then_some(Self { pid, start })
+    ///
+    /// # Errors
+    /// It may be there and cannot be looked at.
+    pub(super) fn of(pid: u32) -> io::Result<Option<Self>> {
+        let Some(stat) = if_there(read(&format!("/proc/{pid}/stat")))? else { return Ok(None) };
+        let fields = || {
+            // Behind the name, which may hold anything: state first, start time 20th (field 22).
+            let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+            Some((fields.next()?, fields.nth(18)?.parse().ok()?))
+        };
+        let (state, start) = fields().ok_or_else(|| unknown("state and start time"))?;
+        Ok((!matches!(state, "Z" | "X")).then_some(Self { pid, start }))
     }
 
-    /// The process that waits for it.
-    pub(super) fn parent(self) -> Option<u32> {
-        let stat = read(&self.file("stat")).ok()?;
-        stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+    /// The process that waits for it; `None` when one of the two has ended.
+    pub(super) fn parent(self) -> io::Result<Option<Self>> {
+        let Some(stat) = if_there(read(&self.file("stat")))? else { return Ok(None) };
+        let parent = || stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok();
+        Self::of(parent().ok_or_else(|| unknown("parent"))?)
     }
 
-    /// Whether it is still there.
+    /// Whether it is still there, or may be.
     pub(super) fn lives(self) -> bool {
-        Self::of(self.pid) == Some(self)
+        Self::of(self.pid).map_or(true, |now| now == Some(self))
     }
 
     /// Whether it is on its way out: without memory it has no executable any more, and runs nothing of its own.
     pub(super) fn is_ending(self) -> bool {
-        fs::read_link(self.file("exe")).is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
+        fs::read_link(self.file("exe")).is_err_and(|e| has_ended(&e))
     }
 
     pub(super) fn file(self, name: &str) -> String {
@@ -85,12 +126,12 @@ impl Process {
         let file = open(&link, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         let info = read(&format!("/proc/self/fdinfo/{}", file.as_raw_fd()))?;
         let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
-        let mount = mount.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "fdinfo names no mount"))?;
+        let mount = mount.ok_or_else(|| unknown("mount in fdinfo"))?;
         Ok(Executable { path, mount })
     }
 
     pub(super) fn status(self) -> io::Result<Status> {
-        Ok(status(&read(&self.file("status"))?))
+        status(&read(&self.file("status"))?)
     }
 
     /// The namespace of one of [`NAMESPACES`], as the kernel names it: `mnt:[4026532200]`.
@@ -105,8 +146,9 @@ impl Process {
     /// Numbers of the sockets that it has open.
     pub(super) fn sockets(self) -> io::Result<Vec<u64>> {
         let mut found = Vec::new();
-        for entry in fs::read_dir(self.file("fd"))?.flatten() {
-            let Ok(target) = fs::read_link(entry.path()) else { continue };
+        for entry in fs::read_dir(self.file("fd"))? {
+            // Closed since.
+            let Some(target) = if_there(fs::read_link(entry?.path()))? else { continue };
             let number: Option<u64> =
                 target.to_str().and_then(|name| name.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
             found.extend(number);
@@ -115,13 +157,12 @@ impl Process {
     }
 }
 
-fn status(text: &str) -> Status {
+fn status(text: &str) -> io::Result<Status> {
     let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-    let mask = |name: &str| field(name).and_then(|value| u64::from_str_radix(value, 16).ok()).unwrap_or(0);
-    Status {
-        capabilities: mask("CapEff:") | mask("CapPrm:"),
-        tracer: field("TracerPid:").and_then(|value| value.parse().ok()).unwrap_or(0),
-    }
+    let mask =
+        |name: &str| field(name).and_then(|value| u64::from_str_radix(value, 16).ok()).ok_or_else(|| unknown(name));
+    let tracer = field("TracerPid:").and_then(|value| value.parse().ok()).ok_or_else(|| unknown("TracerPid"))?;
+    Ok(Status { capabilities: mask("CapEff:")? | mask("CapPrm:")?, tracer })
 }
 
 #[cfg(test)]
@@ -130,8 +171,11 @@ mod tests {
 
     #[test]
     fn of_this_test() {
-        let own = Process::of(std::process::id()).unwrap();
+        let own = Process::of(std::process::id()).unwrap().unwrap();
+        assert_eq!(own.parent().unwrap().unwrap().pid, std::os::unix::process::parent_id());
         assert!(own.lives() && !Process { start: own.start + 1, ..own }.lives());
+        let file = fs::metadata("/proc/self/exe").unwrap();
+        assert_eq!(identity("/proc/self/exe").unwrap().2, std::os::unix::fs::MetadataExt::ino(&file));
         let executable = own.executable().unwrap();
         assert_eq!(executable.path, std::env::current_exe().unwrap().display().to_string());
         assert!(own.mounts().unwrap().iter().any(|mount| mount.id == executable.mount));
@@ -146,7 +190,32 @@ mod tests {
     #[test]
     fn what_status_says() {
         let text = "Name:\tx\nTracerPid:\t12\nCapPrm:\t0000000000000400\nCapEff:\t0000000000000001\n";
-        assert_eq!(status(text), Status { capabilities: 0x401, tracer: 12 });
-        assert_eq!(status(""), Status::default());
+        assert_eq!(status(text).unwrap(), Status { capabilities: 0x401, tracer: 12 });
+        for line in text.lines().skip(1) {
+            assert!(status(&text.replace(line, "")).is_err(), "without {line}: nothing is not zero");
+        }
+    }
+
+    #[test]
+    fn one_that_has_ended_and_one_that_cannot_be_read() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let process = Process::of(child.id()).unwrap().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(Process::of(process.pid).unwrap(), None);
+        assert!(!process.lives() && process.is_ending());
+        assert!(if_there(process.status()).unwrap().is_none());
+        // As with too many open files: it may be there.
+        let errors = [rustix::io::Errno::MFILE, rustix::io::Errno::ACCESS, rustix::io::Errno::NOMEM];
+        for errno in errors {
+            assert!(if_there(Err::<(), _>(errno.into())).is_err(), "{errno}");
+        }
+        for errno in [rustix::io::Errno::NOENT, rustix::io::Errno::SRCH] {
+            assert!(if_there(Err::<(), _>(errno.into())).unwrap().is_none(), "{errno}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let endless = folder.path().join("endless");
+        File::create(&endless).unwrap().set_len(FILE).unwrap();
+        assert!(read(endless.to_str().unwrap()).is_err());
     }
 }

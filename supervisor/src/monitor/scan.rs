@@ -1,87 +1,109 @@
 //! One look at the run: its processes against what was there when the workload started.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, Metadata};
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 
 use countersign_wire::finding::{Finding, Kind};
 
 use super::machine::Machine;
 use super::mounts::{Mount, root};
-use super::process::{NAMESPACES, Process};
+use super::process::{Executable, Identity, NAMESPACES, Process, identity, if_there};
 use super::sockets;
 use crate::group::Group;
 
 /// How often a process is read again that changes its mount namespace while it is read.
 const TRIES: u32 = 4;
-
-fn identity(file: &Metadata) -> (u64, u64) {
-    (file.dev(), file.ino())
-}
+/// Most processes between a nested runtime's container and the run's first process.
+const DEPTH: usize = 16;
 
 /// How things were when the workload started.
 #[derive(Debug)]
 pub(super) struct Baseline {
     /// A process that is in the container as it was set up.
     pub(super) first: Process,
-    /// `major:minor` of the image.
-    image: String,
+    /// `major:minor` of file systems on which there is nothing but the image.
+    image: Vec<String>,
     mounts: Vec<Mount>,
-    /// By the names of [`NAMESPACES`], as far as they can be read.
+    /// By the names of [`NAMESPACES`], those that the kernel has.
     namespaces: HashMap<&'static str, String>,
     capabilities: u64,
-    /// Processes of the runtime itself, with their executables: they wait for the container's end.
-    runtime: Vec<(Process, String)>,
-    /// Files of the runtime's programs: device and inode.
-    programs: HashSet<(u64, u64)>,
+    /// Processes of the runtime itself and the file that each runs: they wait for the container's end, or serve its file systems.
+    runtime: HashMap<Process, Identity>,
+    /// Files of the runtime's programs.
+    programs: HashSet<Identity>,
     /// The runtime's own mount namespace, where it is not the container's: no process of the workload can enter it.
     outer: Option<String>,
     machine: Machine,
 }
 
+/// A process and where it runs what.
+struct Inside {
+    process: Process,
+    executable: Executable,
+    mounts: Vec<Mount>,
+}
+
+impl Inside {
+    /// The mount that its executable was opened through, if that is one of its own.
+    fn through(&self) -> Option<&Mount> {
+        self.mounts.iter().find(|mount| mount.id == self.executable.mount)
+    }
+
+    /// Whether it runs a file of its own mounts. One in memory is on no mount; no runtime runs from one, so it is the workload already.
+    fn runs_own(&self) -> bool {
+        self.through().is_some() || self.executable.path.starts_with("/memfd:")
+    }
+}
+
 impl Baseline {
-    /// Taken from the workload's first process once its container is set up: what it runs then lies on a mount of its own table, and with a
-    /// runtime that is `nested` its mounts are not those of the run's first process. `None` while there is none.
-    pub(super) fn take(group: &Group, nested: bool) -> io::Result<Option<Self>> {
-        let Some(init) = group.init().and_then(Process::of) else { return Ok(None) };
-        let outer = init.namespace("mnt")?;
-        let processes: Vec<Process> = group.processes()?.into_iter().filter_map(Process::of).collect();
-        let others = processes.iter().filter(|process| **process != init);
-        let Some((first, mounts, image)) = others.copied().find_map(|process| {
-            let (executable, mounts) = (process.executable().ok()?, process.mounts().ok()?);
-            let root = root(&mounts)?;
-            let through = mounts.iter().find(|mount| mount.id == executable.mount);
-            // A wrapper around a nested runtime has mounts of its own too, but no image at their root; nor has a container of Apptainer's
-            // `--underlay`, where the image's folders lie on a root in memory.
-            let at_root = !nested || root.kind.contains("fuse") || root.kind == "overlay";
-            let below = through.filter(|mount| mount.kind.contains("squashfuse"));
-            let image = if at_root { root } else { below? }.device.clone();
-            // A file in memory is on no mount; no runtime runs from one, so it is the workload already.
-            let inside = through.is_some() || executable.path.starts_with("/memfd:");
-            let set_up = inside && (process.namespace("mnt").ok()? != outer) == nested;
-            set_up.then_some((process, mounts, image))
-        }) else {
-            return Ok(None);
+    /// Taken once the container is set up; `None` before.
+    ///
+    /// With the built-in runtime, bubblewrap's own first process is in the container too and is all that is looked at: whatever the workload
+    /// does by then changes nothing of that. A `nested` runtime (the place of the image's mount, as mount tables have it) makes a container
+    /// further in. It is recognised by the workload's first process, or, where the runtime has had its time (`late`) and starts nothing, by
+    /// the runtime's own process in it. It is looked for among the processes at hand, or `everywhere`.
+    pub(super) fn take(group: &Group, nested: Option<&str>, late: bool, everywhere: bool) -> io::Result<Option<Self>> {
+        let Some(init) = group.init().map(Process::of).transpose()?.flatten() else { return Ok(None) };
+        let (table, outer) = (init.mounts()?, init.namespace("mnt")?);
+        let mut programs: HashSet<Identity> = HashSet::from([identity("/proc/self/exe")?]);
+        let mut runtime = HashMap::new();
+        for process in std::iter::once(init).chain(init.parent()?) {
+            runtime.insert(process, identity(&process.file("exe"))?);
+        }
+        let (first, mounts, image, capabilities) = if let Some(place) = nested {
+            let Some(squashfs) = table.iter().rev().find(|mount| mount.place == place) else { return Ok(None) };
+            let candidates = if everywhere || late { group.processes()? } else { group.at_hand()? };
+            let found = container(candidates, init, (&table, &outer), squashfs, late)?;
+            let Some((inside, capabilities)) = found else {
+                return Ok(None);
+            };
+            own(group, &inside, (init, &outer), &mut runtime)?;
+            let Inside { process, mounts, .. } = inside;
+            let mut image = vec![squashfs.device.clone()];
+            image.extend(root(&mounts).filter(|root| root.is_sealed()).map(|root| root.device.clone()));
+            (process, mounts, image, capabilities)
+        } else {
+            // Its root while it works is not the image, and it has capabilities to the last.
+            let squashfs = root(&table).filter(|root| root.kind.contains("squashfuse"));
+            let Some(image) = squashfs.map(|root| vec![root.device.clone()]) else { return Ok(None) };
+            if init.status()?.capabilities != 0 {
+                return Ok(None);
+            }
+            // As it is now: before, it may have been at work still.
+            (init, init.mounts()?, image, 0)
         };
-        // It may end while it is looked at: then another one may be the first.
-        let (Ok(inside), Ok(status)) = (first.namespace("mnt"), first.status()) else { return Ok(None) };
-        let waiting = init.parent().and_then(Process::of);
-        let mut runtime = Vec::new();
-        let mut programs: HashSet<(u64, u64)> = fs::metadata("/proc/self/exe").iter().map(identity).collect();
-        for process in processes {
-            let (Ok(namespace), Ok(executable)) = (process.namespace("mnt"), process.executable()) else { continue };
-            // With the built-in runtime only bubblewrap's two processes are its own: whatever else is elsewhere has left the container.
-            if process == init || Some(process) == waiting || (nested && namespace != inside) {
-                programs.extend(fs::metadata(process.file("exe")).iter().map(identity));
-                runtime.push((process, executable.path));
+        let mut namespaces = HashMap::new();
+        for name in NAMESPACES {
+            // One that the kernel does not have.
+            if let Some(namespace) = if_there(first.namespace(name))? {
+                namespaces.insert(name, namespace);
             }
         }
-        // A workload is quick: what it may have changed already is taken from the runtime's own process where both are in one container.
-        let capabilities = if nested { status.capabilities } else { status.capabilities & init.status()?.capabilities };
-        let first = if nested { first } else { init };
-        let mounts = if nested { mounts } else { init.mounts()? };
-        let namespaces = NAMESPACES.into_iter().filter_map(|name| Some((name, first.namespace(name).ok()?))).collect();
+        // It may end while it is looked at: then another one may be the first.
+        if !first.lives() {
+            return Ok(None);
+        }
+        programs.extend(runtime.values());
         Ok(Some(Self {
             first,
             image,
@@ -89,25 +111,28 @@ impl Baseline {
             capabilities,
             runtime,
             programs,
-            outer: nested.then_some(outer),
-            machine: Machine::now(),
+            outer: nested.map(|_| outer),
+            machine: Machine::now()?,
             mounts,
         }))
     }
 
     /// Places of the container's mounts that are not the image, on which executables can lie.
     pub(super) fn other_mounts(&self) -> impl Iterator<Item = &str> {
-        let other = self.mounts.iter().filter(|mount| mount.device != self.image && mount.kind != "proc");
+        let other = self.mounts.iter().filter(|mount| !self.image.contains(&mount.device) && mount.kind != "proc");
         other.map(|mount| mount.place.as_str())
     }
 
     /// Looks once.
+    ///
+    /// # Errors
+    /// What happens in the run cannot be seen.
     pub(super) fn look(&mut self, group: &Group, time_ms: i64) -> io::Result<Vec<Finding>> {
-        let mut found = self.machine.look(time_ms);
-        let processes: Vec<Process> = group.processes()?.into_iter().filter_map(Process::of).collect();
+        let mut found = self.machine.look(time_ms)?;
         let mut tables: HashMap<String, Vec<Mount>> = HashMap::new();
         let mut ours: HashMap<u64, Process> = HashMap::new();
-        for process in processes {
+        for pid in group.processes()? {
+            let Some(process) = Process::of(pid)? else { continue };
             // What cannot be read has ended, or does not want to be looked at.
             let outcome = self.examine(process, &mut tables, &mut ours, time_ms);
             match outcome {
@@ -120,7 +145,7 @@ impl Baseline {
             }
         }
         if !ours.is_empty() {
-            found.extend(self.listening(&ours, time_ms));
+            found.extend(self.listening(&ours, time_ms)?);
         }
         Ok(found)
     }
@@ -132,17 +157,21 @@ impl Baseline {
         ours: &mut HashMap<u64, Process>,
         time_ms: i64,
     ) -> io::Result<Vec<Finding>> {
-        // All of one moment: a process that leaves its mount namespace meanwhile would look as if it ran a stranger's file.
+        // All of one moment: a process that leaves its mount namespace or executes something else meanwhile would look as if it ran a stranger's
+        // file.
         let mut tries = 0_u32;
-        let (namespace, executable, table) = loop {
+        let (namespace, executable, file, table) = loop {
             let (namespace, executable) = (process.namespace("mnt")?, process.executable()?);
+            let file = identity(&process.file("exe"));
             let table = if tables.contains_key(&namespace) { None } else { Some(process.mounts()?) };
             tries = tries.saturating_add(1);
-            if process.namespace("mnt")? == namespace || tries >= TRIES {
-                break (namespace, executable, table);
+            if (process.namespace("mnt")? == namespace && process.executable()? == executable) || tries >= TRIES {
+                break (namespace, executable, file, table);
             }
         };
-        if self.runtime.iter().any(|(known, path)| *known == process && *path == executable.path) {
+        if let (Some(known), Ok(file)) = (self.runtime.get(&process), &file)
+            && file == known
+        {
             return Ok(Vec::new());
         }
         let new = table.is_some();
@@ -151,10 +180,11 @@ impl Baseline {
         }
         let mounts = tables.get(&namespace).map(Vec::as_slice).unwrap_or_default();
         let through = mounts.iter().find(|mount| mount.id == executable.mount);
-        // On its way from outside into the container (`exec instance://`), or waiting for its end. Nobody inside can run the very file of a
-        // runtime's program without a mount that leads to it.
-        let passes = || fs::metadata(process.file("exe")).is_ok_and(|file| self.programs.contains(&identity(&file)));
-        if self.outer.as_ref() == Some(&namespace) || (through.is_none() && passes()) {
+        // A program of the host, in the namespace of the runtime: it joins an instance. Nothing of the image runs there, and nothing in memory.
+        let is_hosts = || through.is_some_and(|mount| !self.image.contains(&mount.device));
+        // On its way from outside into the container. Nobody inside can run the very file of a runtime's program without a mount that leads to it.
+        let passes = || file.as_ref().is_ok_and(|file| self.programs.contains(file));
+        if (self.outer.as_ref() == Some(&namespace) && is_hosts()) || (through.is_none() && passes()) {
             return Ok(Vec::new());
         }
         let mut found = Vec::new();
@@ -167,9 +197,14 @@ impl Baseline {
                 say(Kind::NewNamespace, &format!("in another {name} namespace than the container's"), &now);
             }
         }
-        if through.is_none_or(|mount| mount.device != self.image) {
+        if through.is_none_or(|mount| !self.image.contains(&mount.device)) {
             let place = through.map_or("on no mount of the container", |mount| mount.place.as_str());
-            say(Kind::ProcessNotInImage, "runs an executable that is not in the image", place);
+            // Its root can be written, or has other layers than the image: nothing says where a file of it comes from.
+            let what = match place {
+                "/" => "runs an executable that cannot be shown to be the image's",
+                _ => "runs an executable that is not in the image",
+            };
+            say(Kind::ProcessNotInImage, what, place);
         }
         // A copy of the table in a new namespace has the same mounts under other numbers.
         if new {
@@ -193,21 +228,100 @@ impl Baseline {
         Ok(found)
     }
 
-    fn listening(&self, ours: &HashMap<u64, Process>, time_ms: i64) -> Vec<Finding> {
+    fn listening(&self, ours: &HashMap<u64, Process>, time_ms: i64) -> io::Result<Vec<Finding>> {
         // In the container's network, and in those of processes that left it.
-        let mut networks: HashMap<String, Process> = HashMap::new();
-        for process in ours.values() {
-            if let Ok(namespace) = process.namespace("net") {
-                networks.insert(namespace, *process);
+        let mut seen: HashSet<String> = HashSet::new();
+        let mut all = Vec::new();
+        for process in ours.values().copied().collect::<HashSet<_>>() {
+            let Some(namespace) = if_there(process.namespace("net"))? else { continue };
+            if seen.contains(&namespace) {
+                continue;
+            }
+            // Of one that has ended meanwhile nothing is known; another one may be in the same network.
+            if let Some(found) = sockets::listening(process)? {
+                seen.insert(namespace);
+                all.extend(found);
             }
         }
-        let all = networks.into_values().flat_map(sockets::listening);
-        let own = all.filter_map(|socket| Some((ours.get(&socket.socket)?, socket)));
+        let own = all.into_iter().filter_map(|socket| Some((ours.get(&socket.socket)?, socket)));
         let finding = |(process, socket): (&Process, sockets::Listening)| {
             let what = format!("listens on {} port {}", socket.protocol, socket.address.port());
             let path = process.executable().map_or_else(|_| "unknown".into(), |executable| executable.path);
             Finding::new(Kind::ListeningSocket, &what, &socket.address.to_string(), time_ms).of(process.pid, &path)
         };
-        own.map(finding).collect()
+        Ok(own.map(finding).collect())
     }
+}
+
+/// The container that a nested runtime has made, by a process in it, and the capabilities that its workload begins with: its root is not the
+/// machine's (`table`, in the namespace `outer`), and the image is there.
+fn container(
+    candidates: Vec<u32>,
+    init: Process,
+    (table, outer): (&[Mount], &str),
+    squashfs: &Mount,
+    late: bool,
+) -> io::Result<Option<(Inside, u64)>> {
+    let machine = root(table).map(|root| root.device.as_str());
+    let mut idle = None;
+    for pid in candidates {
+        let Some(process) = Process::of(pid)?.filter(|process| *process != init) else { continue };
+        // What cannot be looked at has ended, or is not the first one.
+        if process.namespace("mnt").map_or(true, |namespace| namespace == outer) {
+            continue;
+        }
+        let (Ok(executable), Ok(mounts)) = (process.executable(), process.mounts()) else { continue };
+        let inside = Inside { process, executable, mounts };
+        let Some(top) = root(&inside.mounts) else { continue };
+        if Some(top.device.as_str()) == machine {
+            continue;
+        }
+        // Or the image's folders lie on a root in memory, as with Apptainer's `--underlay`.
+        let is_image = |mount: &Mount| mount.device == squashfs.device && mount.place != squashfs.place;
+        let has_image =
+            if inside.runs_own() { inside.through().is_some_and(is_image) } else { inside.mounts.iter().any(is_image) };
+        if !has_image && !top.kind.contains("fuse") && top.kind != "overlay" {
+            continue;
+        }
+        let Ok(status) = process.status() else { continue };
+        if inside.runs_own() {
+            return Ok(Some((inside, status.capabilities)));
+        }
+        // What the runtime itself may do there is not the workload's.
+        idle = idle.or(Some((inside, 0)));
+    }
+    Ok(idle.filter(|_| late))
+}
+
+/// The runtime's own processes around a container: programs of the host, in the namespaces of those that made it. A process of the workload
+/// that has left the container is in none of these.
+fn own(
+    group: &Group,
+    inside: &Inside,
+    (init, outer): (Process, &str),
+    runtime: &mut HashMap<Process, Identity>,
+) -> io::Result<()> {
+    let container = inside.process.namespace("mnt")?;
+    let mut namespaces = HashSet::from([outer.to_owned()]);
+    let mut at = inside.process;
+    for _ in 0..DEPTH {
+        let Some(parent) = at.parent()?.filter(|parent| *parent != init) else { break };
+        at = parent;
+        namespaces.extend(if_there(parent.namespace("mnt"))?);
+    }
+    namespaces.remove(&container);
+    for pid in group.processes()? {
+        let Some(process) = Process::of(pid)? else { continue };
+        // What cannot be read is not taken for the runtime's.
+        let Ok(namespace) = process.namespace("mnt") else { continue };
+        let Ok(executable) = process.executable() else { continue };
+        let waits = process == inside.process && !inside.runs_own();
+        // A program of the host was opened before its process made a namespace of its own: its mount is in no table any more.
+        let is_hosts =
+            inside.mounts.iter().all(|mount| mount.id != executable.mount) && !executable.path.starts_with("/memfd:");
+        if (namespaces.contains(&namespace) && is_hosts) || waits {
+            runtime.insert(process, identity(&process.file("exe"))?);
+        }
+    }
+    Ok(())
 }

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use super::executions::Executions;
 use super::inbox::Outbox;
 use super::judge::Judge;
+use super::mounts::escape;
 use super::process::Process;
 use super::scan::Baseline;
 use super::{Notice, Seen, now_ms};
@@ -25,9 +27,13 @@ const SHORTEST: Duration = Duration::from_secs(1);
 const SHARE: u32 = 400;
 /// How often to look for the workload's first process.
 const BIRTH: Duration = Duration::from_millis(2);
-/// How long it may take until there is something to look at: with the built-in runtime the run is ended then, whatever hides its first process; a
-/// runtime may keep a container in which nothing runs, so with another one it is said.
+/// That look is for the run's cgroup, but for one in so many: a runtime may have moved the process elsewhere.
+const EVERYWHERE: u32 = 16;
+/// How long it may take until there is something to look at: then the monitor is blind, whatever hides the container's first process.
 const SET_UP: Duration = Duration::from_secs(30);
+/// How long a runtime of its own may take from the container to the workload: then it may be that nothing is started in it, as in an instance
+/// without a start script.
+const IDLE: Duration = Duration::from_secs(3);
 /// Findings that are remembered, so that each is told once; then they are forgotten, and told again.
 const REMEMBERED: usize = 4096;
 
@@ -45,7 +51,7 @@ impl Scanner {
     /// The system call fails.
     pub(crate) fn start(
         group: Arc<Group>,
-        nested: bool,
+        nested: Option<&Path>,
         judge: Arc<Judge>,
         executions: Option<Executions>,
         longest: Duration,
@@ -53,13 +59,13 @@ impl Scanner {
     ) -> io::Result<Self> {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
         let told = HashSet::new();
+        let nested = nested.map(|place| escape(&place.to_string_lossy()));
         let mut work = Work { stop: Arc::clone(&stop), group, nested, executions, longest, outbox, told };
         let thread = std::thread::spawn(move || {
             // While the workload's own first steps are waited for anyway.
             let _ = judge.prepare();
             if let Err(e) = work.go_on() {
-                let what = format!("the run cannot be watched: {e}");
-                work.outbox.send(Notice::Unrecorded(what));
+                work.blind(&format!("nobody looks any more: {e}"));
             }
         });
         Ok(Self { stop, thread: Some(thread) })
@@ -92,8 +98,8 @@ type Told = (Kind, Text, Option<Text>);
 struct Work {
     stop: Arc<OwnedFd>,
     group: Arc<Group>,
-    /// The runtime makes the container in namespaces of its own.
-    nested: bool,
+    /// The runtime makes the container in namespaces of its own, of what is mounted here.
+    nested: Option<String>,
     executions: Option<Executions>,
     longest: Duration,
     outbox: Outbox<Notice>,
@@ -103,21 +109,26 @@ struct Work {
 impl Work {
     fn go_on(&mut self) -> io::Result<()> {
         let begun = boot_time();
-        let mut said = false;
+        let (mut said, mut why) = (false, "its first process shows itself to nobody".to_owned());
+        let mut looks = 0_u32;
         let mut baseline = loop {
-            match Baseline::take(&self.group, self.nested) {
+            let everywhere = looks.is_multiple_of(EVERYWHERE);
+            looks = looks.wrapping_add(1);
+            let late = boot_time().saturating_sub(begun) > IDLE;
+            match Baseline::take(&self.group, self.nested.as_deref(), late, everywhere) {
                 Ok(Some(baseline)) => break baseline,
-                Ok(None) => {}
                 // It has ended before it was looked at.
-                Err(_) if self.gone() => return Ok(()),
-                Err(e) => return Err(e),
+                Ok(None) | Err(_) if self.gone() => return Ok(()),
+                Ok(None) => {}
+                // What fails while the container is made may do better a moment later.
+                Err(e) => why = e.to_string(),
             }
             if !said && boot_time().saturating_sub(begun) > SET_UP {
-                if !self.nested && !self.gone() {
-                    return Err(io::Error::other("its first process shows itself to nobody"));
-                }
                 said = true;
-                self.outbox.send(Notice::Warning("nothing in the container can be watched yet".into()));
+                self.blind(&format!(
+                    "nothing in the container can be watched {} s after its start: {why}",
+                    SET_UP.as_secs()
+                ));
             }
             if self.wait(BIRTH)? {
                 return Ok(());
@@ -131,9 +142,13 @@ impl Work {
         loop {
             let (started, at) = (Instant::now(), boot_time());
             match baseline.look(&self.group, now_ms()) {
-                Ok(found) => self.tell(found, at),
+                Ok(found) => {
+                    self.tell(found, at);
+                    // Whoever cannot look later has to say it again.
+                    self.told.retain(|(kind, ..)| *kind != Kind::MonitorBlind);
+                }
                 Err(_) if self.gone() => return Ok(()),
-                Err(e) => return Err(e),
+                Err(e) => self.blind(&format!("the run cannot be looked at: {e}")),
             }
             let pause = started.elapsed().saturating_mul(SHARE).clamp(SHORTEST.min(self.longest), self.longest);
             let next = Instant::now().checked_add(pause).unwrap_or_else(Instant::now);
@@ -147,7 +162,13 @@ impl Work {
 
     /// Whether the run's first process has ended, or is about to: then it has no namespaces to show any more, and is still there for a moment.
     fn gone(&self) -> bool {
-        self.group.init().is_some_and(|init| Process::of(init).is_none_or(Process::is_ending))
+        let ended = |init| matches!(Process::of(init), Ok(process) if process.is_none_or(Process::is_ending));
+        self.group.init().is_some_and(ended)
+    }
+
+    /// Says that what happens is not seen. The policy judges that too.
+    fn blind(&mut self, what: &str) {
+        self.tell(vec![Finding::new(Kind::MonitorBlind, what, "", now_ms())], boot_time());
     }
 
     /// Waits, and tells what the kernel announces meanwhile; true when it is over.
@@ -178,8 +199,11 @@ impl Work {
         for finding in found {
             // Events of the machine happen again; what a process is, is so until it ends.
             // An execution is announced with the file's place, and seen later with its mount's: one finding.
-            let place = if finding.kind == Kind::ProcessNotInImage { Text::default() } else { finding.place.clone() };
-            let again = finding.pid.is_some() && !self.told.insert((finding.kind, place, finding.executable.clone()));
+            let blind = finding.kind == Kind::MonitorBlind;
+            let place = if blind { &finding.what } else { &finding.place };
+            let place = if finding.kind == Kind::ProcessNotInImage { Text::default() } else { place.clone() };
+            let once = finding.pid.is_some() || blind;
+            let again = once && !self.told.insert((finding.kind, place, finding.executable.clone()));
             if !again {
                 self.outbox.send(Notice::Saw(Seen { finding, at }));
             }

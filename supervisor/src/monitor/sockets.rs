@@ -1,8 +1,10 @@
 //! Sockets that hear others: /proc/PID/net/{tcp,tcp6,udp,udp6} (proc_pid_net(5)).
 
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::process::{Process, read};
+use super::process::{Process, if_there};
 
 /// A TCP socket that listens; a UDP socket that is bound and not connected. The numbers are the kernel's (include/net/tcp_states.h).
 const TABLES: [(&str, &str, &str); 4] =
@@ -19,14 +21,20 @@ pub(super) struct Listening {
     pub(super) socket: u64,
 }
 
-/// All in the network namespace of a process, whoever has them.
-pub(super) fn listening(process: Process) -> Vec<Listening> {
+/// All in the network namespace of a process, whoever has them; `None` when it has ended meanwhile.
+///
+/// # Errors
+/// A table cannot be read. One that is not there is that of a protocol which the kernel does not have.
+pub(super) fn listening(process: Process) -> io::Result<Option<Vec<Listening>>> {
     let mut found = Vec::new();
     for (table, protocol, state) in TABLES {
-        let Ok(text) = read(&process.file(&format!("net/{table}"))) else { continue };
-        found.extend(text.lines().skip(1).filter_map(|line| entry(line, protocol, state)));
+        let Some(file) = if_there(File::open(process.file(&format!("net/{table}"))))? else { continue };
+        // Line by line: on a busy host there are many.
+        for line in BufReader::new(file).lines().skip(1) {
+            found.extend(entry(&line?, protocol, state));
+        }
     }
-    found
+    Ok(process.lives().then_some(found))
 }
 
 /// `sl local rem st tx:rx tr:tm retrnsmt uid timeout inode ...`
@@ -62,7 +70,7 @@ mod tests {
         let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let tcp6 = std::net::TcpListener::bind("[::1]:0");
         let connected = std::net::TcpStream::connect(tcp.local_addr().unwrap()).unwrap();
-        let found = listening(Process::of(std::process::id()).unwrap());
+        let found = listening(Process::of(std::process::id()).unwrap().unwrap()).unwrap().unwrap();
         let has = |protocol: &str, address: SocketAddr| {
             found.iter().any(|socket| socket.protocol == protocol && socket.address == address)
         };

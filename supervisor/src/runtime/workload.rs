@@ -3,10 +3,10 @@
 use std::fs::File;
 use std::io::{PipeReader, Read as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use countersign_sys::Spawned;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, getpgid, kill_process, kill_process_group, pidfd_open};
 
@@ -54,17 +54,14 @@ pub(super) fn run(
     bubble: Bubble,
     what: &str,
     stdin: OwnedFd,
-    cgroup: Option<OwnedFd>,
+    cgroup: Option<(OwnedFd, OwnedFd)>,
     squashfuse: &Child,
 ) -> Result<Option<u8>, Failure> {
     let Bubble { mut command, status, kept } = bubble;
-    if let Some(cgroup) = cgroup {
-        countersign_sys::join_cgroup(&mut command, cgroup);
-    }
     command.stdin(Stdio::from(stdin));
-    let mut bubblewrap = command.spawn().map_err(|e| missing(Path::new(command.get_program()), &e))?;
+    let bubblewrap = spawn(&mut command, cgroup).map_err(|e| missing(Path::new(command.get_program()), &e))?;
     drop((kept, command));
-    let outcome = watch(channel, File::from(OwnedFd::from(status)), &mut bubblewrap, squashfuse);
+    let outcome = watch(channel, File::from(OwnedFd::from(status)), &bubblewrap, squashfuse);
     if !matches!(outcome, Ok(Some(_))) {
         let _ = bubblewrap.kill();
     }
@@ -73,7 +70,7 @@ pub(super) fn run(
     let code = told.code.and_then(|code| u8::try_from(code).ok());
     // Without a code the command line was never executed; bubblewrap has said why on standard error.
     code.map(Some).ok_or_else(|| {
-        if let Some(signal) = ended.signal() {
+        if let Some(signal) = ended.terminating_signal() {
             return Failure::new(
                 Stage::Start,
                 format!("bubblewrap was killed (signal {signal})"),
@@ -86,6 +83,16 @@ pub(super) fn run(
             "give a program that is in the image, with its path",
         )
     })
+}
+
+/// Starts bubblewrap in the run's cgroup, if there is one.
+fn spawn(command: &mut Command, cgroup: Option<(OwnedFd, OwnedFd)>) -> std::io::Result<Spawned> {
+    let Some((entrance, folder)) = cgroup else { return command.spawn()?.try_into() };
+    if let Ok(born) = countersign_sys::spawn_into(command, folder) {
+        return Ok(born);
+    }
+    // Where this process may not start one there, who opened the entrance may move one there.
+    countersign_sys::join_cgroup(command, entrance).spawn()?.try_into()
 }
 
 /// What bubblewrap has told on its status descriptor.
@@ -143,14 +150,13 @@ fn ends_soon(process: &OwnedFd) -> Result<bool, Failure> {
 fn watch(
     channel: &Channel,
     mut status: File,
-    bubblewrap: &mut Child,
+    bubblewrap: &Spawned,
     squashfuse: &Child,
 ) -> Result<Option<Told>, Failure> {
-    let process = |child: &Child| {
-        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(rustix::io::Errno::SRCH)?;
-        pidfd_open(pid, PidfdFlags::empty())
-    };
-    let (bubble, files) = (process(bubblewrap).map_err(start)?, process(squashfuse).map_err(start)?);
+    let open_process = |pid: Option<Pid>| pidfd_open(pid.ok_or(rustix::io::Errno::SRCH)?, PidfdFlags::empty());
+    let bubble = open_process(Some(bubblewrap.pid())).map_err(start)?;
+    let files = i32::try_from(squashfuse.id()).ok().and_then(Pid::from_raw);
+    let files = open_process(files).map_err(start)?;
     let mut told = Told::default();
     let (mut open, mut announced) = (true, false);
     loop {
@@ -192,7 +198,7 @@ fn watch(
                     }
                     continue;
                 }
-                Some((Word::Serving(_), _)) | None => return Ok(None),
+                Some((Word::Runtime(_) | Word::Start(_), _)) | None => return Ok(None),
             };
             match told.workload() {
                 Some(pid) => drop(kill_process(pid, signal)),

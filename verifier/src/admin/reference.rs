@@ -1,5 +1,9 @@
-//! IMA reference sets: what operators add and list.
+//! Reference values of boots and IMA reference sets: what operators add and list.
 
+use countersign_policy::input::ReferenceValue;
+use countersign_tpm::alg::HashAlg;
+use countersign_wire::eventlog::{EventLog, PcrSet, Refusal, Registers};
+use countersign_wire::facts::Content;
 use countersign_wire::limits;
 use countersign_wire::refset::ReferenceSet;
 use serde_json::{Value, json};
@@ -10,6 +14,69 @@ use crate::error::Error;
 use crate::ima::Reference;
 use crate::service::{Service, audit};
 use crate::store::{now_ms, read_ima_sets, to_db};
+
+/// PCRs of which `reference add` takes events when none are named: firmware, its configuration, boot loaders, Secure Boot, what the boot loader
+/// ran and loaded, and shim's lists. PCR 5 (partition table) and 1 (boot order) differ between machines of one kind.
+pub const DEFAULT_PCRS: [u8; 8] = [0, 2, 3, 4, 7, 8, 9, 14];
+
+/// The reference values that a boot log holds for some PCRs; none take [`DEFAULT_PCRS`].
+///
+/// # Errors
+/// The log does not replay in the SHA-256 bank, or lies.
+pub fn reference_values(name: &str, log: &[u8], pcrs: &[u8]) -> Result<Vec<ReferenceValue>, String> {
+    let log = EventLog::parse(log).map_err(|e| e.to_string())?;
+    let alg = HashAlg::Sha256;
+    let examined = log.examine(&[(alg, PcrSet::ALL)], Registers::Tpm).map_err(|refusal| match refusal {
+        Refusal::Replay(e) => e.to_string(),
+        Refusal::Lie(lie) => format!("{}: {}", lie.event, lie.got),
+    })?;
+    let pcrs = if pcrs.is_empty() { &DEFAULT_PCRS[..] } else { pcrs };
+    let mut values = Vec::new();
+    for (event, pcr, part) in examined.events() {
+        if let (true, Some(digest)) = (pcrs.contains(&pcr), event.digest(alg)) {
+            values.push(ReferenceValue {
+                name: name.to_owned(),
+                bank: alg.name().to_owned(),
+                pcr,
+                kind: event.kind.to_string(),
+                digest: hex::encode(digest),
+                content: Content::of(event, part),
+            });
+        }
+    }
+    values.sort();
+    // One digest under two names is one value.
+    values.dedup_by(|one, two| (one.pcr, &one.kind, &one.digest) == (two.pcr, &two.kind, &two.digest));
+    Ok(values)
+}
+
+pub(super) async fn add_boot(
+    service: &Service,
+    name: &str,
+    log: &[u8],
+    pcrs: &[u8],
+    actor: &str,
+) -> Result<Value, Error> {
+    if name.is_empty() || name.len() > 128 {
+        return Err(Error::request("malformed", "a set's name has 1 to 128 characters", None));
+    }
+    let refuse = |e: String| Error::request("eventlog", e, Some("verifier check eventlog FILE --pcrs PCRS.json"));
+    let values = reference_values(name, log, pcrs).map_err(refuse)?;
+    let pcrs = if pcrs.is_empty() { &DEFAULT_PCRS[..] } else { pcrs };
+    let data = serde_json::to_string(&values).map_err(|e| Error::Internal(e.to_string()))?;
+    let mut transaction = service.store.write().await?;
+    let now = now_ms(&mut transaction).await?;
+    sqlx::query("INSERT OR REPLACE INTO reference_sets VALUES (?, ?, ?)")
+        .bind(name)
+        .bind(data)
+        .bind(now)
+        .execute(&mut *transaction)
+        .await?;
+    let revision = raise(&mut transaction, "reference_revision").await?;
+    audit(&mut transaction, actor, "reference-add", name).await?;
+    transaction.commit().await?;
+    Ok(json!({"name": name, "values": values.len(), "pcrs": pcrs, "revision": revision}))
+}
 
 /// Decompresses a document, up to its limit.
 fn decompress(set: &[u8]) -> Result<Vec<u8>, String> {

@@ -3,7 +3,7 @@
 use countersign_wire::id::{HostId, RunId};
 use serde_json::{Value, json};
 
-use super::find_host;
+use super::hosts::find_host;
 use crate::error::Error;
 use crate::service::Service;
 

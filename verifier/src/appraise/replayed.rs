@@ -1,6 +1,7 @@
 //! [`Authentic`] -> [`Replayed`]: the logs lead to exactly the quoted values, and facts are derived from nothing else.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use countersign_policy::input::{Boot, Event};
 use countersign_tpm::alg::{Digest, HashAlg};
@@ -9,6 +10,7 @@ use countersign_wire::facts::Facts;
 use countersign_wire::systemd_log;
 
 use super::authentic::Authentic;
+use super::boots::{self, Read};
 use super::checks::{Checks, Failure, Stop};
 use super::ima::{self, Measured};
 use super::receipts::{self, ReceiptFault, ReceiptUpdate};
@@ -27,7 +29,7 @@ pub(super) const REBOOT: &str =
 #[derive(Debug)]
 pub struct Replayed {
     pub(super) authentic: Authentic,
-    boot: Option<Booted>,
+    boot: Option<Arc<Read>>,
     pub(super) ima: Option<Measured>,
     pub(super) receipts: ReceiptUpdate,
     pub(super) run: Option<RunState>,
@@ -35,7 +37,7 @@ pub struct Replayed {
 
 /// What a boot log was found to say. Its events are put into words only for who asks for them.
 #[derive(Debug)]
-struct Booted {
+pub(super) struct Booted {
     secure_boot: Option<bool>,
     exit_boot_services: bool,
     facts: Facts,
@@ -45,7 +47,7 @@ struct Booted {
 impl Replayed {
     /// The boot, as policies see it.
     pub(super) fn boot(&self) -> Option<Boot> {
-        let Booted { secure_boot, exit_boot_services, facts, vouched } = self.boot.as_ref()?;
+        let Booted { secure_boot, exit_boot_services, facts, vouched } = &self.boot.as_ref()?.boot;
         Some(Boot {
             secure_boot: *secure_boot,
             exit_boot_services: *exit_boot_services,
@@ -58,7 +60,8 @@ impl Replayed {
 /// The second half of the appraisal, in DESIGN.md's order.
 pub(super) fn replay(authentic: Authentic, context: &Context, checks: &mut Checks) -> Result<Replayed, Stop> {
     let (mut banks, boot) = if authentic.evidence.event_log.is_some() {
-        checks.run("boot-log", boot_log(&authentic))?
+        let read = checks.run("boot-log", boot_log(&authentic))?;
+        (read.banks.clone(), Some(read))
     } else {
         checks.nothing("boot-log", "the host sent none");
         (authentic.banks().into_iter().map(PcrBank::initial).collect(), None)
@@ -85,7 +88,12 @@ pub(super) fn replay(authentic: Authentic, context: &Context, checks: &mut Check
 }
 
 /// The firmware's log, and systemd's on top of it, in every quoted bank.
-fn boot_log(authentic: &Authentic) -> Result<(Vec<PcrBank>, Option<Booted>), Failure> {
+fn boot_log(authentic: &Authentic) -> Result<Arc<Read>, Failure> {
+    let wanted: Vec<(HashAlg, PcrSet)> =
+        authentic.banks().into_iter().map(|alg| (alg, quoted(authentic, alg))).collect();
+    if let Some(read) = boots::find(authentic, &wanted) {
+        return Ok(read);
+    }
     let bytes = authentic.evidence.event_log.as_deref().unwrap_or_default();
     let log = EventLog::parse(bytes)
         .map_err(|e| Failure::new(e.to_string(), "an event log").about("event_log").hint(REBOOT))?;
@@ -94,8 +102,6 @@ fn boot_log(authentic: &Authentic) -> Result<(Vec<PcrBank>, Option<Booted>), Fai
             .map_err(|e| Failure::new(e.to_string(), "systemd's userspace log").about("systemd_log").hint(REBOOT))?,
         None => Vec::new(),
     };
-    let wanted: Vec<(HashAlg, PcrSet)> =
-        authentic.banks().into_iter().map(|alg| (alg, quoted(authentic, alg))).collect();
     let mut examined = log.examine(&wanted, Registers::Tpm).map_err(|refusal| match refusal {
         Refusal::Lie(lie) => {
             Failure::new(lie.got, lie.want).about(lie.event).hint("this log claims what no firmware measures")
@@ -118,7 +124,7 @@ fn boot_log(authentic: &Authentic) -> Result<(Vec<PcrBank>, Option<Booted>), Fai
         facts: Facts::of(&examined, &records),
         vouched: examined.vouched(),
     };
-    Ok((examined.banks, Some(boot)))
+    Ok(boots::keep(authentic, Read::new(authentic, &wanted, examined.banks, boot)))
 }
 
 /// The PCRs that a quote covers in one bank.

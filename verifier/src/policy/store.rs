@@ -337,9 +337,7 @@ pub fn rollback(dir: &Path) -> Result<About, Error> {
     let (current, previous) = (place.join("current"), place.join("previous"));
     let old = std::fs::read(&previous).map_err(|_| refuse("there is no policy before the current one"))?;
     let verified = verify(&old, &keys(dir)?).map_err(refuse)?;
-    let newer = std::fs::read(&current).map_err(|e| state(&current, &e))?;
-    replace(&current, &old)?;
-    replace(&previous, &newer)?;
+    exchange(&current, &previous)?;
     audit(dir, "rollback", &verified.about.to_string())?;
     Ok(verified.about)
 }
@@ -411,6 +409,23 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed)?;
     std::fs::rename(&beside, path).map_err(failed)?;
     std::fs::File::open(parent).and_then(|folder| folder.sync_all()).map_err(failed)
+}
+
+/// Two files change places at once: no crash leaves only one of them. A file system that cannot do so gets both written.
+fn exchange(one: &Path, other: &Path) -> Result<(), Error> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    use rustix::io::Errno;
+    match renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE) {
+        Err(Errno::INVAL | Errno::NOSYS) => {
+            let read = |path: &Path| std::fs::read(path).map_err(|e| state(path, &e));
+            let (first, second) = (read(one)?, read(other)?);
+            replace(one, &second)?;
+            return replace(other, &first);
+        }
+        done => done.map_err(|e| state(one, &e))?,
+    }
+    let parent = one.parent().unwrap_or_else(|| Path::new("."));
+    std::fs::File::open(parent).and_then(|folder| folder.sync_all()).map_err(|e| state(one, &e))
 }
 
 fn audit(dir: &Path, action: &str, detail: &str) -> Result<(), Error> {

@@ -27,6 +27,14 @@ const UNSIGNED_KEPT: i64 = 100;
 /// Stored bytes of evidence that was denied, of each host: hundreds of denials of an honest one.
 const DENIED_BYTES: i64 = 256 << 20;
 
+/// How a commit went.
+pub(super) enum Committed {
+    /// Recorded: the answer.
+    Answer(Vec<u8>),
+    /// Nothing is recorded: the host policy that accepted this is not in force any more. Evidence and context come back.
+    Overtaken(Box<(Vec<u8>, Context)>),
+}
+
 impl Service {
     /// Compare-and-swap: records the verdict and, when it allows, the host's new state; stores the answer before it is sent.
     pub(super) async fn commit(
@@ -37,7 +45,7 @@ impl Service {
         decided: Decided,
         log: Option<RunLog>,
         explanation: Option<Vec<u8>>,
-    ) -> Result<Vec<u8>, Error> {
+    ) -> Result<Committed, Error> {
         let Decided { judged, candidate } = decided;
         let id = context.host.host;
         let mut transaction = self.store.write().await?;
@@ -57,6 +65,11 @@ impl Service {
             return Err(challenge_closed());
         }
         if judged.verdict.allow {
+            // What is signed was decided by the policy that is in force when it is recorded.
+            let (policy, stale) = self.policy_in_force(context.now_ms)?;
+            if policy != context.host_policy || stale != context.stale {
+                return Ok(Committed::Overtaken(Box::new((evidence, context))));
+            }
             still_decided_so(&mut transaction, &context, &judged).await?;
         }
         let document = verdict_bytes(&judged.verdict);
@@ -193,7 +206,7 @@ impl Service {
             .await?;
         transaction.commit().await?;
         self.decided.notify_one();
-        Ok(answer)
+        Ok(Committed::Answer(answer))
     }
 
     fn new_receipt(&self, host: &HostId, number: u64) -> Receipt {

@@ -443,3 +443,31 @@ fn a_whole_run_log_that_does_not_go_on_is_another_machines() {
         suspended(&copy.judge(), "receipts", "receipts");
     }
 }
+
+#[test]
+fn a_log_that_was_read_before_speaks_for_no_other() {
+    let case = Case::attest();
+    let facts = |case: &Case| {
+        let bytes = countersign_wire::cbor::encode(&case.evidence());
+        countersign_verifier::appraise::policy_input(&bytes, &case.context).unwrap().boot.unwrap().facts
+    };
+    let first = facts(&case);
+    // The same PCRs: where an executable lay is not measured.
+    let log = log();
+    let image = log.events.iter().find(|event| event.pcr == 4 && event.is_image()).unwrap().data;
+    let path = image.windows(6).position(|part| part == b".\0e\0f\0" || part == b".\0E\0F\0").unwrap();
+    let mut bytes = boot::LOG.to_vec();
+    bytes[at(image) + path + 2] = b'x';
+    let other = facts(&with_log(bytes));
+    assert_eq!((&other.secure_boot, &other.databases), (&first.secure_boot, &first.databases));
+    assert_ne!(other.applications, first.applications);
+    assert_eq!(facts(&case), first);
+    // Lies are refused whatever was read before them, and change nothing.
+    let zero = log.events.iter().find(|event| event.kind.to_string() == "EV_SEPARATOR").unwrap();
+    let mut lies = boot::LOG.to_vec();
+    lies[zero.offset + 4] ^= 1;
+    for _ in 0..2 {
+        refused(&with_log(lies.clone()).judge(), "boot-log", "event 9 (PCR 7, EV_ACTION)");
+        assert_eq!(facts(&case), first);
+    }
+}

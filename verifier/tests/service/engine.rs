@@ -219,6 +219,29 @@ fn while_opa_is_waited_for_the_verifier_goes_on() {
 }
 
 #[test]
+fn what_a_replaced_policy_accepted_is_decided_again() {
+    let (mut lab, mut machine, signer) = lab();
+    let (dir, trial, strict) = (lab.path().to_owned(), lab.service.trial.clone(), signer.strict(2));
+    let mut revision = 1;
+    let web = pretend(&lab, move |out| {
+        let mut answer = allowed();
+        answer["provenance"]["bundles"]["countersign"]["revision"] = json!(revision.to_string());
+        if revision == 1 {
+            // While this decision is made.
+            store::load(&dir, &strict, &trial).unwrap();
+            revision = 2;
+        }
+        let _ = out.write_all(&json_reply(&answer));
+    });
+    with_opa(&mut lab, "timeout_ms = 60000");
+    // The new policy accepts nobody, and this OPA accepts everybody.
+    assert_eq!(denied(&machine.attest(&lab)), [DISAGREES]);
+    assert_eq!(web.asked().iter().filter(|asked| asked.line.contains("/host/verdict")).count(), 2);
+    assert_eq!(lab.verdicts().len(), 1, "the one that was overtaken is nowhere");
+    assert_eq!(denied(&machine.attest(&lab)), [DISAGREES]);
+}
+
+#[test]
 fn what_the_configuration_refuses() {
     let (mut lab, _, _) = lab();
     std::fs::write(lab.path().join("token"), "x").unwrap();

@@ -106,11 +106,11 @@ impl<'a> Event<'a> {
 /// Bytes as text: UTF-8 or UTF-16 without control characters, a terminating NUL left out.
 pub(crate) fn plain_text(part: &[u8]) -> Option<String> {
     let text = part.strip_suffix(&[0]).unwrap_or(part);
-    let plain = |byte: &u8| matches!(byte, 0x20..=0x7e | b'\n' | b'\t');
-    if !text.is_empty() && text.iter().all(plain) {
-        return String::from_utf8(text.to_vec()).ok();
-    }
-    let printable = |text: &str| !text.is_empty() && !text.chars().any(|c| c.is_control() && c != '\n' && c != '\t');
+    let plain = |byte| matches!(byte, 0x20..=0x7e | b'\n' | b'\t');
+    let control = |c: char| c.is_control() && c != '\n' && c != '\t';
+    // Nearly all text is plain. No look ends early: so the compiler takes many bytes at once.
+    let all_plain = |text: &str| text.bytes().fold(true, |all, byte| all & plain(byte));
+    let printable = |text: &str| !text.is_empty() && (all_plain(text) || !text.chars().any(control));
     match std::str::from_utf8(text) {
         Ok(text) if printable(text) => Some(text.to_owned()),
         _ => utf16(part).filter(|text| printable(text)),

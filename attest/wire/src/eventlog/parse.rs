@@ -131,10 +131,14 @@ fn agile_event<'a>(reader: &mut Reader<'a>, index: u32, banks: &[(u16, u16)]) ->
     }
     let mut digests = Digests::default();
     let mut seen: u32 = 0;
+    let mut expected = banks.iter().enumerate();
     for _ in 0..count {
         let at = reader.clone();
         let alg = reader.u16_le("digests.hashAlg")?;
-        let Some((position, (_, size))) = banks.iter().enumerate().find(|(_, (id, _))| *id == alg) else {
+        // Nearly always they stand in the order of the specification-id event.
+        let is = |(_, (id, _)): &(usize, &(u16, u16))| *id == alg;
+        let Some((position, (_, size))) = expected.next().filter(is).or_else(|| banks.iter().enumerate().find(is))
+        else {
             return Err(at.bad("digests.hashAlg", Reason::Value(alg.into())));
         };
         let bit = 1u32.checked_shl(u32::try_from(position).unwrap_or(31)).unwrap_or_default();

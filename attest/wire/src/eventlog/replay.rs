@@ -42,11 +42,7 @@ impl PcrBank {
     /// The PCRs right after a TPM reset: zeros, and ones in 17 to 22 (PC Client Platform TPM Profile 1.05, 4.6).
     #[must_use]
     pub fn initial(alg: HashAlg) -> Self {
-        let mut values = [Digest::filled(alg, 0); PCRS];
-        for value in values.iter_mut().take(23).skip(17) {
-            *value = Digest::filled(alg, 0xff);
-        }
-        Self { alg, values, extended: [false; PCRS], covers: PcrSet::ALL }
+        Self::starting(alg, PcrSet::ALL, Registers::Tpm)
     }
 
     /// The bank's algorithm.
@@ -63,11 +59,13 @@ impl PcrBank {
 
     /// The registers at reset, of which only some are going to be replayed.
     pub(super) fn starting(alg: HashAlg, covers: PcrSet, registers: Registers) -> Self {
-        let mut bank = Self::initial(alg);
-        if registers == Registers::Cc {
-            bank.values = [Digest::filled(alg, 0); PCRS];
+        let mut bank = Self { alg, values: [Digest::filled(alg, 0); PCRS], extended: [false; PCRS], covers };
+        if registers == Registers::Tpm {
+            for value in bank.values.iter_mut().take(23).skip(17) {
+                *value = Digest::filled(alg, 0xff);
+            }
         }
-        Self { covers, ..bank }
+        bank
     }
 
     /// Value of a PCR; `None` for an index that no TPM has.

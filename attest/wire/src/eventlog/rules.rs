@@ -73,7 +73,7 @@ impl<'a> Rules<'a> {
             bios,
             separated: [0; PCRS],
             ahead,
-            variables: Vec::new(),
+            variables: Vec::with_capacity(16),
             locality: None,
         }
     }

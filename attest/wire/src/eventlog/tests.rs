@@ -214,6 +214,28 @@ fn unknown_banks_are_passed_over() {
 }
 
 #[test]
+fn digests_in_any_order() {
+    let normal = Maker::new().event(5, EventType::EFI_ACTION, b"x").0;
+    let before = Maker::new().0.len();
+    // PCR, type, count; SHA-1 and SHA-256 with their algorithms; data.
+    let (head, rest) = normal[before..].split_at(12);
+    let (digests, data) = rest.split_at(22 + 34);
+    let (sha1, sha256) = digests.split_at(22);
+    let log = |first, second| [&normal[..before], head, first, second, data].concat();
+    assert_eq!(log(sha1, sha256), normal);
+    let (swapped, twice) = (log(sha256, sha1), log(sha256, sha256));
+    let read = EventLog::parse(&swapped).unwrap();
+    let event = read.events.last().unwrap();
+    assert_eq!(event.digest(HashAlg::Sha1), Some(&sha1[2..]));
+    assert_eq!(event.digest(HashAlg::Sha256), Some(&sha256[2..]));
+    assert_eq!(event.data, b"x");
+    let twice = EventLog::parse(&twice).unwrap_err().to_string();
+    assert!(twice.contains("two digests of one algorithm"), "{twice}");
+    let twice = EventLog::parse(&log(sha1, sha1)).unwrap_err().to_string();
+    assert!(twice.contains("two digests of one algorithm"), "{twice}");
+}
+
+#[test]
 fn the_format_of_tpm_1_2() {
     let mut bytes = Vec::new();
     for (pcr, kind, data) in [(0u32, EventType::S_CRTM_VERSION, &b"1"[..]), (4, EventType::SEPARATOR, &[0xff; 4])] {

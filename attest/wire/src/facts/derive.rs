@@ -57,7 +57,10 @@ pub(super) fn firmware(examined: &Examined<'_, '_>, facts: &mut Facts) {
             (EventType::IPL, _) => ipl(event, pcr, part, &measured, &mut walk, facts),
             (EventType::EVENT_TAG, _) => tag(event, &measured, facts),
             (EventType::SEPARATOR, _) => {}
-            (kind, 0) => facts.firmware.push(Fact::named(measured(kind.to_string()), event.index)),
+            (kind, 0) => {
+                let name = kind.name().map_or_else(|| kind.to_string(), str::to_owned);
+                facts.firmware.push(Fact::named(measured(name), event.index));
+            }
             _ => {}
         }
     }
@@ -117,8 +120,8 @@ fn boot_option(event: &Event<'_>, part: Option<&[u8]>, facts: &mut Facts) {
         name.strip_prefix("Boot").filter(|rest| rest.len() == 4 && rest.bytes().all(|b| b.is_ascii_hexdigit()));
     let Some(description) = digits.and(variable.data.get(6..)) else { return };
     let length = description.chunks_exact(2).take_while(|pair| *pair != [0, 0]).count().saturating_mul(2);
-    let Some(text) = description.get(..length).and_then(utf16) else { return };
-    let text: String = text.chars().filter(|c| !c.is_control()).collect();
+    let Some(mut text) = description.get(..length).and_then(utf16) else { return };
+    text.retain(|c| !c.is_control());
     let strength = if part.len() == event.data.len() { Strength::Authenticated } else { Strength::Named };
     let value = BootOption { name, description: text };
     facts.boot_options.push(Fact { value, strength, log: Log::Firmware, events: Events::one(event.index) });

@@ -1,7 +1,5 @@
 //! Which boot loaders ran, and which of the files they read are kernels and initial RAM disks.
 
-use std::collections::BTreeSet;
-
 use super::{Events, Fact, Facts, Loader, Log, Measured, Strength};
 
 /// Names the boot loaders from what was found, and sorts kernels and RAM disks out of GRUB's files and a unified image's sections.
@@ -54,20 +52,11 @@ fn initrd_as(initrd: &Fact<Measured>) -> Fact<Loader> {
 
 /// GRUB names a file as its command does: the first word of a command line is the kernel, the words behind `initrd` are RAM disks.
 fn grub_files(facts: &mut Facts) {
-    let kernels: BTreeSet<String> = facts
-        .command_lines
-        .iter()
-        .filter(|line| line.value.by == Loader::Grub)
-        .filter_map(|line| line.value.text.split(' ').next().map(str::to_owned))
-        .collect();
-    let (read, other): (Vec<_>, Vec<_>) = std::mem::take(&mut facts.files).into_iter().partition(|file| {
-        let name = file.value.name.as_str();
-        kernels.contains(name) || is_initrd(name)
-    });
-    facts.files = other;
-    for file in read {
-        if is_initrd(&file.value.name) { facts.initrds.push(file) } else { facts.kernels.push(file) }
-    }
+    let lines = facts.command_lines.iter().filter(|line| line.value.by == Loader::Grub);
+    let mut kernels: Vec<&str> = lines.filter_map(|line| line.value.text.split(' ').next()).collect();
+    kernels.sort_unstable();
+    facts.initrds.extend(facts.files.extract_if(.., |file| is_initrd(&file.value.name)));
+    facts.kernels.extend(facts.files.extract_if(.., |file| kernels.binary_search(&file.value.name.as_str()).is_ok()));
 }
 
 fn is_initrd(path: &str) -> bool {

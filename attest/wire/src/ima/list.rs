@@ -1,8 +1,8 @@
 //! The frame of an entry: where it begins and ends, and what the kernel hashes. The fields inside are for [`super::entries`].
 
 use countersign_tpm::alg::{Digest, HashAlg};
+use countersign_tpm::sha256;
 
-use super::sha256;
 use super::template::{MAX_NAME, OLD};
 use crate::codec::{Malformed, Reader, Reason};
 use crate::limits;

@@ -1,10 +1,10 @@
 //! Replay: which prefix of a list leads to quoted values.
 
 use countersign_tpm::alg::{Digest, HashAlg};
+use countersign_tpm::sha256;
 
 use super::PCR;
 use super::list::{BadIma, Frame, frames};
-use super::sha256;
 
 /// The part of a list that a quote covers.
 #[derive(Debug, Clone, PartialEq, Eq)]

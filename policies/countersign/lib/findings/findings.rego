@@ -16,6 +16,7 @@ usual := {
 	"kernel-module-loaded": "stop",
 	"lease-expired": "stop",
 	"listening-socket": "alert",
+	"monitor-blind": "stop",
 	"new-mount": "stop",
 	"new-namespace": "alert",
 	"process-not-in-image": "stop",

@@ -24,7 +24,7 @@ test_each_kind_has_a_reaction if {
 		findings.reaction(kind) == reaction
 		reaction in {"alert", "freeze", "stop", "kill"}
 	}
-	count(findings.usual) == 12
+	count(findings.usual) == 13
 }
 
 test_the_hardest_reaction_counts if {

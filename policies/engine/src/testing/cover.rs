@@ -143,14 +143,14 @@ fn shown(value: Result<Value, impl std::fmt::Display>) -> String {
 }
 
 fn ran(program: &Arc<Program>, data: &Value, input: &Value) -> Result<Value, VmError> {
-    let mut vm = crate::compiled::machine(program, data)?;
+    let mut vm = crate::compiled::machine(program, data, crate::limits::INSTRUCTIONS)?;
     vm.set_input(input.clone());
     vm.execute()
 }
 
 /// Goes through an evaluation step by step, for the lines only.
 fn step(program: &Arc<Program>, data: &Value, input: &Value, lines: &mut Lines) {
-    let Ok(mut vm) = crate::compiled::machine(program, data) else { return };
+    let Ok(mut vm) = crate::compiled::machine(program, data, crate::limits::INSTRUCTIONS) else { return };
     vm.set_input(input.clone());
     vm.set_execution_mode(ExecutionMode::Suspendable);
     vm.set_step_mode(true);

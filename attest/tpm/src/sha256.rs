@@ -1,14 +1,11 @@
-//! SHA-256 of short messages, in one call of the compression function: a list is hundreds of thousands of them, and what a hasher spends on its
-//! buffer is then a fifth of the whole.
+//! SHA-256 of a message that is at hand as a whole: logs and lists are many short ones, and what a hasher spends on its buffer is then a fifth
+//! of the whole.
 
 use sha2::block_api::compress256;
-use sha2::{Digest as _, Sha256};
 
 /// Initial value (FIPS 180-4, 5.3.3).
 const INITIAL: [u32; 8] =
     [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
-/// Longest message whose padding (nine bytes at least) fits in two blocks.
-const SHORT: usize = 128 - 9;
 
 fn bytes(state: [u32; 8]) -> [u8; 32] {
     let mut out = [0; 32];
@@ -19,28 +16,33 @@ fn bytes(state: [u32; 8]) -> [u8; 32] {
 }
 
 /// The digest of a message.
-pub(super) fn digest(message: &[u8]) -> [u8; 32] {
-    let mut blocks = [[0u8; 64]; 2];
-    let flat = blocks.as_flattened_mut();
-    let Some((to, behind)) = flat.split_at_mut_checked(message.len()).filter(|_| message.len() <= SHORT) else {
-        return Sha256::digest(message).into();
-    };
-    to.copy_from_slice(message);
-    if let Some(first) = behind.first_mut() {
-        *first = 0x80;
-    }
-    let bits = u64::try_from(message.len()).unwrap_or(0).saturating_mul(8).to_be_bytes();
-    let used = if message.len() <= 64 - 9 { 64 } else { 128 };
-    if let Some(length) = flat.get_mut(..used).and_then(|padded| padded.last_chunk_mut()) {
-        *length = bits;
-    }
+#[must_use]
+pub fn digest(message: &[u8]) -> [u8; 32] {
+    let (whole, rest) = message.as_chunks();
     let mut state = INITIAL;
-    compress256(&mut state, blocks.get(..used / 64).unwrap_or_default());
+    if !whole.is_empty() {
+        compress256(&mut state, whole);
+    }
+    // The padding: 0x80, zeros, and the number of bits in the last eight bytes.
+    let mut last = [[0u8; 64]; 2];
+    let padded = last.as_flattened_mut();
+    if let Some((to, behind)) = padded.split_at_mut_checked(rest.len()) {
+        to.copy_from_slice(rest);
+        if let Some(first) = behind.first_mut() {
+            *first = 0x80;
+        }
+    }
+    let used = if rest.len() < 64 - 8 { 64 } else { 128 };
+    if let Some(length) = padded.get_mut(..used).and_then(|padded| padded.last_chunk_mut()) {
+        *length = u64::try_from(message.len()).unwrap_or(u64::MAX).saturating_mul(8).to_be_bytes();
+    }
+    compress256(&mut state, last.get(..used / 64).unwrap_or_default());
     bytes(state)
 }
 
-/// A PCR's value extended by a digest: SHA-256(old || digest).
-pub(super) fn extend(old: &[u8; 32], event: &[u8; 32]) -> [u8; 32] {
+/// A PCR's value extended by a digest: SHA-256(old || digest) (TPM 2.0 Part 1, 17.2).
+#[must_use]
+pub fn extend(old: &[u8; 32], event: &[u8; 32]) -> [u8; 32] {
     // The second block is padding alone: 0x80, and 512 bits.
     let mut blocks = [[0u8; 64]; 2];
     let [message, padding] = &mut blocks;
@@ -55,6 +57,8 @@ pub(super) fn extend(old: &[u8; 32], event: &[u8; 32]) -> [u8; 32] {
 
 #[cfg(test)]
 mod tests {
+    use sha2::{Digest as _, Sha256};
+
     use super::*;
 
     #[test]

@@ -1,0 +1,93 @@
+//! Children that are born in a cgroup.
+
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, AsRawFd as _};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command};
+
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
+
+/// CLONE_INTO_CGROUP of linux/sched.h (Linux 5.7).
+const INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// A child process that was not waited for yet.
+#[derive(Debug)]
+pub struct Spawned(Pid);
+
+impl TryFrom<Child> for Spawned {
+    type Error = io::Error;
+
+    fn try_from(child: Child) -> io::Result<Self> {
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        pid.map(Self).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+}
+
+impl Spawned {
+    /// Its id.
+    #[must_use]
+    pub const fn pid(&self) -> Pid {
+        self.0
+    }
+
+    /// Kills it.
+    ///
+    /// # Errors
+    /// The system call fails.
+    pub fn kill(&self) -> io::Result<()> {
+        Ok(kill_process(self.0, Signal::KILL)?)
+    }
+
+    /// Waits until it has ended.
+    ///
+    /// # Errors
+    /// The system call fails.
+    pub fn wait(self) -> io::Result<WaitStatus> {
+        loop {
+            match waitpid(Some(self.0), WaitOptions::empty()) {
+                Err(rustix::io::Errno::INTR) | Ok(None) => {}
+                ended => return ended?.map(|(_, status)| status).ok_or_else(|| io::ErrorKind::NotFound.into()),
+            }
+        }
+    }
+}
+
+/// Starts a command as a process that is in a cgroup from its first moment; `folder` is the cgroup's. Moving one there ([`crate::join_cgroup`])
+/// waits for every process of the machine, some ten milliseconds. This process must have one thread.
+///
+/// # Errors
+/// The kernel or the cgroup does not allow it, this process has several threads, or the command is not executed.
+pub fn spawn_into(command: &mut Command, folder: impl AsFd) -> io::Result<Spawned> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::new(io::ErrorKind::ResourceBusy, "this process has several threads"));
+    }
+    let (mut failed, mut failure) = io::pipe()?;
+    // SAFETY: all numbers: zero asks for nothing.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    let folder = folder.as_fd().as_raw_fd();
+    arguments.flags = INTO_CGROUP;
+    arguments.exit_signal = u64::try_from(libc::SIGCHLD).map_err(io::Error::other)?;
+    arguments.cgroup = u64::try_from(folder).map_err(io::Error::other)?;
+    // SAFETY: without CLONE_VM and without a stack this is fork(2): the child goes on here in a copy of this memory. This process has one thread,
+    // so no lock is held by a thread that the child has not. The kernel reads as many bytes as it is told that there are.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>()) };
+    if pid == 0 {
+        let error = command.exec();
+        let _ = failure.write_all(&error.raw_os_error().unwrap_or(libc::EINVAL).to_ne_bytes());
+        // SAFETY: ends the child without running anything of this process's that is to be run once, at its own end.
+        unsafe { libc::_exit(127) }
+    }
+    if pid < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let spawned = pid.map(Spawned).ok_or(io::ErrorKind::InvalidData)?;
+    drop(failure);
+    let mut number = [0; size_of::<i32>()];
+    // The end comes with the execution, which closes the pipe.
+    if failed.read_exact(&mut number).is_err() {
+        return Ok(spawned);
+    }
+    spawned.wait()?;
+    Err(io::Error::from_raw_os_error(i32::from_ne_bytes(number)))
+}
