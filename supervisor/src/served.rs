@@ -16,8 +16,6 @@ use crate::decryptor::Report;
 
 /// FUSE threads: more add nothing.
 pub(crate) const THREADS: usize = 2;
-/// Most bytes of one request: half a block of a squashfs, 128 KiB by default and at no page's boundary, so that both threads work on it.
-pub(crate) const REQUEST: usize = 68 << 10;
 /// Name of the one file that is served.
 pub(crate) const FILE: &str = "rootfs.sqfs";
 const ROOT: u64 = 1;

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::channel::Channel;
 use crate::exit::{Failure, Stage};
 use crate::runtime::{Chosen, Ids, Place, Task};
-use crate::served::{FILE, REQUEST};
+use crate::served::FILE;
 
 /// How long squashfuse may take to mount.
 const MOUNT: Duration = Duration::from_secs(20);
@@ -155,7 +155,7 @@ impl Places {
     fn mount_fuse(&self) -> Result<fs::File, Failure> {
         let fuse = OpenOptions::new().read(true).write(true).open("/dev/fuse");
         let fuse = fuse.map_err(|e| namespaces(format!("/dev/fuse: {e}")))?;
-        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0,max_read={REQUEST}", fuse.as_raw_fd());
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", fuse.as_raw_fd());
         let options = std::ffi::CString::new(options).map_err(namespaces)?;
         let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         mount("countersign", &self.image, "fuse", flags, Some(options.as_c_str())).map_err(namespaces)?;
