@@ -294,10 +294,6 @@ mod tests {
         Payload { squashfs, file, partition_at: 0, tree_at, padded, salt: [7; 32] }
     }
 
-    fn key() -> VolumeKey {
-        VolumeKey::new(std::array::from_fn(|n| u8::try_from(n).unwrap()))
-    }
-
     fn header() -> Vec<u8> {
         vec![9; usize::try_from(luks::HEADER).unwrap()]
     }
