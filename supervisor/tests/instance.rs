@@ -117,7 +117,8 @@ fn from_start_to_stop() {
     assert_eq!(scene.runs(), ["start", "exit 0"]);
     // One container: what is left in it by one process is there for the next.
     json(&start(&scene, "app.sif", builtin, "two", &["--env", "COLOUR=green"]));
-    assert!(ask(&scene, &["exec", "instance://two", "sh", "-c", "echo $COLOUR > /tmp/left"]).status.success());
+    let left = ask(&scene, &["exec", "instance://two", "sh", "-c", "echo $COLOUR > /tmp/left"]);
+    assert!(left.status.success(), "{}: {}\n{:?}", left.status, stderr(&left), scene.runs());
     assert_eq!(stdout(&ask(&scene, &["exec", "--env", "A=1", "instance://two", "cat", "/tmp/left"])), "green\n");
     // In a session of its own: not the one of whoever asks, with his terminal.
     let session = r#"set -- $(cat /proc/$$/stat); [ "$6" = $$ ] && echo own"#;

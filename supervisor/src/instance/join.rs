@@ -1,10 +1,12 @@
 //! Another command line in a running instance: in its namespaces, with no more privileges than its own processes.
 
 use std::fs;
+use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Child;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Signal, kill_process};
@@ -14,6 +16,9 @@ use super::folder::Instances;
 use super::{handle, living, other, stats};
 use crate::exit::{Failure, Stage};
 use crate::run::{Given, Task};
+
+/// How long bubblewrap may take to make the container.
+const SET_UP: Duration = Duration::from_secs(10);
 
 const NAMESPACES: [(&str, ThreadNameSpaceType); 7] = [
     ("user", ThreadNameSpaceType::USER),
@@ -39,6 +44,9 @@ pub fn join(instances: Option<&Path>, name: &str, task: &Task, flags: &[Given]) 
     let entering = |e: &dyn std::fmt::Display| {
         Failure::new(Stage::Namespaces, format!("the instance {name} cannot be entered: {e}"), "run it as its owner")
     };
+    if !note.runtime.is_nested() {
+        set_up(note.init).map_err(|e| entering(&e))?;
+    }
     // What is started here is watched, frozen and ended with the rest.
     let cgroup = stats::cgroup(note.init)
         .ok()
@@ -82,6 +90,22 @@ pub fn join(instances: Option<&Path>, name: &str, task: &Task, flags: &[Given]) 
         Failure::new(Stage::Start, what, "give a program that is in the image, with its path")
     })?;
     wait(child, &signals, filter.is_some())
+}
+
+/// Waits until bubblewrap has made the container: its first process gives its capabilities up last. Before, the image is not its root yet.
+fn set_up(init: u32) -> io::Result<()> {
+    let asked = Instant::now();
+    loop {
+        let status = fs::read_to_string(format!("/proc/{init}/status"))?;
+        let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+        if capabilities.is_some_and(|set| set.trim().bytes().all(|digit| digit == b'0')) {
+            return Ok(());
+        }
+        if asked.elapsed() > SET_UP {
+            return Err(io::Error::other("it is not set up"));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Passes signals on until it ends. Those of a terminal's keys reach what is at the `terminal` by themselves.

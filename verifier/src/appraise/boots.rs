@@ -10,8 +10,10 @@ use countersign_wire::eventlog::{PcrBank, PcrSet};
 use super::authentic::Authentic;
 use super::replayed::Booted;
 
-/// Bytes of logs that are kept; when there are more, all are forgotten and read again as they come.
+/// Bytes that are kept; when there are more, all are forgotten and read again as they come.
 const KEPT: usize = 16 << 20;
+/// Bytes that a log counts beside its own: what was read from it.
+const READ: usize = 16 << 10;
 
 /// What a boot log leads to, and all that this depends on.
 #[derive(Debug)]
@@ -56,7 +58,7 @@ impl Read {
     }
 
     fn bytes(&self) -> usize {
-        self.event_log.len().saturating_add(self.systemd_log.as_ref().map_or(0, Vec::len))
+        self.event_log.len().saturating_add(self.systemd_log.as_ref().map_or(0, Vec::len)).saturating_add(READ)
     }
 }
 
