@@ -121,13 +121,7 @@ impl StateDir {
         let beside: Result<Vec<_>, _> =
             files.iter().map(|(name, contents)| self.beside(name, contents).map_err(self.error(name))).collect();
         let beside = beside?;
-        std::thread::scope(|scope| {
-            // Together: a journaling file system then writes them in one go.
-            let syncs: Vec<_> = beside.iter().map(|(file, _)| scope.spawn(|| file.sync_all())).collect();
-            let died = |_| Err(io::ErrorKind::Other.into());
-            syncs.into_iter().try_for_each(|sync| sync.join().unwrap_or_else(died))
-        })
-        .map_err(self.error(first))?;
+        sync(&beside).map_err(self.error(first))?;
         for ((name, _), (_, path)) in files.iter().zip(&beside) {
             fs::rename(path, self.path(name)).map_err(self.error(name))?;
         }
@@ -201,6 +195,22 @@ impl StateDir {
             _ => Ok(()),
         }
     }
+}
+
+/// Waits for the disk for all files at once: a journaling file system then writes them in one go. Where no thread is to be had, one by one.
+fn sync(files: &[(File, PathBuf)]) -> io::Result<()> {
+    let Some(((first, _), others)) = files.split_first() else { return Ok(()) };
+    std::thread::scope(|scope| {
+        let begun: Vec<_> = others
+            .iter()
+            .map(|(file, _)| (file, std::thread::Builder::new().spawn_scoped(scope, || file.sync_all())))
+            .collect();
+        first.sync_all()?;
+        begun.into_iter().try_for_each(|(file, thread)| match thread.map(std::thread::ScopedJoinHandle::join) {
+            Ok(Ok(done)) => done,
+            Ok(Err(_)) | Err(_) => file.sync_all(),
+        })
+    })
 }
 
 /// Reads all of a file, refusing one that is longer than `max` bytes.

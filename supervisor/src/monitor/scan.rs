@@ -2,7 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::time::Duration;
 
+use countersign_attest::lease::boot_time;
 use countersign_wire::finding::{Finding, Kind};
 
 use super::machine::Machine;
@@ -15,6 +17,10 @@ use crate::group::Group;
 const TRIES: u32 = 4;
 /// Most processes between a nested runtime's container and the run's first process.
 const DEPTH: usize = 16;
+
+/// How long a runtime of its own may take from the container to the workload: then it may be that nothing is started in it, as in an instance
+/// without a start script.
+const IDLE: Duration = Duration::from_secs(3);
 
 /// How things were when the workload started.
 #[derive(Debug)]
@@ -55,14 +61,39 @@ impl Inside {
     }
 }
 
+/// A runtime's own process in a container: since when nothing has changed there.
+#[derive(Default)]
+pub(super) struct Idle(Option<(Process, Vec<Mount>, Duration)>);
+
+impl Idle {
+    /// Whether this one has been there, with these mounts, for as long as a runtime may take from the container to the workload.
+    fn still(&mut self, inside: &Inside) -> bool {
+        let now = boot_time();
+        match &self.0 {
+            Some((process, mounts, since)) if *process == inside.process && *mounts == inside.mounts => {
+                now.saturating_sub(*since) > IDLE
+            }
+            _ => {
+                self.0 = Some((inside.process, inside.mounts.clone(), now));
+                false
+            }
+        }
+    }
+}
+
 impl Baseline {
     /// Taken once the container is set up; `None` before.
     ///
     /// With the built-in runtime, bubblewrap's own first process is in the container too and is all that is looked at: whatever the workload
     /// does by then changes nothing of that. A `nested` runtime (the place of the image's mount, as mount tables have it) makes a container
-    /// further in. It is recognised by the workload's first process, or, where the runtime has had its time (`late`) and starts nothing, by
-    /// the runtime's own process in it. It is looked for among the processes at hand, or `everywhere`.
-    pub(super) fn take(group: &Group, nested: Option<&str>, late: bool, everywhere: bool) -> io::Result<Option<Self>> {
+    /// further in. It is recognised by the workload's first process, or, where the runtime has had its time and starts nothing, by the
+    /// runtime's own process in it, which is `idle`. It is looked for among the processes at hand, or `everywhere`.
+    pub(super) fn take(
+        group: &Group,
+        nested: Option<&str>,
+        idle: &mut Idle,
+        everywhere: bool,
+    ) -> io::Result<Option<Self>> {
         let Some(init) = group.init().map(Process::of).transpose()?.flatten() else { return Ok(None) };
         let (table, outer) = (init.mounts()?, init.namespace("mnt")?);
         let mut programs: HashSet<Identity> = HashSet::from([identity("/proc/self/exe")?]);
@@ -72,8 +103,8 @@ impl Baseline {
         }
         let (first, mounts, image, capabilities) = if let Some(place) = nested {
             let Some(squashfs) = table.iter().rev().find(|mount| mount.place == place) else { return Ok(None) };
-            let candidates = if everywhere || late { group.processes()? } else { group.at_hand()? };
-            let found = container(candidates, init, (&table, &outer), squashfs, late)?;
+            let candidates = if everywhere { group.processes()? } else { group.at_hand()? };
+            let found = container(candidates, init, (&table, &outer), squashfs, idle)?;
             let Some((inside, capabilities)) = found else {
                 return Ok(None);
             };
@@ -130,11 +161,12 @@ impl Baseline {
     pub(super) fn look(&mut self, group: &Group, time_ms: i64) -> io::Result<Vec<Finding>> {
         let mut found = self.machine.look(time_ms)?;
         let mut tables: HashMap<String, Vec<Mount>> = HashMap::new();
+        let mut judged: HashSet<String> = HashSet::new();
         let mut ours: HashMap<u64, Process> = HashMap::new();
         for pid in group.processes()? {
             let Some(process) = Process::of(pid)? else { continue };
             // What cannot be read has ended, or does not want to be looked at.
-            let outcome = self.examine(process, &mut tables, &mut ours, time_ms);
+            let outcome = self.examine(process, (&mut tables, &mut judged), &mut ours, time_ms);
             match outcome {
                 Ok(more) => found.extend(more),
                 Err(_) if !process.lives() || process.is_ending() => {}
@@ -153,7 +185,7 @@ impl Baseline {
     fn examine(
         &self,
         process: Process,
-        tables: &mut HashMap<String, Vec<Mount>>,
+        (tables, judged): (&mut HashMap<String, Vec<Mount>>, &mut HashSet<String>),
         ours: &mut HashMap<u64, Process>,
         time_ms: i64,
     ) -> io::Result<Vec<Finding>> {
@@ -174,7 +206,6 @@ impl Baseline {
         {
             return Ok(Vec::new());
         }
-        let new = table.is_some();
         if let Some(table) = table {
             tables.insert(namespace.clone(), table);
         }
@@ -182,42 +213,51 @@ impl Baseline {
         let through = mounts.iter().find(|mount| mount.id == executable.mount);
         // A program of the host, in the namespace of the runtime: it joins an instance. Nothing of the image runs there, and nothing in memory.
         let is_hosts = || through.is_some_and(|mount| !self.image.contains(&mount.device));
-        // On its way from outside into the container. Nobody inside can run the very file of a runtime's program without a mount that leads to it.
-        let passes = || file.as_ref().is_ok_and(|file| self.programs.contains(file));
-        if (self.outer.as_ref() == Some(&namespace) && is_hosts()) || (through.is_none() && passes()) {
+        if self.outer.as_ref() == Some(&namespace) && is_hosts() {
             return Ok(Vec::new());
         }
+        // On its way from outside into the container: it runs a runtime's program, to which no mount inside leads. One inside can do so by the
+        // `exe` of such a process: it hides what it runs then, and not what it listens on, or who traces it.
+        let passes = through.is_none() && file.as_ref().is_ok_and(|file| self.programs.contains(file));
         let mut found = Vec::new();
         let mut say = |kind: Kind, what: &str, place: &str| {
             found.push(Finding::new(kind, what, place, time_ms).of(process.pid, &executable.path));
         };
-        for (name, before) in &self.namespaces {
-            let now = process.namespace(name)?;
-            if now != *before {
-                say(Kind::NewNamespace, &format!("in another {name} namespace than the container's"), &now);
-            }
-        }
-        if through.is_none_or(|mount| !self.image.contains(&mount.device)) {
-            let place = through.map_or("on no mount of the container", |mount| mount.place.as_str());
-            // Its root can be written, or has other layers than the image: nothing says where a file of it comes from.
-            let what = match place {
-                "/" => "runs an executable that cannot be shown to be the image's",
-                _ => "runs an executable that is not in the image",
-            };
-            say(Kind::ProcessNotInImage, what, place);
-        }
-        // A copy of the table in a new namespace has the same mounts under other numbers.
-        if new {
-            let known: HashSet<(&str, &str)> =
-                self.mounts.iter().map(|mount| (mount.device.as_str(), mount.place.as_str())).collect();
-            for mount in mounts.iter().filter(|mount| !known.contains(&(mount.device.as_str(), mount.place.as_str()))) {
-                say(Kind::NewMount, &format!("a new mount ({})", mount.kind), &mount.place);
-            }
-        }
         let status = process.status()?;
-        let gained = status.capabilities & !self.capabilities;
-        if gained != 0 {
-            say(Kind::CapabilityGained, &format!("has capabilities {gained:#x} that the workload began without"), "");
+        if !passes {
+            for (name, before) in &self.namespaces {
+                let now = process.namespace(name)?;
+                if now != *before {
+                    say(Kind::NewNamespace, &format!("in another {name} namespace than the container's"), &now);
+                }
+            }
+            if through.is_none_or(|mount| !self.image.contains(&mount.device)) {
+                let place = through.map_or("on no mount of the container", |mount| mount.place.as_str());
+                // Its root can be written, or has other layers than the image: nothing says where a file of it comes from.
+                let what = match place {
+                    "/" => "runs an executable that cannot be shown to be the image's",
+                    _ => "runs an executable that is not in the image",
+                };
+                say(Kind::ProcessNotInImage, what, place);
+            }
+            // A copy of the table in a new namespace has the same mounts under other numbers.
+            if judged.insert(namespace) {
+                let known: HashSet<(&str, &str)> =
+                    self.mounts.iter().map(|mount| (mount.device.as_str(), mount.place.as_str())).collect();
+                for mount in
+                    mounts.iter().filter(|mount| !known.contains(&(mount.device.as_str(), mount.place.as_str())))
+                {
+                    say(Kind::NewMount, &format!("a new mount ({})", mount.kind), &mount.place);
+                }
+            }
+            let gained = status.capabilities & !self.capabilities;
+            if gained != 0 {
+                say(
+                    Kind::CapabilityGained,
+                    &format!("has capabilities {gained:#x} that the workload began without"),
+                    "",
+                );
+            }
         }
         if status.tracer != 0 {
             say(Kind::Ptrace, "is traced by another process", &format!("/proc/{}", status.tracer));
@@ -260,10 +300,10 @@ fn container(
     init: Process,
     (table, outer): (&[Mount], &str),
     squashfs: &Mount,
-    late: bool,
+    idle: &mut Idle,
 ) -> io::Result<Option<(Inside, u64)>> {
     let machine = root(table).map(|root| root.device.as_str());
-    let mut idle = None;
+    let mut waiting = None;
     for pid in candidates {
         let Some(process) = Process::of(pid)?.filter(|process| *process != init) else { continue };
         // What cannot be looked at has ended, or is not the first one.
@@ -288,9 +328,9 @@ fn container(
             return Ok(Some((inside, status.capabilities)));
         }
         // What the runtime itself may do there is not the workload's.
-        idle = idle.or(Some((inside, 0)));
+        waiting = waiting.or(Some(inside));
     }
-    Ok(idle.filter(|_| late))
+    Ok(waiting.filter(|inside| idle.still(inside)).map(|inside| (inside, 0)))
 }
 
 /// The runtime's own processes around a container: programs of the host, in the namespaces of those that made it. A process of the workload

@@ -17,7 +17,7 @@ use super::inbox::Outbox;
 use super::judge::Judge;
 use super::mounts::escape;
 use super::process::Process;
-use super::scan::Baseline;
+use super::scan::{Baseline, Idle};
 use super::{Notice, Seen, now_ms};
 use crate::group::Group;
 
@@ -31,9 +31,6 @@ const BIRTH: Duration = Duration::from_millis(2);
 const EVERYWHERE: u32 = 16;
 /// How long it may take until there is something to look at: then the monitor is blind, whatever hides the container's first process.
 const SET_UP: Duration = Duration::from_secs(30);
-/// How long a runtime of its own may take from the container to the workload: then it may be that nothing is started in it, as in an instance
-/// without a start script.
-const IDLE: Duration = Duration::from_secs(3);
 /// Findings that are remembered, so that each is told once; then they are forgotten, and told again.
 const REMEMBERED: usize = 4096;
 
@@ -110,12 +107,11 @@ impl Work {
     fn go_on(&mut self) -> io::Result<()> {
         let begun = boot_time();
         let (mut said, mut why) = (false, "its first process shows itself to nobody".to_owned());
-        let mut looks = 0_u32;
+        let (mut looks, mut idle) = (0_u32, Idle::default());
         let mut baseline = loop {
             let everywhere = looks.is_multiple_of(EVERYWHERE);
             looks = looks.wrapping_add(1);
-            let late = boot_time().saturating_sub(begun) > IDLE;
-            match Baseline::take(&self.group, self.nested.as_deref(), late, everywhere) {
+            match Baseline::take(&self.group, self.nested.as_deref(), &mut idle, everywhere) {
                 Ok(Some(baseline)) => break baseline,
                 // It has ended before it was looked at.
                 Ok(None) | Err(_) if self.gone() => return Ok(()),
