@@ -32,8 +32,8 @@ lint:
 opa: ## a real Open Policy Agent for the tests: built once and cached, or the reason why not
 	@scripts/opa-for-tests.sh
 
-unit:
-	$(CARGO) test --workspace --locked
+unit: # a shell that runs this in its background has SIGINT ignored, and tests send it
+	env --default-signal=INT,QUIT $(CARGO) test --workspace --locked
 
 deny: ## licences, sources and duplicate crates (offline part of cargo-deny)
 	@scripts/deny.sh
