@@ -13,6 +13,7 @@
 //! | `leases` | the last attestation's outcome and the terms of each run, of this boot |
 //! | `runs/` | a file for each run under way, locked by its supervisor |
 //! | `imports/` | private blobs that TPM2_Import returned |
+//! | `runtime` | the container runtime's version, as it last said it |
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};

@@ -159,6 +159,8 @@ enum Helper {
     #[command(name = "runtime-process")]
     Runtime {
         #[arg(long)]
+        gate: u32,
+        #[arg(long)]
         terminal: bool,
         #[arg(long)]
         instance: Option<PathBuf>,
@@ -175,7 +177,9 @@ impl Helper {
             Self::Namespace => doctor::namespace_process(),
             Self::Instance => instance::main(),
             Self::Session => daemon::session(),
-            Self::Runtime { terminal, instance, program } => runtime::agent(terminal, instance.as_deref(), &program),
+            Self::Runtime { gate, terminal, instance, program } => {
+                runtime::agent(gate, terminal, instance.as_deref(), &program)
+            }
         }
     }
 }

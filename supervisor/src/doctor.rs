@@ -237,7 +237,7 @@ fn program(program: Program) -> Finding {
 
 fn runtime(chosen: &Path) -> Finding {
     const CHECK: &str = "container runtime";
-    match runtime::find(chosen).and_then(|found| found.with(&[])) {
+    match runtime::find(chosen, None).and_then(|found| found.with(&[])) {
         Ok(found) => Finding::good(CHECK, found.described()),
         Err(failure) => Finding::problem(CHECK, failure.error, failure.hint),
     }

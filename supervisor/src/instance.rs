@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use countersign_attest::state::StateDir;
 use countersign_wire::obligations::RuntimeFlag;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -122,6 +123,8 @@ fn supervise(channel: &Channel) -> Result<u8, Failure> {
     let instance = Instances::open(Some(&instances))?.named(&name)?;
     let (noted, told, image) = (instance.clone(), channel.try_clone().map_err(other)?, plan.image.clone());
     let runtime = plan.runtime.clone();
+    let host = crate::run::config(plan.config.as_deref(), plan.tpm.as_deref(), plan.state_dir.clone())?;
+    let state = StateDir::open(&host.state_dir).ok();
     let flags = plan.flags.clone();
     let mut demanded: Vec<RuntimeFlag> = Vec::new();
     let status = Status::to(Box::new(move |stage: &str, detail: &Value| {
@@ -132,10 +135,11 @@ fn supervise(channel: &Channel) -> Result<u8, Failure> {
             return;
         }
         let number = |name: &str| detail.get(name).and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
-        let note = crate::runtime::find(&runtime).and_then(|found| found.with(&flags)).map(|mut runtime| {
-            runtime.oblige(&demanded);
-            runtime
-        });
+        let note =
+            crate::runtime::find(&runtime, state.as_ref()).and_then(|found| found.with(&flags)).map(|mut runtime| {
+                runtime.oblige(&demanded);
+                runtime
+            });
         let note = note.map(|runtime| Note {
             name: noted.name.clone(),
             pid: std::process::id(),

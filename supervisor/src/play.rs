@@ -9,7 +9,6 @@ use countersign_attest::{Config, Host};
 use countersign_sif::SifError;
 use countersign_wire::finding::Kind;
 use countersign_wire::id::RunId;
-use countersign_wire::obligations::RuntimeFlag;
 use serde_json::json;
 
 use crate::exit::{Failure, Stage};
@@ -40,8 +39,6 @@ pub(crate) struct Play<'a> {
     pub(crate) group: Arc<Group>,
     /// The runtime makes the container in namespaces of its own, of what is mounted here.
     pub(crate) nested: Option<PathBuf>,
-    /// Flags that policy demands of the runtime.
-    pub(crate) demanded: Vec<RuntimeFlag>,
     pub(crate) judge: Arc<Judge>,
     pub(crate) config: Config,
     pub(crate) outbox: Outbox<Notice>,
@@ -53,8 +50,7 @@ pub(crate) struct Play<'a> {
 impl Play<'_> {
     /// Plays it; the workload's exit code.
     pub(crate) fn play(&mut self) -> Result<u8, Stop> {
-        let start = stage::Word::Start(self.demanded.clone());
-        self.watch.stage.send(&start, &[]).map_err(|_| ended_early())?;
+        self.watch.stage.send(&stage::Word::Start, &[]).map_err(|_| ended_early())?;
         loop {
             let grace = self.ending.map(|(_, asked)| GRACE.saturating_sub(asked.elapsed()));
             let patience = grace.into_iter().chain(self.reactor.patience()).min();

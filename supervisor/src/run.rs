@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use countersign_attest::hook::Hook;
 use countersign_attest::lease::boot_time;
+use countersign_attest::state::StateDir;
 use countersign_attest::{Config, Host, HostError, Overrides};
 use countersign_sif::dsse::SignerKey;
 use countersign_sif::{Image, SifError};
@@ -160,8 +161,9 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     for program in [Program::Squashfuse, Program::Bubblewrap] {
         program.find()?;
     }
-    // It is asked for its version, which takes a while: everything else begins meanwhile.
-    let runtime = runtime::find(&plan.runtime)?;
+    let config = config(plan.config.as_deref(), plan.tpm.as_deref(), plan.state_dir.clone())?;
+    // It may have to be asked for its version, which takes a while: everything else begins meanwhile.
+    let runtime = runtime::find(&plan.runtime, StateDir::open(&config.state_dir).ok().as_ref())?;
     if let Some(path) = &plan.bundle {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         if path.is_dir() || folder.is_some_and(|folder| !folder.is_dir()) {
@@ -187,7 +189,6 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     status.say("verified", json!({"workload": workload, "signer": image.signer}));
     let (to_stage, theirs) = Channel::pair().map_err(other)?;
     let mut on_stage = helper(STAGE, theirs, caller)?;
-    let config = config(plan.config.as_deref(), plan.tpm.as_deref(), plan.state_dir.clone())?;
     let folder = std::path::absolute(&config.state_dir).map_err(other)?;
     let mut host = Host::open(config)?;
     let run = RunId(countersign_attest::random::random());
@@ -249,8 +250,10 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
         let bundle = host.bundle(verdict)?;
         std::fs::write(path, bundle).map_err(|e| other(format!("{}: {e}", path.display())))?;
     }
-    // squashfuse mounts the file system while the run is logged; nothing runs in it before.
+    // The container is made while the run is logged; nothing runs in it before.
     tell(&watch, &decryptor::Word::Serve(reader), &[fuse.as_fd()], status)?;
+    // A stage that has ended says why when it is listened to.
+    let _ = watch.stage.send(&stage::Word::Make(runtime_flags), &[]);
     let running = host.start_run(run, workload, now_ms())?;
     let judge = Arc::new(Judge::new(image.policy(), workload, run));
     let recorder = Recorder::start(config.clone(), run, outbox.clone())?;
@@ -268,7 +271,6 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
         executions: Executions::open(),
         group: Arc::clone(&group),
         nested: runtime.is_nested().then_some(place),
-        demanded: runtime_flags,
         judge,
         config,
         outbox,

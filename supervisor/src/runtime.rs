@@ -9,14 +9,15 @@ mod flags;
 mod obliged;
 mod outer;
 mod terminal;
+mod version;
 mod workload;
 
 use std::ffi::{OsStr, OsString};
-use std::io::Read as _;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 
+use countersign_attest::state::StateDir;
 use countersign_wire::obligations::RuntimeFlag;
 use serde::{Deserialize, Serialize};
 
@@ -28,9 +29,7 @@ pub(crate) use builtin::Settings;
 pub use flags::Given;
 pub(crate) use outer::{drop_privileges, main as agent};
 pub(crate) use terminal::{Lent, filter as terminal_filter, is_ours as has_terminal};
-
-/// Longest answer to `--version` that is read, bytes.
-const VERSION: u64 = 4096;
+use version::Asked;
 
 /// What to run in the container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,18 +82,19 @@ impl Make {
     }
 }
 
-/// A runtime that was found; of a program, its version is still being asked for.
+/// A runtime that was found; of a program, its version may still be asked for.
 #[derive(Debug)]
 pub(crate) enum Found {
     Builtin,
-    Program { path: PathBuf, asked: Child },
+    Program(Asked),
 }
 
-/// Finds the runtime that was chosen: `auto` (what is installed, else the built-in one), `builtin`, `apptainer`, `singularity`, or a path.
+/// Finds the runtime that was chosen: `auto` (what is installed, else the built-in one), `builtin`, `apptainer`, `singularity`, or a path. The
+/// state folder may know its version.
 ///
 /// # Errors
 /// [`Stage::Missing`].
-pub(crate) fn find(choice: &Path) -> Result<Found, Failure> {
+pub(crate) fn find(choice: &Path, state: Option<&StateDir>) -> Result<Found, Failure> {
     let missing = |name: &str| {
         Failure::new(
             Stage::Missing,
@@ -119,13 +119,7 @@ pub(crate) fn find(choice: &Path) -> Result<Found, Failure> {
             return Err(Failure::new(Stage::Usage, what, "--runtime auto|builtin|apptainer|singularity|PATH"));
         }
     };
-    let mut command = Command::new(&path);
-    countersign_sys::end_with_parent(&mut command);
-    command.arg("--version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let asked = command.spawn().map_err(|e| {
-        Failure::new(Stage::Missing, format!("{} cannot be started: {e}", path.display()), "check --runtime")
-    })?;
-    Ok(Found::Program { path, asked })
+    Ok(Found::Program(Asked::new(path, state)?))
 }
 
 fn on_path(name: &str) -> Option<PathBuf> {
@@ -139,7 +133,7 @@ impl Found {
     pub(crate) fn answer(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Builtin => None,
-            Self::Program { asked, .. } => asked.stdout.as_ref().map(AsFd::as_fd),
+            Self::Program(asked) => asked.coming(),
         }
     }
 
@@ -150,47 +144,14 @@ impl Found {
     pub(crate) fn with(self, flags: &[Given]) -> Result<Chosen, Failure> {
         match self {
             Self::Builtin => Ok(Chosen::Builtin(Settings::of(flags)?)),
-            Self::Program { path, mut asked } => {
-                let mut text = String::new();
-                let read = asked.stdout.take().map(|out| out.take(VERSION).read_to_string(&mut text));
-                let ended = asked.wait().is_ok_and(|status| status.success());
-                let (make, numbers) = Some(text.trim())
-                    .filter(|_| ended && matches!(read, Some(Ok(_))))
-                    .and_then(version)
-                    .ok_or_else(|| {
-                        Failure::new(
-                            Stage::Missing,
-                            format!("{} is neither Apptainer nor SingularityCE by its --version", path.display()),
-                            "give one with --runtime, or --runtime builtin",
-                        )
-                    })?;
-                let (major, minor) = make.least();
-                if numbers < make.least() {
-                    let (is, name) = (format!("{}.{}", numbers.0, numbers.1), make.name());
-                    let what = format!("{} is {name} {is}: too old", path.display());
-                    let hint = format!("install {name} {major}.{minor} or newer, or take --runtime builtin");
-                    return Err(Failure::new(Stage::Missing, what, hint));
-                }
+            Self::Program(asked) => {
+                let (path, make, version) = asked.take()?;
                 flags::check_environment(|name| std::env::var_os(name))?;
-                let version = text.trim().rsplit(' ').next().unwrap_or_default().to_owned();
                 let flags = flags.iter().map(Given::argument).collect();
                 Ok(Chosen::Program(outer::Program { make, version, path, flags, demanded: Vec::new() }))
             }
         }
     }
-}
-
-/// Make and version from an answer to `--version`: `apptainer version 1.4.5-2`, `singularity-ce version 4.2.1`.
-fn version(text: &str) -> Option<(Make, (u32, u32))> {
-    let (name, version) = text.split_once(" version ")?;
-    let make = match name {
-        "apptainer" => Make::Apptainer,
-        "singularity" | "singularity-ce" | "singularity-pro" => Make::Singularity,
-        _ => return None,
-    };
-    let mut numbers = version.trim_start_matches('v').split(|c: char| !c.is_ascii_digit());
-    let mut number = || numbers.next()?.parse().ok();
-    Some((make, (number()?, number()?)))
 }
 
 /// A runtime and how it is to run, for the stage.
@@ -317,22 +278,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_as_they_are_printed() {
-        for (text, make, numbers) in [
-            ("apptainer version 1.4.5", Make::Apptainer, (1, 4)),
-            ("apptainer version 1.3.0-rc.1", Make::Apptainer, (1, 3)),
-            ("singularity-ce version 4.2.1-jammy", Make::Singularity, (4, 2)),
-            ("singularity version 3.8.7", Make::Singularity, (3, 8)),
-            ("singularity-pro version v4.1.2", Make::Singularity, (4, 1)),
-        ] {
-            assert_eq!(version(text), Some((make, numbers)), "{text}");
-        }
-        for text in ["", "apptainer", "bash version 5", "apptainer version x", "apptainer version 1"] {
-            assert_eq!(version(text), None, "{text}");
-        }
-    }
-
-    #[test]
     fn a_runtime_that_is_none_is_missing_or_too_old() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("runtime");
@@ -340,7 +285,7 @@ mod tests {
             let script = format!("#!/bin/sh\necho '{answer}'\n");
             std::fs::write(&path, script).unwrap();
             std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-            find(&path).unwrap().with(&[]).map_err(|failure| (failure.stage, failure.error + &failure.hint))
+            find(&path, None).unwrap().with(&[]).map_err(|failure| (failure.stage, failure.error + &failure.hint))
         };
         for (answer, word) in [
             ("apptainer version 1.2.5", "1.3 or newer"),
@@ -351,9 +296,9 @@ mod tests {
             assert!(stage == Stage::Missing && words.contains(word), "{words}");
         }
         assert!(matches!(answers("apptainer version 1.3.0"), Ok(Chosen::Program(_))));
-        let failure = find(&folder.path().join("none")).unwrap_err();
+        let failure = find(&folder.path().join("none"), None).unwrap_err();
         assert_eq!(failure.stage, Stage::Missing);
-        assert_eq!(find(Path::new("docker")).unwrap_err().stage, Stage::Usage);
-        assert!(matches!(find(Path::new("builtin")), Ok(Found::Builtin)));
+        assert_eq!(find(Path::new("docker"), None).unwrap_err().stage, Stage::Usage);
+        assert!(matches!(find(Path::new("builtin"), None), Ok(Found::Builtin)));
     }
 }

@@ -46,8 +46,10 @@ pub(crate) struct Order {
 pub(crate) enum Word {
     /// By which runtime the workload is to run.
     Runtime(Chosen),
-    /// The decryptor serves, run it; policy demands these flags of the runtime.
-    Start(Vec<RuntimeFlag>),
+    /// The decryptor serves: make everything but the workload. Policy demands these flags of the runtime.
+    Make(Vec<RuntimeFlag>),
+    /// Run it.
+    Start,
     /// Send the workload this signal.
     Signal(u8),
     /// Interrupt the workload and what it runs (SIGINT to its process group), as a terminal would.
@@ -108,7 +110,7 @@ fn play(channel: &Channel) -> Result<(), Failure> {
     drop(fuse);
     // The supervisor says by what, and when the decryptor serves; without those words the run is over.
     let Some((Word::Runtime(mut runtime), _)) = channel.receive::<Word>().map_err(start)? else { return Ok(()) };
-    let Some((Word::Start(demanded), _)) = channel.receive::<Word>().map_err(start)? else { return Ok(()) };
+    let Some((Word::Make(demanded), _)) = channel.receive::<Word>().map_err(start)? else { return Ok(()) };
     runtime.oblige(&demanded);
     mounted(&mut squashfuse, &places.root, before)?;
     unmount(&places.image, UnmountFlags::DETACH).map_err(namespaces)?;
@@ -155,7 +157,7 @@ impl Places {
     fn mount_fuse(&self) -> Result<fs::File, Failure> {
         let fuse = OpenOptions::new().read(true).write(true).open("/dev/fuse");
         let fuse = fuse.map_err(|e| namespaces(format!("/dev/fuse: {e}")))?;
-        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", fuse.as_raw_fd());
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0,max_read=69632", fuse.as_raw_fd());
         let options = std::ffi::CString::new(options).map_err(namespaces)?;
         let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         mount("countersign", &self.image, "fuse", flags, Some(options.as_c_str())).map_err(namespaces)?;

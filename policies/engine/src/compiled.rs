@@ -14,7 +14,8 @@ use crate::bundle::{PolicyBundle, package};
 use crate::document;
 use crate::error::PolicyError;
 use crate::input::Input;
-use crate::inspect::{inspect, slim};
+use crate::inspect::inspect;
+use crate::programs::Packed;
 use crate::settings::Settings;
 use crate::verdict::{Decision, Source};
 use crate::{heads, limits, programs, reason};
@@ -59,7 +60,7 @@ impl Role {
 #[derive(Clone)]
 pub struct Compiled {
     role: Role,
-    program: Arc<Program>,
+    program: Arc<Packed>,
     data: Value,
     expires_ms: Option<i64>,
 }
@@ -76,7 +77,7 @@ pub struct ReferenceData {
 #[derive(Clone)]
 pub struct Ready {
     role: Role,
-    program: Arc<Program>,
+    program: Arc<Packed>,
     data: Value,
     expires_ms: Option<i64>,
     /// What a decision may take.
@@ -162,11 +163,7 @@ impl Compiled {
         let key = programs::key(bundle, role);
         let program = match programs::in_use(&key) {
             Some(program) => program,
-            None => {
-                let program = slim(&checked(bundle, role)?);
-                programs::remember(key, &program);
-                program
-            }
+            None => Packed::new(key, checked(bundle, role)?.as_ref())?,
         };
         if let Some(settings) = bundle.data().get("countersign").and_then(|data| data.get("settings")) {
             let wrong = |e: &dyn std::fmt::Display| PolicyError::Compile(format!("data.countersign.settings: {e}"));
@@ -177,7 +174,7 @@ impl Compiled {
         let expires_ms = bundle.manifest().release().map_err(PolicyError::Compile)?.expires_ms;
         let compiled = Self { role, program, data, expires_ms };
         // Data that stands where a rule stands would fail in every decision.
-        machine(&compiled.program, &compiled.data, limits::INSTRUCTIONS)
+        machine(&compiled.program.unpack()?, &compiled.data, limits::INSTRUCTIONS)
             .map_err(|e| PolicyError::Compile(e.to_string()))?;
         Ok(compiled)
     }
@@ -256,7 +253,11 @@ impl Ready {
         {
             return deny(reason::EXPIRED, format!("the {} policy expired ({expires} ms since 1970)", self.role.name()));
         }
-        match self.run(Value::from(input)) {
+        let program = match self.program.unpack() {
+            Ok(program) => program,
+            Err(e) => return deny(reason::ERROR, format!("the {} policy failed: {e}", self.role.name())),
+        };
+        match self.run(&program, Value::from(input)) {
             Ok(Value::Undefined) => {
                 deny(reason::UNDEFINED, format!("data.{}.verdict is undefined for this host", self.role.package()))
             }
@@ -272,15 +273,15 @@ impl Ready {
         }
     }
 
-    fn run(&self, input: Value) -> Result<Value, VmError> {
-        let mut vm = machine(&self.program, &self.data, self.instructions)?;
+    fn run(&self, program: &Arc<Program>, input: Value) -> Result<Value, VmError> {
+        let mut vm = machine(program, &self.data, self.instructions)?;
         vm.set_input(input);
         vm.execute()
     }
 }
 
 /// Compiled, and found to be nothing that could hang or crash the machine.
-fn checked(bundle: &PolicyBundle, role: Role) -> Result<Arc<Program>, PolicyError> {
+pub(crate) fn checked(bundle: &PolicyBundle, role: Role) -> Result<Arc<Program>, PolicyError> {
     for (path, text) in bundle.modules() {
         let operators = text.bytes().filter(|byte| b"+-*/%&|=<>([{".contains(byte)).count();
         if operators > limits::OPERATORS {

@@ -1,7 +1,6 @@
 //! What a compiled program would do to the machine: looked at before it runs for the first time.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use regorus::rvm::Instruction;
 use regorus::rvm::program::Program;
@@ -81,16 +80,6 @@ fn builtin_place(program: &Program, modules: &BTreeMap<String, String>, number: 
     let inner = rule.name.strip_prefix("data.")?.rsplit_once('.')?.0;
     let (path, _) = modules.iter().find(|(_, text)| package(text) == inner)?;
     Some(format!("{path}:{}", program.get_instruction_span(pc)?.line))
-}
-
-/// Without what only messages need: lines and source texts. Half of a program's memory.
-pub(crate) fn slim(program: &Arc<Program>) -> Arc<Program> {
-    let mut slim = Program::clone(program);
-    slim.instruction_spans = Vec::new();
-    slim.sources = Vec::new();
-    slim.instructions.shrink_to_fit();
-    slim.literals.shrink_to_fit();
-    Arc::new(slim)
 }
 
 /// Longest chain of calls from a rule; a chain that comes back to itself is the error.

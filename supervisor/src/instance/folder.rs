@@ -223,7 +223,7 @@ mod tests {
     use super::*;
 
     fn note(name: &str) -> Note {
-        let runtime = crate::runtime::find(Path::new("builtin")).unwrap().with(&[]).unwrap();
+        let runtime = crate::runtime::find(Path::new("builtin"), None).unwrap().with(&[]).unwrap();
         let image = "app.sif".into();
         Note { name: name.into(), pid: 1, init: 2, image, run: "r".into(), started_ms: 0, runtime }
     }

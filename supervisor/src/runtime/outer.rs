@@ -55,7 +55,12 @@ impl Program {
         if root {
             command.args(["--cap-add", "CAP_SETFCAP"]);
         }
+        let gate = bubble.gate()?;
+        let command = &mut bubble.command;
         command.arg("--").arg(std::env::current_exe().map_err(start)?).arg("runtime-process");
+        if let Some(gate) = gate {
+            command.arg("--gate").arg(gate.to_string());
+        }
         if place.terminal {
             command.arg("--terminal");
         }
@@ -124,14 +129,20 @@ const fn verb(task: &Task) -> &'static [&'static str] {
 }
 
 /// The agent: first process of the machine's view that a runtime gets. It shows the processes of this namespace under /proc, gives up all
-/// privileges and becomes the runtime. bubblewrap could mount /proc too, but hides parts of it from root: then no container may mount its own.
-pub(crate) fn main(terminal: bool, instance: Option<&Path>, program: &[OsString]) -> u8 {
+/// privileges, waits for a byte on the descriptor `gate` and becomes the runtime. bubblewrap could mount /proc too, but hides parts of it from root: then no container may mount its own.
+pub(crate) fn main(gate: u32, terminal: bool, instance: Option<&Path>, program: &[OsString]) -> u8 {
     let failed = |what: &str, e: &dyn std::fmt::Display| {
         let _ = io::Write::write_all(&mut anstream::stderr(), format!("error: {what}: {e}\n").as_bytes());
         Stage::Start.code()
     };
     if let Err(e) = own_processes().and_then(|()| drop_privileges(true)) {
         return failed("the runtime's namespace", &e);
+    }
+    match wait(gate) {
+        Ok(true) => {}
+        // The stage is gone, and nobody is there to be told.
+        Ok(false) => return Stage::Start.code(),
+        Err(e) => return failed("the supervisor's word", &e),
     }
     if terminal && let Err(e) = terminal::take() {
         return failed("the terminal", &e);
@@ -171,6 +182,13 @@ fn keep(mut command: Command, pid_file: &Path) -> io::Result<u8> {
             let _ = pidfd_send_signal(&process, Signal::INT);
         }
     }
+}
+
+/// Whether a byte came, and not the end.
+fn wait(gate: u32) -> io::Result<bool> {
+    countersign_sys::keep_descriptors()?;
+    let gate = countersign_sys::inherited_descriptor(gate)?;
+    Ok(rustix::io::retry_on_intr(|| rustix::io::read(&gate, &mut [0]))? == 1)
 }
 
 fn own_processes() -> rustix::io::Result<()> {

@@ -1,8 +1,8 @@
 //! What every runtime here is started by: bubblewrap, which gives the container its own ids and processes and ends them all with the stage.
 
 use std::fs::File;
-use std::io::{PipeReader, Read as _};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::io::{PipeReader, PipeWriter, Read as _, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -25,6 +25,9 @@ pub(super) struct Bubble {
     status: PipeReader,
     /// What it inherits.
     kept: Vec<OwnedFd>,
+    /// A byte lets the workload run.
+    gate: PipeWriter,
+    gate_inside: Option<PipeReader>,
 }
 
 impl Bubble {
@@ -34,16 +37,37 @@ impl Bubble {
         command.arg("--unshare-user").args(["--uid", &ids.user.to_string(), "--gid", &ids.group.to_string()]);
         command.args(["--unshare-pid", "--die-with-parent"]);
         let (status, writer) = std::io::pipe().map_err(start)?;
-        let mut bubble = Self { command, status, kept: Vec::new() };
+        let (inside, gate) = std::io::pipe().map_err(start)?;
+        let mut bubble = Self { command, status, kept: Vec::new(), gate, gate_inside: Some(inside) };
         bubble.give("--json-status-fd", writer.into())?;
         Ok(bubble)
     }
 
+    /// bubblewrap itself waits for the word that the workload may run.
+    pub(super) fn wait(&mut self) -> Result<(), Failure> {
+        let Some(inside) = self.gate_inside.take() else { return Ok(()) };
+        // It would go on at the end of the pipe, which is when this process is killed. A pipe that it can write to has no end.
+        let path = format!("/proc/self/fd/{}", inside.as_raw_fd());
+        let endless = File::options().read(true).write(true).open(path).map_err(start)?;
+        self.give("--block-fd", endless.into())
+    }
+
+    /// The descriptor on which what bubblewrap starts has to wait for a byte; at its end there is nothing to be run any more.
+    pub(super) fn gate(&mut self) -> Result<Option<RawFd>, Failure> {
+        self.gate_inside.take().map(|inside| self.keep(inside.into())).transpose()
+    }
+
+    fn keep(&mut self, fd: OwnedFd) -> Result<RawFd, Failure> {
+        rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::empty()).map_err(start)?;
+        let number = fd.as_raw_fd();
+        self.kept.push(fd);
+        Ok(number)
+    }
+
     /// An option with a descriptor.
     pub(super) fn give(&mut self, option: &str, fd: OwnedFd) -> Result<(), Failure> {
-        rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::empty()).map_err(start)?;
-        self.command.arg(option).arg(fd.as_raw_fd().to_string());
-        self.kept.push(fd);
+        let number = self.keep(fd)?;
+        self.command.arg(option).arg(number.to_string());
         Ok(())
     }
 }
@@ -57,11 +81,11 @@ pub(super) fn run(
     cgroup: Option<(OwnedFd, OwnedFd)>,
     squashfuse: &Child,
 ) -> Result<Option<u8>, Failure> {
-    let Bubble { mut command, status, kept } = bubble;
+    let Bubble { mut command, status, kept, gate, gate_inside } = bubble;
     command.stdin(Stdio::from(stdin));
     let bubblewrap = spawn(&mut command, cgroup).map_err(|e| missing(Path::new(command.get_program()), &e))?;
-    drop((kept, command));
-    let outcome = watch(channel, File::from(OwnedFd::from(status)), &bubblewrap, squashfuse);
+    drop((kept, gate_inside, command));
+    let outcome = watch(channel, File::from(OwnedFd::from(status)), gate, &bubblewrap, squashfuse);
     if !matches!(outcome, Ok(Some(_))) {
         let _ = bubblewrap.kill();
     }
@@ -150,6 +174,7 @@ fn ends_soon(process: &OwnedFd) -> Result<bool, Failure> {
 fn watch(
     channel: &Channel,
     mut status: File,
+    gate: PipeWriter,
     bubblewrap: &Spawned,
     squashfuse: &Child,
 ) -> Result<Option<Told>, Failure> {
@@ -158,8 +183,13 @@ fn watch(
     let files = i32::try_from(squashfuse.id()).ok().and_then(Pid::from_raw);
     let files = open_process(files).map_err(start)?;
     let mut told = Told::default();
-    let (mut open, mut announced) = (true, false);
+    let (mut open, mut announced, mut gate) = (true, false, Some(gate));
     loop {
+        if let Some(init) = told.init.filter(|_| !announced && gate.is_none()) {
+            announced = true;
+            let init = u32::try_from(init.as_raw_nonzero().get()).unwrap_or_default();
+            channel.send(&Report::Started(init), &[]).map_err(start)?;
+        }
         let mut fds = vec![
             PollFd::from_borrowed_fd(channel.as_fd(), PollFlags::IN),
             PollFd::new(&bubble, PollFlags::IN),
@@ -176,11 +206,6 @@ fn watch(
         let is_ready = |n: usize| ready.get(n).copied().unwrap_or(false);
         if is_ready(3) {
             open = told.read(&mut status);
-            if let Some(init) = told.init.filter(|_| !announced) {
-                announced = true;
-                let init = u32::try_from(init.as_raw_nonzero().get()).unwrap_or_default();
-                channel.send(&Report::Started(init), &[]).map_err(start)?;
-            }
         } else if is_ready(2) || (is_ready(1) && told.code != Some(0) && ends_soon(&files)?) {
             // Before bubblewrap's own end: a workload that loses its files dies of it (SIGBUS), and its code would say nothing of why.
             let hint = "the system's log may say why (out of memory?)";
@@ -198,7 +223,12 @@ fn watch(
                     }
                     continue;
                 }
-                Some((Word::Runtime(_) | Word::Start(_), _)) | None => return Ok(None),
+                Some((Word::Start, _)) => {
+                    // What waits has ended where this fails, and said why.
+                    let _ = gate.take().map(|mut gate| gate.write_all(&[1]));
+                    continue;
+                }
+                Some((Word::Runtime(_) | Word::Make(_), _)) | None => return Ok(None),
             };
             match told.workload() {
                 Some(pid) => drop(kill_process(pid, signal)),
@@ -223,7 +253,7 @@ mod tests {
             ("34, \"mnt-namespace\": 5 }\n", Some(1234), None),
             ("{ \"exit-code\": 3 }\n", Some(1234), Some(3)),
         ] {
-            std::io::Write::write_all(&mut writer, piece.as_bytes()).unwrap();
+            writer.write_all(piece.as_bytes()).unwrap();
             assert!(told.read(&mut status));
             assert_eq!((told.init.map(|pid| pid.as_raw_nonzero().get()), told.code), (init, code), "{piece}");
         }
