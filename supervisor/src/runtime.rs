@@ -3,6 +3,7 @@
 //! All of them get the root file system as a folder, mounted by squashfuse in namespaces that only this run has (decision 0018): the image is
 //! read by nobody else, and its mount is detached before a runtime starts. None of them ever gets the key.
 
+mod ahead;
 mod arguments;
 mod builtin;
 mod flags;
@@ -246,6 +247,11 @@ impl Chosen {
         stdin: OwnedFd,
         cgroup: Option<(OwnedFd, OwnedFd)>,
     ) -> Result<Option<u8>, Failure> {
+        let plain = Settings::default();
+        let settings = if let Self::Builtin(settings) = self { settings } else { &plain };
+        if let Some(program) = settings.command_line(task, place.root).first() {
+            ahead::read(place.root, program);
+        }
         let (bubble, what) = match self {
             Self::Builtin(settings) => settings.command(place, task)?,
             Self::Program(program) => program.command(place, task)?,

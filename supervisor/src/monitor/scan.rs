@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use countersign_attest::lease::boot_time;
@@ -61,20 +62,34 @@ impl Inside {
     }
 }
 
-/// A runtime's own process in a container: since when nothing has changed there.
-#[derive(Default)]
-pub(super) struct Idle(Option<(Process, Vec<Mount>, Duration)>);
+/// What is known while a nested runtime makes its container.
+#[derive(Debug, Default)]
+pub(super) struct Awaited {
+    /// Mount namespace and executable of each process, as links of /proc name them.
+    seen: HashMap<u32, [Option<PathBuf>; 2]>,
+    /// The runtime's own process in a container: since when nothing has changed there.
+    idle: Option<(Process, Vec<Mount>, Duration)>,
+}
 
-impl Idle {
+impl Awaited {
+    /// Whether one of these processes is new, has executed something, or is in another mount namespace. Whoever becomes the workload does all of
+    /// that, and two links are read sooner than a mount table, which keeps those waiting who mount.
+    fn stirs(&mut self, pids: &[u32]) -> bool {
+        let links = |pid: &u32| ["ns/mnt", "exe"].map(|name| std::fs::read_link(format!("/proc/{pid}/{name}")).ok());
+        let now = pids.iter().map(|pid| (*pid, links(pid))).collect();
+        let before = std::mem::replace(&mut self.seen, now);
+        self.seen.iter().any(|(pid, links)| before.get(pid) != Some(links))
+    }
+
     /// Whether this one has been there, with these mounts, for as long as a runtime may take from the container to the workload.
     fn still(&mut self, inside: &Inside) -> bool {
         let now = boot_time();
-        match &self.0 {
+        match &self.idle {
             Some((process, mounts, since)) if *process == inside.process && *mounts == inside.mounts => {
                 now.saturating_sub(*since) > IDLE
             }
             _ => {
-                self.0 = Some((inside.process, inside.mounts.clone(), now));
+                self.idle = Some((inside.process, inside.mounts.clone(), now));
                 false
             }
         }
@@ -87,14 +102,22 @@ impl Baseline {
     /// With the built-in runtime, bubblewrap's own first process is in the container too and is all that is looked at: whatever the workload
     /// does by then changes nothing of that. A `nested` runtime (the place of the image's mount, as mount tables have it) makes a container
     /// further in. It is recognised by the workload's first process, or, where the runtime has had its time and starts nothing, by the
-    /// runtime's own process in it, which is `idle`. It is looked for among the processes at hand, or `everywhere`.
+    /// runtime's own process in it, which is idle. It is looked for among the processes at hand once one of them stirs, or `everywhere`.
     pub(super) fn take(
         group: &Group,
         nested: Option<&str>,
-        idle: &mut Idle,
+        awaited: &mut Awaited,
         everywhere: bool,
     ) -> io::Result<Option<Self>> {
         let Some(init) = group.init().map(Process::of).transpose()?.flatten() else { return Ok(None) };
+        let candidates = match nested {
+            None => Vec::new(),
+            Some(_) if everywhere => group.processes()?,
+            Some(_) => group.at_hand()?,
+        };
+        if nested.is_some() && !awaited.stirs(&candidates) && !everywhere {
+            return Ok(None);
+        }
         let (table, outer) = (init.mounts()?, init.namespace("mnt")?);
         let mut programs: HashSet<Identity> = HashSet::from([identity("/proc/self/exe")?]);
         let mut runtime = HashMap::new();
@@ -103,8 +126,7 @@ impl Baseline {
         }
         let (first, mounts, image, capabilities) = if let Some(place) = nested {
             let Some(squashfs) = table.iter().rev().find(|mount| mount.place == place) else { return Ok(None) };
-            let candidates = if everywhere { group.processes()? } else { group.at_hand()? };
-            let found = container(candidates, init, (&table, &outer), squashfs, idle)?;
+            let found = container(candidates, init, (&table, &outer), squashfs, awaited)?;
             let Some((inside, capabilities)) = found else {
                 return Ok(None);
             };
@@ -300,7 +322,7 @@ fn container(
     init: Process,
     (table, outer): (&[Mount], &str),
     squashfs: &Mount,
-    idle: &mut Idle,
+    awaited: &mut Awaited,
 ) -> io::Result<Option<(Inside, u64)>> {
     let machine = root(table).map(|root| root.device.as_str());
     let mut waiting = None;
@@ -330,7 +352,7 @@ fn container(
         // What the runtime itself may do there is not the workload's.
         waiting = waiting.or(Some(inside));
     }
-    Ok(waiting.filter(|inside| idle.still(inside)).map(|inside| (inside, 0)))
+    Ok(waiting.filter(|inside| awaited.still(inside)).map(|inside| (inside, 0)))
 }
 
 /// The runtime's own processes around a container: programs of the host, in the namespaces of those that made it. A process of the workload

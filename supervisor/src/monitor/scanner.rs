@@ -17,7 +17,7 @@ use super::inbox::Outbox;
 use super::judge::Judge;
 use super::mounts::escape;
 use super::process::Process;
-use super::scan::{Baseline, Idle};
+use super::scan::{Awaited, Baseline};
 use super::{Notice, Seen, now_ms};
 use crate::group::Group;
 
@@ -25,10 +25,10 @@ use crate::group::Group;
 const SHORTEST: Duration = Duration::from_secs(1);
 /// A look is followed by at least this many times what it took: a quarter of a percent of one core.
 const SHARE: u32 = 400;
-/// How often to look for the workload's first process.
-const BIRTH: Duration = Duration::from_millis(2);
-/// That look is for the run's cgroup, but for one in so many: a runtime may have moved the process elsewhere.
-const EVERYWHERE: u32 = 16;
+/// How often to look for the workload's first process, with a runtime of its own and without.
+const BIRTH: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(2)];
+/// That look is for what stirs in the run's cgroup, but for one in so many: a runtime may have moved the process elsewhere.
+const EVERYWHERE: u32 = 25;
 /// How long it may take until there is something to look at: then the monitor is blind, whatever hides the container's first process.
 const SET_UP: Duration = Duration::from_secs(30);
 /// Findings that are remembered, so that each is told once; then they are forgotten, and told again.
@@ -107,11 +107,13 @@ impl Work {
     fn go_on(&mut self) -> io::Result<()> {
         let begun = boot_time();
         let (mut said, mut why) = (false, "its first process shows itself to nobody".to_owned());
-        let (mut looks, mut idle) = (0_u32, Idle::default());
+        let (mut looks, mut awaited) = (0_u32, Awaited::default());
+        let [nested, builtin] = BIRTH;
+        let birth = if self.nested.is_some() { nested } else { builtin };
         let mut baseline = loop {
-            let everywhere = looks.is_multiple_of(EVERYWHERE);
             looks = looks.wrapping_add(1);
-            match Baseline::take(&self.group, self.nested.as_deref(), &mut idle, everywhere) {
+            let everywhere = looks.is_multiple_of(EVERYWHERE);
+            match Baseline::take(&self.group, self.nested.as_deref(), &mut awaited, everywhere) {
                 Ok(Some(baseline)) => break baseline,
                 // It has ended before it was looked at.
                 Ok(None) | Err(_) if self.gone() => return Ok(()),
@@ -126,7 +128,7 @@ impl Work {
                     SET_UP.as_secs()
                 ));
             }
-            if self.wait(BIRTH)? {
+            if self.wait(birth)? {
                 return Ok(());
             }
         };

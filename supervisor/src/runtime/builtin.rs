@@ -228,7 +228,7 @@ impl Settings {
         Ok(command)
     }
 
-    fn command_line(&self, task: &Task, root: &Path) -> Vec<OsString> {
+    pub(super) fn command_line(&self, task: &Task, root: &Path) -> Vec<OsString> {
         let has = |path: &str| root.join(path).symlink_metadata().is_ok();
         let shell = || {
             let found = OsString::from(if has("bin/bash") { "/bin/bash" } else { "/bin/sh" });
