@@ -27,7 +27,7 @@ use crate::client::{Client, Identity};
 use crate::config::Config;
 use crate::endorsement::{AkBlob, Ek};
 use crate::error::HostError;
-use crate::journal::Journal;
+use crate::journal::{Journal, Read};
 use crate::lease::{Lease, Leases, Renewal, boot_time};
 use crate::state::{Lock, StateDir};
 use crate::tpm::{Tpm, TpmAddress};
@@ -48,6 +48,7 @@ pub struct Host {
     observer: Option<Observer>,
     ak: Option<ak::Kind>,
     only: Option<Template>,
+    read: Read,
 }
 
 impl std::fmt::Debug for Host {
@@ -117,7 +118,7 @@ impl Host {
     /// [`HostError::State`].
     pub fn open(config: Config) -> Result<Self, HostError> {
         let state = StateDir::open(&config.state_dir)?;
-        Ok(Self { config, state, observer: None, ak: None, only: None })
+        Ok(Self { config, state, observer: None, ak: None, only: None, read: Read::default() })
     }
 
     /// Enrolment makes an AK of this kind, also in place of one of another kind. Without it a kept AK stays, and a new one is of the default kind.
@@ -197,7 +198,8 @@ impl Host {
 
     /// The same host, for another thread.
     pub(crate) fn again(&self) -> Self {
-        Self { config: self.config.clone(), state: self.state.clone(), observer: None, ak: None, only: None }
+        let (config, state) = (self.config.clone(), self.state.clone());
+        Self { config, state, observer: None, ak: None, only: None, read: Read::default() }
     }
 
     /// How this host attests.
@@ -331,6 +333,11 @@ impl Host {
         }
     }
 
+    /// Reads the run log, for an operation that shall not take long later.
+    pub fn read_run_log(&mut self) {
+        self.read = Read::now(&self.state);
+    }
+
     /// This boot's run log as it lies on disk.
     ///
     /// # Errors
@@ -382,6 +389,7 @@ impl Operation<'_> {
 
     fn journal(&mut self, pcr: u8) -> Result<Journal, HostError> {
         let logs = self.host.boot_logs()?;
-        Journal::recover(&self.host.state, &mut self.tpm, pcr, &logs)
+        let read = std::mem::take(&mut self.host.read);
+        Journal::recover(&self.host.state, &mut self.tpm, pcr, &logs, read)
     }
 }

@@ -6,7 +6,7 @@ use countersign_tpm::alg::{Digest, HashAlg};
 use countersign_tpm::pcr::{BankSelection, PcrSelection};
 use countersign_wire::eventlog::EventLog;
 use countersign_wire::id::RunId;
-use countersign_wire::runlog::{Event, RunLog};
+use countersign_wire::runlog::{BadRunLog, Event, RunLog};
 use countersign_wire::{limits, systemd_log};
 
 use crate::error::HostError;
@@ -34,6 +34,32 @@ pub struct BootLogs {
     pub systemd: Option<Vec<u8>>,
 }
 
+/// A run log that was read before, for whoever reads it again when it has grown.
+#[derive(Debug, Default)]
+pub struct Read {
+    bytes: Vec<u8>,
+    log: Option<RunLog>,
+}
+
+impl Read {
+    /// Reads the log as it is now. What is wrong with it is for [`Journal::recover`] to say.
+    pub fn now(state: &StateDir) -> Self {
+        let bytes = Journal::bytes(state).unwrap_or_default();
+        let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at.saturating_add(1));
+        let bytes = bytes.get(..whole).unwrap_or_default().to_vec();
+        let log = RunLog::parse(&bytes).ok();
+        Self { bytes, log }
+    }
+
+    /// The log of these bytes.
+    fn again(self, bytes: &[u8]) -> Result<RunLog, BadRunLog> {
+        match (self.log, bytes.strip_prefix(self.bytes.as_slice())) {
+            (Some(log), Some(new)) => log.read(new),
+            _ => RunLog::parse(bytes),
+        }
+    }
+}
+
 /// The run log of this boot, in agreement with its PCR as far as that is possible.
 #[derive(Debug)]
 pub struct Journal {
@@ -50,7 +76,7 @@ impl Journal {
     ///
     /// # Errors
     /// [`HostError`].
-    pub fn recover(state: &StateDir, tpm: &mut Tpm, pcr: u8, logs: &BootLogs) -> Result<Self, HostError> {
+    pub fn recover(state: &StateDir, tpm: &mut Tpm, pcr: u8, logs: &BootLogs, read: Read) -> Result<Self, HostError> {
         let banks = tpm.banks()?;
         let mut bytes = state.read(FILE, limits::RUN_LOG)?.unwrap_or_default();
         // A line without its newline was being written when the program died: never synced, never extended.
@@ -68,7 +94,7 @@ impl Journal {
         let boot = boot_of(tpm)?;
         let before = state.read(BOOT, 64)?.unwrap_or_default();
         let same_boot = before == boot;
-        let mut log = match RunLog::parse(&bytes) {
+        let mut log = match read.again(&bytes) {
             Ok(log) => log,
             // Damaged, and of an earlier boot: kept aside, a new one begins.
             Err(_) if current == initial => {
@@ -131,7 +157,7 @@ impl Journal {
     /// # Errors
     /// [`HostError`].
     pub fn write(&mut self, state: &StateDir, event: Event) -> Result<Vec<Digest>, HostError> {
-        let corrupt = |e: countersign_wire::runlog::BadRunLog| HostError::Corrupt(e.to_string());
+        let corrupt = |e: BadRunLog| HostError::Corrupt(e.to_string());
         let adds = matches!(event, Event::Start { .. } | Event::Finding { .. });
         let (line, digests) = self.log.next(self.pcr, &self.banks, event).map_err(corrupt)?;
         // A file that is too long to be read again would stop this host for good: not even a reboot would help.

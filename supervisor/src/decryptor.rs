@@ -28,6 +28,9 @@ const HOLD: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// With less than this the kernel would refuse memory later, were all of it locked (bytes).
 const ENOUGH: u64 = 1 << 30;
 
+/// What is kept out of swap where the limits allow: present and future memory.
+const ALL: &str = "all memory";
+
 /// What the supervisor tells it first; the image's descriptor comes along.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Order {
@@ -125,7 +128,7 @@ fn lock_memory() -> String {
         use rustix::mm::MlockAllFlags;
         let flags = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
         if rustix::mm::mlockall(flags).is_ok() {
-            return "all memory".into();
+            return ALL.into();
         }
     }
     match countersign_sys::lock_heap() {
@@ -161,9 +164,11 @@ fn serve(channel: &Channel) -> Result<(), Failure> {
     let tpm = order.tpm.map(|tpm| tpm.parse()).transpose().map_err(other)?;
     let config = Config::load(order.config.as_deref(), Overrides { tpm, state_dir: order.state_dir })?;
     let host = Host::open(config)?;
-    lock_memory();
+    let locked = lock_memory();
     let Some((Word::Prepare, _)) = channel.receive::<Word>().map_err(other)? else { return Ok(()) };
-    let Some((view, released)) = release(host, &image, (order.workload, order.run), channel)? else { return Ok(()) };
+    let Some((view, released)) = release(host, &image, (order.workload, order.run), channel, locked)? else {
+        return Ok(());
+    };
     if let Some(user) = order.user {
         confine::finish(user).map_err(other)?;
     }
@@ -198,6 +203,7 @@ fn release(
     image: &Image,
     (workload, run): (WorkloadId, RunId),
     channel: &Channel,
+    locked: String,
 ) -> Result<Option<(View, Released)>, Failure> {
     let started = std::time::Instant::now();
     let said = Arc::new(AtomicBool::new(false));
@@ -216,8 +222,8 @@ fn release(
     let mut key = VolumeKey::new([0; KEY]);
     key.copy_from_slice(&released.key);
     let view = View::new(image, &key, THREADS)?;
-    // Again: the heap may have grown.
-    let locked = lock_memory();
+    // The heap may have grown, where it alone is locked.
+    let locked = if locked == ALL { locked } else { lock_memory() };
     let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     let (verdict, lease_s, tpm_commands) = (released.verdict_id, released.lease_s, released.commands);
     let runtime_flags = released.obligations.runtime_flags;

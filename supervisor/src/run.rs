@@ -187,16 +187,30 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     };
     let workload = image.binding().workload;
     status.say("verified", json!({"workload": workload, "signer": image.signer}));
+    let run = RunId(countersign_attest::random::random());
     let (to_stage, theirs) = Channel::pair().map_err(other)?;
+    let (outbox, inbox) = monitor::channel().map_err(other)?;
+    let mut watch = Watch::new(signals, to_decryptor, to_stage, inbox);
+    let order = decryptor::Order {
+        config: plan.config.clone(),
+        tpm: plan.tpm.clone(),
+        state_dir: plan.state_dir.clone(),
+        signers,
+        run,
+        workload,
+        user: caller.and_then(Caller::decryptor),
+    };
+    tell(&watch, &order, &[image.file().as_fd()], status)?;
+    // The release gets ready meanwhile; its key is not asked for before everything else is.
+    if caller.is_none() {
+        tell(&watch, &decryptor::Word::Prepare, &[], status)?;
+    }
     let mut on_stage = helper(STAGE, theirs, caller)?;
     let folder = std::path::absolute(&config.state_dir).map_err(other)?;
     let mut host = Host::open(config)?;
-    let run = RunId(countersign_attest::random::random());
     let config = host.config().clone();
     let hook = config.webhook.as_deref().map(|url| Hook::new(url, config.webhook_ca.as_ref())).transpose()?;
 
-    let (outbox, inbox) = monitor::channel().map_err(other)?;
-    let mut watch = Watch::new(signals, to_decryptor, to_stage, inbox);
     let group = Arc::new(Group::make(&run.to_string()));
     let order = stage::Order {
         task: plan.task.clone(),
@@ -213,16 +227,6 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     let entrance = group.entrance().into_iter().flatten().map(|file| file.as_fd());
     let given: Vec<_> = std::iter::once(stdin).chain(entrance).collect();
     watch.stage.send(&order, &given).map_err(too_long)?;
-    let order = decryptor::Order {
-        config: plan.config.clone(),
-        tpm: plan.tpm.clone(),
-        state_dir: plan.state_dir.clone(),
-        signers,
-        run,
-        workload,
-        user: caller.and_then(Caller::decryptor),
-    };
-    tell(&watch, &order, &[image.file().as_fd()], status)?;
     // Where namespaces or FUSE are missing nothing is released.
     let (reader, fuse) = mounted(&watch)?;
     let turn = match caller.map(|caller| caller.turn(run, &watch)).transpose()? {
@@ -230,8 +234,9 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
         Some(None) => return Err(first(&watch, status)),
         turn => turn.flatten(),
     };
-    tell(&watch, &decryptor::Word::Prepare, &[], status)?;
-    // The release gets ready meanwhile; its key is not asked for before the runtime is known to be one.
+    if caller.is_some() {
+        tell(&watch, &decryptor::Word::Prepare, &[], status)?;
+    }
     if let Some(answer) = runtime.answer()
         && !watch.until(answer)?
     {
@@ -243,6 +248,8 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     };
     watch.stage.send(&stage::Word::Runtime(runtime.clone()), &[]).map_err(too_long)?;
     tell(&watch, &decryptor::Word::Release, &[], status)?;
+    // There is time now; when the run is logged there is none.
+    host.read_run_log();
     let decryptor::Released { verdict, runtime_flags, .. } = released(&watch, status)?;
     drop(turn);
     runtime.check(&runtime_flags, &plan.flags)?;

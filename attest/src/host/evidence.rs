@@ -165,7 +165,7 @@ fn run_part(challenge: &Challenge, quoted: &Quote<'_>, bytes: Vec<u8>) -> (Optio
         return (None, bytes);
     };
     let position = Position { entries: read.entries, last: read.last };
-    let end = RunLog::parse(&bytes).ok().and_then(|log| log.offset_of(&bytes, &position));
+    let end = RunLog::offset_of(&bytes, &position);
     match end.and_then(|end| bytes.get(end..)) {
         Some(part) => (Some(read.entries), part.to_vec()),
         None => (None, bytes),

@@ -251,7 +251,11 @@ impl RunLog {
         Self { first: before.entries, last: before.last, ..Self::empty() }.read(bytes)
     }
 
-    fn read(mut self, bytes: &[u8]) -> Result<Self, BadRunLog> {
+    /// Takes in what comes next, whole lines.
+    ///
+    /// # Errors
+    /// As [`RunLog::parse`].
+    pub fn read(mut self, bytes: &[u8]) -> Result<Self, BadRunLog> {
         if bytes.len() > limits::RUN_LOG {
             let reason = format!("{} bytes are over the limit of {}", bytes.len(), limits::RUN_LOG);
             return Err(BadRunLog { index: 0, offset: 0, reason });
@@ -288,14 +292,19 @@ impl RunLog {
         Position { entries: self.count(), last: self.last }
     }
 
-    /// Offset behind the entries up to a position, in the bytes that this whole log was parsed from; `None` when it does not go through there.
+    /// Offset behind the entries up to a position, in a whole log's bytes; `None` when the log does not go through there.
     #[must_use]
-    pub fn offset_of(&self, bytes: &[u8], position: &Position) -> Option<usize> {
-        let at = usize::try_from(position.entries).ok()?.checked_sub(1)?;
-        let end = self.entries.get(at)?.end;
-        let start = at.checked_sub(1).and_then(|before| self.entries.get(before)).map_or(0, |entry| entry.end);
-        let last: [u8; 32] = Sha256::digest(bytes.get(start..end)?).into();
-        (self.first == 0 && last == position.last).then_some(end)
+    pub fn offset_of(bytes: &[u8], position: &Position) -> Option<usize> {
+        let lines = usize::try_from(position.entries).ok().filter(|lines| *lines > 0)?;
+        let mut end = 0_usize;
+        let mut last: &[u8] = &[];
+        let mut rest = bytes.split_inclusive(|&byte| byte == b'\n');
+        for _ in 0..lines {
+            last = rest.next()?;
+            end = end.saturating_add(last.len());
+        }
+        let hash: [u8; 32] = Sha256::digest(last).into();
+        (last.ends_with(b"\n") && hash == position.last).then_some(end)
     }
 
     fn entry(&self, line: &[u8], index: u64, offset: usize) -> Result<(Entry, u8), String> {
@@ -423,21 +432,21 @@ mod tests {
         for n in 1..whole.entries.len() {
             let cut = whole.entries[n - 1].end;
             let position = RunLog::parse(&bytes[..cut]).unwrap().position();
-            assert_eq!(whole.offset_of(&bytes, &position), Some(cut));
+            assert_eq!(RunLog::offset_of(&bytes, &position), Some(cut));
             let part = RunLog::parse_after(&bytes[cut..], &position).unwrap();
             assert_eq!((part.position(), part.entries.len()), (whole.position(), whole.entries.len() - n));
-            assert_eq!(part.offset_of(&bytes, &position), None, "only a whole log is asked");
+            assert_eq!(RunLog::offset_of(&bytes[cut..], &position), None, "a part is no whole log");
             for other in [
                 Position { entries: position.entries + 1, ..position },
                 Position { entries: position.entries - 1, ..position },
                 Position { last: [1; 32], ..position },
             ] {
-                assert_eq!(whole.offset_of(&bytes, &other), None);
+                assert_eq!(RunLog::offset_of(&bytes, &other), None);
                 assert!(RunLog::parse_after(&bytes[cut..], &other).is_err());
             }
         }
         let beyond = Position { entries: 7, last: whole.position().last };
-        assert_eq!(whole.offset_of(&bytes, &beyond), None);
+        assert_eq!(RunLog::offset_of(&bytes, &beyond), None);
         assert_eq!(RunLog::parse_after(b"", &beyond).unwrap().position(), beyond);
     }
 

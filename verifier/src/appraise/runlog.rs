@@ -44,7 +44,7 @@ impl Logged {
             return Ok(Self { log, goes_on: Some(true), receipts });
         }
         let log = RunLog::parse(bytes)?;
-        let known = position.map(|position| log.offset_of(bytes, &position).map(|_| position.entries));
+        let known = position.map(|position| RunLog::offset_of(bytes, &position).map(|_| position.entries));
         let skip = known.flatten().and_then(|entries| usize::try_from(entries).ok()).unwrap_or(0);
         let receipts = log.entries.iter().skip(skip).filter_map(|entry| entry.event.as_receipt()).collect();
         Ok(Self { log, goes_on: known.map(|through| through.is_some()), receipts })

@@ -55,6 +55,14 @@ impl Known {
         ones.as_bytes() == digest || padded()
     }
 
+    /// The digest of a separator's or action's data, if it is one of those that all boots have.
+    pub(super) fn of_data(&self, data: &[u8]) -> Option<&Digest> {
+        if data == NORMAL {
+            return Some(&self.normal);
+        }
+        ACTIONS.iter().zip(&self.actions).find(|(text, _)| text.as_bytes() == data).map(|(_, digest)| digest)
+    }
+
     /// Which of them a digest is.
     pub(super) fn find(&self, digest: &[u8]) -> Nature {
         if !self.starts.contains(&start(digest)) {

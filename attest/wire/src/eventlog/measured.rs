@@ -2,6 +2,7 @@
 
 use countersign_tpm::alg::HashAlg;
 
+use super::known::known;
 use super::variable::ascii_utf16;
 use super::{Event, EventType, Guid, Variable};
 
@@ -28,6 +29,11 @@ impl<'a> Event<'a> {
     pub(super) fn part(&self, alg: HashAlg, digest: &[u8]) -> Option<&'a [u8]> {
         let data = self.data;
         let hashes = |part: &[u8]| alg.is_digest(part, digest);
+        // Nearly always it is one of a few, whose digests are at hand.
+        let hashes_to_known = |part: &[u8]| match known(alg).of_data(part) {
+            Some(of_part) => of_part.as_bytes() == digest,
+            None => hashes(part),
+        };
         let whole = || hashes(data).then_some(data);
         if self.is_opaque() {
             return None;
@@ -53,7 +59,10 @@ impl<'a> Event<'a> {
                 };
                 name().or_else(|| ipl(data, hashes))
             }
-            EventType::EFI_ACTION => whole().or_else(|| data.strip_suffix(&[0]).filter(|text| hashes(text))),
+            EventType::SEPARATOR => hashes_to_known(data).then_some(data),
+            EventType::EFI_ACTION => {
+                [data].into_iter().chain(data.strip_suffix(&[0])).find(|text| hashes_to_known(text))
+            }
             _ => whole(),
         }
     }
