@@ -43,7 +43,7 @@ demo-as-user: ## the demo again, as an ordinary user made for it
 	@scripts/demo-as-user.sh $(TARGET)/debug $(TARGET)/demo-user
 
 bench: build ## measure against floors and peers of the same run; writes target/bench/summary.json
-	@$(TARGET)/release/bench --bin-dir $(TARGET)/release --out $(TARGET)/bench
+	@env -u RUST_BACKTRACE -u RUST_LIB_BACKTRACE $(TARGET)/release/bench --bin-dir $(TARGET)/release --out $(TARGET)/bench
 
 fuzz: ## fuzz every parser, FUZZ_SECONDS (600) each; FUZZ_TARGETS="a b" for some
 	@scripts/fuzz.sh

@@ -184,8 +184,6 @@ impl Play<'_> {
         self.status.say("mounted", json!({}));
         self.status
             .say("started", json!({"run": self.run, "group": self.group.words(), "watched": seen, "init": init}));
-        let subscription = Subscription::start(&Host::open(self.config.clone())?)?;
-        let _ = self.watch.events.set(subscription);
         // A container that has ended already has nothing to be watched; the stage says how it ended.
         if self.group.begins_with(init).is_ok() {
             let (group, judge) = (Arc::clone(&self.group), Arc::clone(&self.judge));
@@ -199,6 +197,8 @@ impl Play<'_> {
             );
             self.scanner = Some(scanner.map_err(other)?);
         }
+        let subscription = Subscription::start(&Host::open(self.config.clone())?)?;
+        let _ = self.watch.events.set(subscription);
         Ok(())
     }
 }

@@ -243,6 +243,49 @@ fn watch(
 mod tests {
     use super::*;
 
+    /// bubblewrap, about to make a file once it may.
+    fn waiting(folder: &Path) -> Option<(Spawned, PipeWriter, impl Fn() -> bool + use<>)> {
+        if Program::Bubblewrap.find().is_err() {
+            println!("skipped: bubblewrap is not installed");
+            return None;
+        }
+        let file = folder.join("ran");
+        let mut bubble = Bubble::new(Ids::own()).unwrap();
+        bubble.wait().unwrap();
+        bubble.command.args(["--dev-bind", "/", "/", "--", "touch"]).arg(&file);
+        let Bubble { mut command, kept, gate, status, .. } = bubble;
+        let child = spawn(&mut command, None).unwrap();
+        drop(kept);
+        // Its first process is there.
+        let mut told = Told::default();
+        let mut status = File::from(OwnedFd::from(status));
+        while told.init.is_none() {
+            assert!(told.read(&mut status), "bubblewrap ended");
+        }
+        let there = move || {
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            file.exists()
+        };
+        Some((child, gate, there))
+    }
+
+    #[test]
+    fn nothing_runs_without_the_word() {
+        let folder = tempfile::tempdir().unwrap();
+        let Some((child, gate, there)) = waiting(folder.path()) else { return };
+        assert!(!there());
+        // The end of the pipe is no word: it is what a killed stage leaves.
+        drop(gate);
+        assert!(!there());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!there());
+        let Some((child, mut gate, there)) = waiting(folder.path()) else { return };
+        gate.write_all(&[1]).unwrap();
+        child.wait().unwrap();
+        assert!(there());
+    }
+
     #[test]
     fn bubblewraps_status_in_pieces() {
         let (reader, mut writer) = std::io::pipe().unwrap();
