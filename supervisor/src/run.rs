@@ -257,7 +257,7 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
         let bundle = host.bundle(verdict)?;
         std::fs::write(path, bundle).map_err(|e| other(format!("{}: {e}", path.display())))?;
     }
-    // The container is made while the run is logged; nothing runs in it before.
+    // The file system is mounted, and what is around a runtime made, while the run is logged; nothing runs in it before.
     tell(&watch, &decryptor::Word::Serve(reader), &[fuse.as_fd()], status)?;
     // A stage that has ended says why when it is listened to.
     let _ = watch.stage.send(&stage::Word::Make(runtime_flags), &[]);

@@ -187,7 +187,6 @@ impl Settings {
             }
         }
         let command_line = self.command_line(task, root);
-        bubble.wait()?;
         bubble.command.arg("--").args(&command_line);
         Ok((bubble, said(command_line.first().map(OsString::as_os_str))))
     }

@@ -58,9 +58,7 @@ impl Program {
         let gate = bubble.gate()?;
         let command = &mut bubble.command;
         command.arg("--").arg(std::env::current_exe().map_err(start)?).arg("runtime-process");
-        if let Some(gate) = gate {
-            command.arg("--gate").arg(gate.to_string());
-        }
+        command.arg("--gate").arg(gate.to_string());
         if place.terminal {
             command.arg("--terminal");
         }
@@ -209,4 +207,22 @@ pub(crate) fn drop_privileges(nested: bool) -> rustix::io::Result<()> {
     }
     rustix::thread::set_no_new_privs(true)?;
     set_capabilities(None, CapabilitySets { effective: keep, permitted: keep, inheritable: CapabilitySet::empty() })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::fd::AsRawFd as _;
+
+    #[test]
+    fn the_word_is_a_byte_and_not_the_end() {
+        for word in [true, false] {
+            let (inside, mut gate) = std::io::pipe().unwrap();
+            if word {
+                gate.write_all(&[1]).unwrap();
+            }
+            drop(gate);
+            assert_eq!(super::wait(u32::try_from(inside.as_raw_fd()).unwrap()).unwrap(), word);
+        }
+    }
 }

@@ -25,9 +25,9 @@ pub(super) struct Bubble {
     status: PipeReader,
     /// What it inherits.
     kept: Vec<OwnedFd>,
-    /// A byte lets the workload run.
-    gate: PipeWriter,
-    gate_inside: Option<PipeReader>,
+    /// A byte lets the workload run. bubblewrap itself does not wait here: at the end of its `--block-fd` it goes on, and where that has no end it
+    /// outlives the run.
+    gate: Option<PipeWriter>,
 }
 
 impl Bubble {
@@ -37,24 +37,16 @@ impl Bubble {
         command.arg("--unshare-user").args(["--uid", &ids.user.to_string(), "--gid", &ids.group.to_string()]);
         command.args(["--unshare-pid", "--die-with-parent"]);
         let (status, writer) = std::io::pipe().map_err(start)?;
-        let (inside, gate) = std::io::pipe().map_err(start)?;
-        let mut bubble = Self { command, status, kept: Vec::new(), gate, gate_inside: Some(inside) };
+        let mut bubble = Self { command, status, kept: Vec::new(), gate: None };
         bubble.give("--json-status-fd", writer.into())?;
         Ok(bubble)
     }
 
-    /// bubblewrap itself waits for the word that the workload may run.
-    pub(super) fn wait(&mut self) -> Result<(), Failure> {
-        let Some(inside) = self.gate_inside.take() else { return Ok(()) };
-        // It would go on at the end of the pipe, which is when this process is killed. A pipe that it can write to has no end.
-        let path = format!("/proc/self/fd/{}", inside.as_raw_fd());
-        let endless = File::options().read(true).write(true).open(path).map_err(start)?;
-        self.give("--block-fd", endless.into())
-    }
-
-    /// The descriptor on which what bubblewrap starts has to wait for a byte; at its end there is nothing to be run any more.
-    pub(super) fn gate(&mut self) -> Result<Option<RawFd>, Failure> {
-        self.gate_inside.take().map(|inside| self.keep(inside.into())).transpose()
+    /// What bubblewrap starts waits for the word to run anything: for a byte on this descriptor. At its end there is nothing to be run any more.
+    pub(super) fn gate(&mut self) -> Result<RawFd, Failure> {
+        let (inside, gate) = std::io::pipe().map_err(start)?;
+        self.gate = Some(gate);
+        self.keep(inside.into())
     }
 
     fn keep(&mut self, fd: OwnedFd) -> Result<RawFd, Failure> {
@@ -81,10 +73,14 @@ pub(super) fn run(
     cgroup: Option<(OwnedFd, OwnedFd)>,
     squashfuse: &Child,
 ) -> Result<Option<u8>, Failure> {
-    let Bubble { mut command, status, kept, gate, gate_inside } = bubble;
+    let Bubble { mut command, status, kept, gate } = bubble;
     command.stdin(Stdio::from(stdin));
+    // What does not wait is not started before the word.
+    if gate.is_none() && !matches!(channel.receive::<Word>().map_err(start)?, Some((Word::Start, _))) {
+        return Ok(None);
+    }
     let bubblewrap = spawn(&mut command, cgroup).map_err(|e| missing(Path::new(command.get_program()), &e))?;
-    drop((kept, gate_inside, command));
+    drop((kept, command));
     let outcome = watch(channel, File::from(OwnedFd::from(status)), gate, &bubblewrap, squashfuse);
     if !matches!(outcome, Ok(Some(_))) {
         let _ = bubblewrap.kill();
@@ -174,7 +170,7 @@ fn ends_soon(process: &OwnedFd) -> Result<bool, Failure> {
 fn watch(
     channel: &Channel,
     mut status: File,
-    gate: PipeWriter,
+    mut gate: Option<PipeWriter>,
     bubblewrap: &Spawned,
     squashfuse: &Child,
 ) -> Result<Option<Told>, Failure> {
@@ -183,7 +179,7 @@ fn watch(
     let files = i32::try_from(squashfuse.id()).ok().and_then(Pid::from_raw);
     let files = open_process(files).map_err(start)?;
     let mut told = Told::default();
-    let (mut open, mut announced, mut gate) = (true, false, Some(gate));
+    let (mut open, mut announced) = (true, false);
     loop {
         if let Some(init) = told.init.filter(|_| !announced && gate.is_none()) {
             announced = true;
@@ -242,49 +238,6 @@ fn watch(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// bubblewrap, about to make a file once it may.
-    fn waiting(folder: &Path) -> Option<(Spawned, PipeWriter, impl Fn() -> bool + use<>)> {
-        if Program::Bubblewrap.find().is_err() {
-            println!("skipped: bubblewrap is not installed");
-            return None;
-        }
-        let file = folder.join("ran");
-        let mut bubble = Bubble::new(Ids::own()).unwrap();
-        bubble.wait().unwrap();
-        bubble.command.args(["--dev-bind", "/", "/", "--", "touch"]).arg(&file);
-        let Bubble { mut command, kept, gate, status, .. } = bubble;
-        let child = spawn(&mut command, None).unwrap();
-        drop(kept);
-        // Its first process is there.
-        let mut told = Told::default();
-        let mut status = File::from(OwnedFd::from(status));
-        while told.init.is_none() {
-            assert!(told.read(&mut status), "bubblewrap ended");
-        }
-        let there = move || {
-            std::thread::sleep(std::time::Duration::from_millis(300));
-            file.exists()
-        };
-        Some((child, gate, there))
-    }
-
-    #[test]
-    fn nothing_runs_without_the_word() {
-        let folder = tempfile::tempdir().unwrap();
-        let Some((child, gate, there)) = waiting(folder.path()) else { return };
-        assert!(!there());
-        // The end of the pipe is no word: it is what a killed stage leaves.
-        drop(gate);
-        assert!(!there());
-        child.kill().unwrap();
-        child.wait().unwrap();
-        assert!(!there());
-        let Some((child, mut gate, there)) = waiting(folder.path()) else { return };
-        gate.write_all(&[1]).unwrap();
-        child.wait().unwrap();
-        assert!(there());
-    }
 
     #[test]
     fn bubblewraps_status_in_pieces() {
