@@ -201,8 +201,10 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
         user: caller.and_then(Caller::decryptor),
     };
     tell(&watch, &order, &[image.file().as_fd()], status)?;
-    // The release gets ready meanwhile; its key is not asked for before everything else is.
-    if caller.is_none() {
+    // The release gets ready meanwhile; its key is not asked for before everything else is. It keeps others from the TPM: not where it has to wait
+    // for a turn, or for the runtime's answer.
+    let early = caller.is_none() && runtime.answer().is_none();
+    if early {
         tell(&watch, &decryptor::Word::Prepare, &[], status)?;
     }
     let mut on_stage = helper(STAGE, theirs, caller)?;
@@ -234,7 +236,7 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
         Some(None) => return Err(first(&watch, status)),
         turn => turn.flatten(),
     };
-    if caller.is_some() {
+    if !early {
         tell(&watch, &decryptor::Word::Prepare, &[], status)?;
     }
     if let Some(answer) = runtime.answer()
@@ -261,13 +263,27 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     tell(&watch, &decryptor::Word::Serve(reader), &[fuse.as_fd()], status)?;
     // A stage that has ended says why when it is listened to.
     let _ = watch.stage.send(&stage::Word::Make(runtime_flags), &[]);
-    let running = host.start_run(run, workload, now_ms())?;
-    let judge = Arc::new(Judge::new(image.policy(), workload, run));
-    let recorder = Recorder::start(config.clone(), run, outbox.clone())?;
-    let webhook = match hook {
-        Some(hook) => Some(Webhook::start(hook, host.card()?.host, workload, run, outbox.clone())),
-        None => None,
+    let begun = || -> Result<_, Stop> {
+        let running = host.start_run(run, workload, now_ms())?;
+        let recorder = Recorder::start(config.clone(), run, outbox.clone())?;
+        let webhook = match hook {
+            Some(hook) => Some(Webhook::start(hook, host.card()?.host, workload, run, outbox.clone())),
+            None => None,
+        };
+        Ok((running, recorder, webhook))
     };
+    let (running, recorder, webhook) = match begun() {
+        Ok(begun) => begun,
+        Err(stop) => {
+            let _ = group.kill();
+            watch.forget(LEAVE);
+            // The stage ends what waits there, and then itself, when it hears no more.
+            drop(watch);
+            on_stage.leave(LEAVE);
+            return Err(stop);
+        }
+    };
+    let judge = Arc::new(Judge::new(image.policy(), workload, run));
     let mut play = Play {
         watch: &watch,
         run,

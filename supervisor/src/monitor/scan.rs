@@ -81,6 +81,11 @@ impl Awaited {
         self.seen.iter().any(|(pid, links)| before.get(pid) != Some(links))
     }
 
+    /// What was seen was not looked at to the end: it stirs again.
+    pub(super) fn look_again(&mut self) {
+        self.seen.clear();
+    }
+
     /// Whether this one has been there, with these mounts, for as long as a runtime may take from the container to the workload.
     fn still(&mut self, inside: &Inside) -> bool {
         let now = boot_time();
@@ -154,6 +159,7 @@ impl Baseline {
         }
         // It may end while it is looked at: then another one may be the first.
         if !first.lives() {
+            awaited.look_again();
             return Ok(None);
         }
         programs.extend(runtime.values());
@@ -332,7 +338,10 @@ fn container(
         if process.namespace("mnt").map_or(true, |namespace| namespace == outer) {
             continue;
         }
-        let (Ok(executable), Ok(mounts)) = (process.executable(), process.mounts()) else { continue };
+        let (Ok(executable), Ok(mounts)) = (process.executable(), process.mounts()) else {
+            awaited.look_again();
+            continue;
+        };
         let inside = Inside { process, executable, mounts };
         let Some(top) = root(&inside.mounts) else { continue };
         if Some(top.device.as_str()) == machine {
@@ -345,7 +354,10 @@ fn container(
         if !has_image && !top.kind.contains("fuse") && top.kind != "overlay" {
             continue;
         }
-        let Ok(status) = process.status() else { continue };
+        let Ok(status) = process.status() else {
+            awaited.look_again();
+            continue;
+        };
         if inside.runs_own() {
             return Ok(Some((inside, status.capabilities)));
         }

@@ -28,7 +28,7 @@ const SHARE: u32 = 400;
 /// How often to look for the workload's first process, with a runtime of its own and without.
 const BIRTH: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(2)];
 /// That look is for what stirs in the run's cgroup, but for one in so many: a runtime may have moved the process elsewhere.
-const EVERYWHERE: u32 = 25;
+const EVERYWHERE: u32 = 12;
 /// How long it may take until there is something to look at: then the monitor is blind, whatever hides the container's first process.
 const SET_UP: Duration = Duration::from_secs(30);
 /// Findings that are remembered, so that each is told once; then they are forgotten, and told again.
@@ -111,15 +111,18 @@ impl Work {
         let [nested, builtin] = BIRTH;
         let birth = if self.nested.is_some() { nested } else { builtin };
         let mut baseline = loop {
-            looks = looks.wrapping_add(1);
             let everywhere = looks.is_multiple_of(EVERYWHERE);
+            looks = looks.wrapping_add(1);
             match Baseline::take(&self.group, self.nested.as_deref(), &mut awaited, everywhere) {
                 Ok(Some(baseline)) => break baseline,
                 // It has ended before it was looked at.
                 Ok(None) | Err(_) if self.gone() => return Ok(()),
                 Ok(None) => {}
                 // What fails while the container is made may do better a moment later.
-                Err(e) => why = e.to_string(),
+                Err(e) => {
+                    why = e.to_string();
+                    awaited.look_again();
+                }
             }
             if !said && boot_time().saturating_sub(begun) > SET_UP {
                 said = true;

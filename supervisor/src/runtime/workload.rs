@@ -1,8 +1,9 @@
 //! What every runtime here is started by: bubblewrap, which gives the container its own ids and processes and ends them all with the stage.
 
 use std::fs::File;
-use std::io::{PipeReader, PipeWriter, Read as _, Write as _};
+use std::io::{PipeReader, Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -27,7 +28,7 @@ pub(super) struct Bubble {
     kept: Vec<OwnedFd>,
     /// A byte lets the workload run. bubblewrap itself does not wait here: at the end of its `--block-fd` it goes on, and where that has no end it
     /// outlives the run.
-    gate: Option<PipeWriter>,
+    gate: Option<UnixStream>,
 }
 
 impl Bubble {
@@ -44,7 +45,8 @@ impl Bubble {
 
     /// What bubblewrap starts waits for the word to run anything: for a byte on this descriptor. At its end there is nothing to be run any more.
     pub(super) fn gate(&mut self) -> Result<RawFd, Failure> {
-        let (inside, gate) = std::io::pipe().map_err(start)?;
+        // Nobody else can open a socket by /proc, as he could a pipe.
+        let (inside, gate) = UnixStream::pair().map_err(start)?;
         self.gate = Some(gate);
         self.keep(inside.into())
     }
@@ -170,7 +172,7 @@ fn ends_soon(process: &OwnedFd) -> Result<bool, Failure> {
 fn watch(
     channel: &Channel,
     mut status: File,
-    mut gate: Option<PipeWriter>,
+    mut gate: Option<UnixStream>,
     bubblewrap: &Spawned,
     squashfuse: &Child,
 ) -> Result<Option<Told>, Failure> {
@@ -206,6 +208,8 @@ fn watch(
             // Before bubblewrap's own end: a workload that loses its files dies of it (SIGBUS), and its code would say nothing of why.
             let hint = "the system's log may say why (out of memory?)";
             return Err(Failure::new(Stage::Namespaces, "squashfuse ended: the container has lost its files", hint));
+        } else if is_ready(1) && gate.is_some() {
+            return Err(start("what is around the runtime ended before it was told to run it"));
         } else if is_ready(1) {
             return Ok(Some(told));
         } else if is_ready(0) {
