@@ -93,7 +93,12 @@ fn as_plain_apptainer_does() {
         ("exec", &["--bind", &new_place], &["cat", "/made/for/it/file"], ""),
         ("exec", &["--env", "A=b c", "--env-file", &env_file], &["sh", "-c", "echo $A $FROM_FILE $FROM_OUTSIDE"], ""),
         ("exec", &["-e", "--env=A=1"], &["sh", "-c", "echo $A:$FROM_OUTSIDE"], ""),
-        ("exec", &["--containall"], &["sh", "-c", "ps > /tmp/list; wc -l < /tmp/list; echo x > /tmp/new && cat /tmp/new"], ""),
+        (
+            "exec",
+            &["--containall"],
+            &["sh", "-c", "ps > /tmp/list; wc -l < /tmp/list; echo x > /tmp/new && cat /tmp/new"],
+            "",
+        ),
         ("exec", &["--no-home", "-c"], &["sh", "-c", "ls /tmp; echo $HOME"], ""),
         (
             "exec",
