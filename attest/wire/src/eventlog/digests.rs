@@ -1,39 +1,55 @@
 //! The digests of one event.
 
+use std::num::NonZeroU16;
+
 use countersign_tpm::alg::HashAlg;
 
-/// Digests that this program can compute; those of other banks are passed over. Their lengths were checked when the log was parsed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// The bytes that hold an event's digests, and where in them those stand that this program can compute. Their lengths were checked when the
+/// log was parsed.
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Digests<'a> {
-    sha1: Option<&'a [u8; 20]>,
-    sha256: Option<&'a [u8; 32]>,
-    sha384: Option<&'a [u8; 48]>,
-    sha512: Option<&'a [u8; 64]>,
+    area: &'a [u8],
+    places: Places,
+}
+
+/// Offsets of the known banks' digests, each plus one.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Places([Option<NonZeroU16>; 4]);
+
+impl Places {
+    /// Puts where the digest of a bank stands, if this program knows the bank.
+    pub(super) fn put(&mut self, alg: u16, offset: usize) {
+        let place = u16::try_from(offset).ok().and_then(|offset| NonZeroU16::new(offset.checked_add(1)?));
+        if let Some(slot) = HashAlg::from_id(alg).and_then(|alg| self.0.get_mut(number(alg))) {
+            *slot = place;
+        }
+    }
+}
+
+const fn number(alg: HashAlg) -> usize {
+    match alg {
+        HashAlg::Sha1 => 0,
+        HashAlg::Sha256 => 1,
+        HashAlg::Sha384 => 2,
+        HashAlg::Sha512 => 3,
+    }
 }
 
 impl<'a> Digests<'a> {
-    /// The one digest of an event in the format of TPM 1.2.
-    pub(super) fn sha1(digest: &'a [u8]) -> Self {
-        Self { sha1: digest.try_into().ok(), ..Self::default() }
+    pub(super) const fn new(area: &'a [u8], places: Places) -> Self {
+        Self { area, places }
     }
 
-    /// Keeps a digest of a bank that this program knows.
-    pub(super) fn put(&mut self, alg: u16, digest: &'a [u8]) {
-        match HashAlg::from_id(alg) {
-            Some(HashAlg::Sha1) => self.sha1 = digest.try_into().ok(),
-            Some(HashAlg::Sha256) => self.sha256 = digest.try_into().ok(),
-            Some(HashAlg::Sha384) => self.sha384 = digest.try_into().ok(),
-            Some(HashAlg::Sha512) => self.sha512 = digest.try_into().ok(),
-            None => {}
-        }
+    /// The one digest of an event in the format of TPM 1.2.
+    pub(super) fn sha1(digest: &'a [u8]) -> Self {
+        let mut places = Places::default();
+        places.put(HashAlg::Sha1.id(), 0);
+        Self::new(digest, places)
     }
 
     pub(super) fn get(&self, alg: HashAlg) -> Option<&'a [u8]> {
-        match alg {
-            HashAlg::Sha1 => self.sha1.map(<[u8; 20]>::as_slice),
-            HashAlg::Sha256 => self.sha256.map(<[u8; 32]>::as_slice),
-            HashAlg::Sha384 => self.sha384.map(<[u8; 48]>::as_slice),
-            HashAlg::Sha512 => self.sha512.map(<[u8; 64]>::as_slice),
-        }
+        let Places(places) = &self.places;
+        let start = usize::from(places.get(number(alg)).copied().flatten()?.get()).checked_sub(1)?;
+        self.area.get(start..start.checked_add(alg.size())?)
     }
 }

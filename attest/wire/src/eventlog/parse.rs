@@ -2,7 +2,8 @@
 
 use countersign_tpm::alg::{HashAlg, MAX_DIGEST};
 
-use super::{BadEventLog, Event, EventLog, EventType, Format, digests::Digests};
+use super::digests::{Digests, Places};
+use super::{BadEventLog, Event, EventLog, EventType, Format};
 use crate::codec::{Malformed, Reader, Reason};
 use crate::limits;
 
@@ -30,6 +31,7 @@ pub(super) fn log(bytes: &[u8]) -> Result<EventLog<'_>, BadEventLog> {
             (Format::Sha1, vec![(HashAlg::Sha1.id(), 20)], None)
         }
     };
+    let usual = Usual::of(&banks);
     let mut index: u32 = 0;
     while reader.left() > 0 {
         if let Some(padding) = padding(&reader) {
@@ -38,7 +40,7 @@ pub(super) fn log(bytes: &[u8]) -> Result<EventLog<'_>, BadEventLog> {
         // Each event has at least 16 bytes, so the limit on bytes bounds the index.
         index = index.saturating_add(1);
         let event = match format {
-            Format::CryptoAgile => agile_event(&mut reader, index, &banks),
+            Format::CryptoAgile => agile_event(&mut reader, index, &banks, &usual),
             Format::Sha1 => legacy_event(&mut reader, index),
         };
         events.push(event.map_err(malformed(index))?);
@@ -119,8 +121,45 @@ fn spec_id(first: &Event<'_>) -> Result<Option<Vec<(u16, u16)>>, BadEventLog> {
     Ok(Some(banks))
 }
 
+/// How nearly all events store their digests: one for each bank, in the order of the specification-id event.
+struct Usual {
+    /// Offset and value of each hashAlg.
+    algs: Vec<(usize, [u8; 2])>,
+    places: Places,
+    length: usize,
+}
+
+impl Usual {
+    fn of(banks: &[(u16, u16)]) -> Self {
+        let (mut algs, mut places, mut length) = (Vec::with_capacity(banks.len()), Places::default(), 0_usize);
+        for (alg, size) in banks {
+            algs.push((length, alg.to_le_bytes()));
+            places.put(*alg, length.saturating_add(2));
+            length = length.saturating_add(2).saturating_add(usize::from(*size));
+        }
+        Self { algs, places, length }
+    }
+
+    /// The digests of an event that stores so many, if it stores them so.
+    fn read<'a>(&self, reader: &mut Reader<'a>, count: u32) -> Option<Digests<'a>> {
+        let mut ahead = reader.clone();
+        let area = ahead.take(self.length, "digests").ok()?;
+        let is = |(at, alg): &(usize, [u8; 2])| area.get(*at..).is_some_and(|rest| rest.starts_with(alg));
+        if usize::try_from(count) != Ok(self.algs.len()) || !self.algs.iter().all(is) {
+            return None;
+        }
+        *reader = ahead;
+        Some(Digests::new(area, self.places))
+    }
+}
+
 /// TCG_PCR_EVENT2 (PFP 10.2.2).
-fn agile_event<'a>(reader: &mut Reader<'a>, index: u32, banks: &[(u16, u16)]) -> Result<Event<'a>, Malformed> {
+fn agile_event<'a>(
+    reader: &mut Reader<'a>,
+    index: u32,
+    banks: &[(u16, u16)],
+    usual: &Usual,
+) -> Result<Event<'a>, Malformed> {
     let offset = reader.offset();
     let pcr = reader.u32_le("pcrIndex")?;
     let kind = EventType(reader.u32_le("eventType")?);
@@ -129,16 +168,24 @@ fn agile_event<'a>(reader: &mut Reader<'a>, index: u32, banks: &[(u16, u16)]) ->
     if count > limits::LOG_BANKS {
         return Err(at.bad("digests.count", Reason::TooLarge { got: count.into(), max: limits::LOG_BANKS.into() }));
     }
-    let mut digests = Digests::default();
-    let mut seen: u32 = 0;
-    let mut expected = banks.iter().enumerate();
+    let digests = match usual.read(reader, count) {
+        Some(digests) => digests,
+        None => digests(reader, count, banks)?,
+    };
+    let size = reader.u32_le("eventSize")?;
+    let data = reader.take(usize::try_from(size).unwrap_or(usize::MAX), "event")?;
+    Ok(Event { index, offset, pcr, kind, digests, data })
+}
+
+/// Digests in any order, as many as there are.
+fn digests<'a>(reader: &mut Reader<'a>, count: u32, banks: &[(u16, u16)]) -> Result<Digests<'a>, Malformed> {
+    let begin = reader.clone();
+    let passed = |reader: &Reader<'a>| reader.offset().saturating_sub(begin.offset());
+    let (mut places, mut seen) = (Places::default(), 0_u32);
     for _ in 0..count {
         let at = reader.clone();
         let alg = reader.u16_le("digests.hashAlg")?;
-        // Nearly always they stand in the order of the specification-id event.
-        let is = |(_, (id, _)): &(usize, &(u16, u16))| *id == alg;
-        let Some((position, (_, size))) = expected.next().filter(is).or_else(|| banks.iter().enumerate().find(is))
-        else {
+        let Some((position, (_, size))) = banks.iter().enumerate().find(|(_, (id, _))| *id == alg) else {
             return Err(at.bad("digests.hashAlg", Reason::Value(alg.into())));
         };
         let bit = 1u32.checked_shl(u32::try_from(position).unwrap_or(31)).unwrap_or_default();
@@ -146,9 +193,9 @@ fn agile_event<'a>(reader: &mut Reader<'a>, index: u32, banks: &[(u16, u16)]) ->
             return Err(at.bad("digests.hashAlg", Reason::Other("two digests of one algorithm")));
         }
         seen |= bit;
-        digests.put(alg, reader.take(usize::from(*size), "digests.digest")?);
+        places.put(alg, passed(reader));
+        reader.take(usize::from(*size), "digests.digest")?;
     }
-    let size = reader.u32_le("eventSize")?;
-    let data = reader.take(usize::try_from(size).unwrap_or(usize::MAX), "event")?;
-    Ok(Event { index, offset, pcr, kind, digests, data })
+    let area = begin.clone().take(passed(reader), "digests")?;
+    Ok(Digests::new(area, places))
 }
