@@ -139,5 +139,6 @@ fn the_same_pcrs_or_a_reason() {
             compared += 1;
         }
     }
-    assert!(compared >= 20, "{compared} banks");
+    // Those of our own fixtures alone.
+    assert!(compared >= 15, "{compared} banks");
 }
