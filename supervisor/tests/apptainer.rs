@@ -334,6 +334,37 @@ fn a_runtime_that_is_missing_too_old_or_no_runtime() {
 }
 
 #[test]
+fn a_start_that_cannot_be_logged_runs_nothing_and_leaves_nothing() {
+    let Some(apptainer) = support::apptainer() else { return };
+    let Some(scene) = Scene::new() else { return };
+    let image = scene.owner.path("app.sif");
+    let runs = scene.path("host/runs");
+    let ran = scene.path("ran");
+    std::fs::write(&runs, "no folder").unwrap();
+    let place = scene.dir.path().display().to_string();
+    for runtime in ["builtin".to_owned(), apptainer.display().to_string()] {
+        let bind = format!("{place}:/tmp");
+        let command = ["touch", "/tmp/ran"];
+        let run =
+            || scene.command("exec", &["--runtime", &runtime, "--bind", &bind], &image, &command).output().unwrap();
+        failed(&run(), 201, &["runs", "hint: "]);
+        assert!(!ran.exists(), "{runtime}");
+        let command = |entry: std::fs::DirEntry| std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let commands = std::fs::read_dir("/proc").unwrap().map(|entry| command(entry.unwrap()));
+        let commands = commands.map(|command| String::from_utf8_lossy(&command).replace('\0', " "));
+        let of_runs = ["bwrap", "squashfuse", "runtime-process", "apptainer", "touch"];
+        let left: Vec<String> = commands
+            .filter(|command| command.contains(&place) && of_runs.iter().any(|word| command.contains(word)))
+            .collect();
+        assert!(left.is_empty(), "{runtime}: {left:?}");
+    }
+    assert_eq!(scene.runs(), Vec::<String>::new());
+    std::fs::remove_file(&runs).unwrap();
+    let out = scene.command("exec", &["--runtime", "builtin"], &image, &["cat", "/secret.txt"]).output().unwrap();
+    assert_eq!(stdout(&out), SECRET, "{}", stderr(&out));
+}
+
+#[test]
 fn no_key_is_asked_for_before_the_runtime_has_said_its_version() {
     let Some(scene) = Scene::new() else { return };
     let image = scene.owner.path("app.sif");

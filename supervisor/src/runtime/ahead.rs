@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Advice, FileType, Mode, OFlags, ResolveFlags, fadvise, fstat, open, openat2};
 
-/// Where a program without a folder is looked for.
-const FOLDERS: [&str; 6] = ["usr/local/sbin", "usr/local/bin", "usr/sbin", "usr/bin", "sbin", "bin"];
+use super::builtin::PATH;
+
 /// Most bytes of it: the rest is read when it is needed.
 const LENGTH: u64 = 4 << 20;
 
@@ -18,7 +18,7 @@ pub(super) fn read(root: &Path, program: &OsStr) {
     let places: Vec<PathBuf> = if program.as_bytes().contains(&b'/') {
         vec![program.into()]
     } else {
-        FOLDERS.iter().map(|folder| Path::new(folder).join(program)).collect()
+        PATH.split(':').map(|folder| Path::new(folder).join(program)).collect()
     };
     if let Some(file) = places.iter().find_map(|place| file(&root, place)) {
         let _ = fadvise(&file, 0, std::num::NonZeroU64::new(LENGTH), Advice::WillNeed);

@@ -59,9 +59,12 @@ struct Bind {
     read_only: bool,
 }
 
+/// Where a workload's programs are looked for.
+pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// A workload's environment, but for what flags add.
 fn environment() -> impl Iterator<Item = (OsString, OsString)> {
-    let path = ("PATH".into(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into());
+    let path = ("PATH".into(), PATH.into());
     let kept = ["TERM", "LANG", "TZ"].into_iter().filter_map(|name| Some((name.into(), std::env::var_os(name)?)));
     std::iter::once(path).chain(kept)
 }
