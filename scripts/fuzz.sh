@@ -29,6 +29,8 @@ fi
 seconds=${FUZZ_SECONDS:-600}
 read -ra targets <<<"${FUZZ_TARGETS:-$(cd tests/fuzz/fuzz_targets && printf '%s ' *.rs | sed 's/\.rs//g')}"
 scripts/fuzz-seeds.sh
+# What is fuzzed is what is shipped: the crates of the workspace's own lock file, to which cargo adds the fuzzer's.
+cp Cargo.lock tests/fuzz/Cargo.lock
 fuzz() { cargo "${toolchain[@]}" fuzz "$@"; }
 if ! fuzz build --sanitizer none --fuzz-dir tests/fuzz; then
 	echo "fuzz: the targets cannot be built here; libFuzzer needs a C++ compiler (apt-get install g++)" >&2

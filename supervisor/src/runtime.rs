@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::channel::Channel;
 use crate::exit::{Failure, Stage};
+use crate::stage::start;
 
 pub(crate) use arguments::split;
 pub(crate) use builtin::Settings;
@@ -31,6 +32,7 @@ pub use flags::Given;
 pub(crate) use outer::{drop_privileges, main as agent};
 pub(crate) use terminal::{Lent, filter as terminal_filter, is_ours as has_terminal};
 use version::Asked;
+pub(crate) use workload::Waiting;
 
 /// What to run in the container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,8 +169,6 @@ pub(crate) enum Chosen {
 pub(crate) struct Place<'a> {
     /// The container's root file system.
     pub(crate) root: &'a Path,
-    /// The process behind `root`.
-    pub(crate) squashfuse: &'a Child,
     pub(crate) ids: Ids,
     /// Standard input is a terminal of which the supervisor's processes are the foreground.
     pub(crate) terminal: bool,
@@ -235,6 +235,45 @@ impl Chosen {
         }
     }
 
+    /// Starts what is around the runtime, before there is a file system; it waits for that. `None` where it cannot, or not without notes that
+    /// would be in the way when it has to be done anew. For a policy that demands nothing of it.
+    ///
+    /// # Errors
+    /// [`Failure`]: it cannot be started.
+    pub(crate) fn prepare(
+        &self,
+        place: &Place<'_>,
+        task: &Task,
+        stdin: &OwnedFd,
+        cgroup: Option<&(OwnedFd, OwnedFd)>,
+    ) -> Result<Option<Waiting>, Failure> {
+        match self {
+            Self::Program(program) if !matches!(task, Task::Start { .. }) => {
+                let (bubble, what) = program.command(place, task)?;
+                let stdin = stdin.try_clone().map_err(start)?;
+                bubble.start(what, stdin, workload::borrowed(cgroup)).map(Some)
+            }
+            Self::Builtin(_) | Self::Program(_) => Ok(None),
+        }
+    }
+
+    /// Runs the workload in what was prepared; its exit code, or `None` when the supervisor is gone.
+    ///
+    /// # Errors
+    /// [`Failure`]: it was not started, or lost its files.
+    pub(crate) fn go_on(
+        &self,
+        channel: &Channel,
+        waiting: Waiting,
+        place: &Place<'_>,
+        task: &Task,
+        squashfuse: &Child,
+    ) -> Result<Option<u8>, Failure> {
+        waiting.hand_over(place.root)?;
+        self.read_ahead(place, task);
+        waiting.run(channel, squashfuse)
+    }
+
     /// Runs the workload; its exit code, or `None` when the supervisor is gone.
     ///
     /// # Errors
@@ -244,19 +283,24 @@ impl Chosen {
         channel: &Channel,
         place: &Place<'_>,
         task: &Task,
-        stdin: OwnedFd,
-        cgroup: Option<(OwnedFd, OwnedFd)>,
+        given: workload::Given,
+        squashfuse: &Child,
     ) -> Result<Option<u8>, Failure> {
+        self.read_ahead(place, task);
+        let (bubble, what) = match self {
+            Self::Builtin(settings) => settings.command(place, task)?,
+            Self::Program(program) => program.command(place, task)?,
+        };
+        workload::run(channel, bubble, what, given, place.root, squashfuse)
+    }
+
+    /// The workload's program is read while its container is made.
+    fn read_ahead(&self, place: &Place<'_>, task: &Task) {
         let plain = Settings::default();
         let settings = if let Self::Builtin(settings) = self { settings } else { &plain };
         if let Some(program) = settings.command_line(task, place.root).first() {
             ahead::read(place.root, program);
         }
-        let (bubble, what) = match self {
-            Self::Builtin(settings) => settings.command(place, task)?,
-            Self::Program(program) => program.command(place, task)?,
-        };
-        workload::run(channel, bubble, &what, stdin, cgroup, place.squashfuse)
     }
 }
 

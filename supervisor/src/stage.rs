@@ -1,8 +1,8 @@
 //! The stage: a process in a user and mount namespace of its own, in which the decrypted file system is mounted and the workload runs.
 //!
-//! It never sees the key. squashfuse is started before the key is asked for, and its opening of the image waits for the decryptor. Once it has
-//! the file open, the decryptor's mount is detached: no path leads to the decrypted image. Nothing is made outside of its namespace, so nothing
-//! is left when it is killed.
+//! It never sees the key. squashfuse is started in the decryptor's mount, which is detached at once: no path leads to the decrypted image. All
+//! that is before the key is asked for; squashfuse's opening of the image waits for the decryptor. Nothing is made outside of its namespace, so
+//! nothing is left when it is killed.
 
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
@@ -13,12 +13,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use countersign_wire::obligations::RuntimeFlag;
+use rustix::fs::{Mode, OFlags, open};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
 use serde::{Deserialize, Serialize};
 
 use crate::channel::Channel;
 use crate::exit::{Failure, Stage};
-use crate::runtime::{Chosen, Ids, Place, Task};
+use crate::runtime::{Chosen, Ids, Place, Task, Waiting};
 use crate::served::FILE;
 
 /// How long squashfuse may take to mount.
@@ -108,17 +109,32 @@ fn play(channel: &Channel) -> Result<(), Failure> {
     let fuse = places.mount_fuse()?;
     let before = device(&places.root).map_err(start)?;
     let mut squashfuse = squashfuse(&places)?;
+    unmount(&places.image, UnmountFlags::DETACH).map_err(namespaces)?;
+    let _ = fs::remove_dir(&places.image);
     channel.send(&Report::Fuse(squashfuse.id()), &[fuse.as_fd()]).map_err(start)?;
     drop(fuse);
     // The supervisor says by what, and when the decryptor serves; without those words the run is over.
     let Some((Word::Runtime(mut runtime), _)) = channel.receive::<Word>().map_err(start)? else { return Ok(()) };
+    let place = Place { root: &places.root, ids, terminal: order.terminal };
+    // It takes as long as the release.
+    let ready = runtime.prepare(&place, &order.task, &stdin, cgroup.as_ref())?;
     let Some((Word::Make(demanded), _)) = channel.receive::<Word>().map_err(start)? else { return Ok(()) };
-    runtime.oblige(&demanded);
+    let ready = if demanded.is_empty() {
+        ready
+    } else {
+        // Not what policy demands.
+        ready.map(Waiting::end).transpose()?;
+        runtime.oblige(&demanded);
+        None
+    };
     mounted(&mut squashfuse, &places.root, before)?;
-    unmount(&places.image, UnmountFlags::DETACH).map_err(namespaces)?;
-    let _ = fs::remove_dir(&places.image);
-    let place = Place { root: &places.root, squashfuse: &squashfuse, ids, terminal: order.terminal };
-    let outcome = runtime.run(channel, &place, &order.task, stdin, cgroup);
+    let outcome = match ready {
+        Some(ready) => {
+            drop((stdin, cgroup));
+            runtime.go_on(channel, ready, &place, &order.task, &squashfuse)
+        }
+        None => runtime.run(channel, &place, &order.task, (stdin, cgroup), &squashfuse),
+    };
     // Said at once: unmounting takes its time.
     let report = match outcome {
         Ok(Some(code)) => Report::Ended(code),
@@ -200,12 +216,15 @@ pub(crate) fn missing(program: &Path, e: &io::Error) -> Failure {
     Failure::new(Stage::Missing, format!("{} cannot be started: {e}", program.display()), "supervisor doctor")
 }
 
-/// Starts squashfuse, which opens the image as soon as the decryptor lets it.
+/// Starts squashfuse, which opens the image as soon as the decryptor lets it. It finds it by a descriptor, which needs no place.
 fn squashfuse(places: &Places) -> Result<Child, Failure> {
     let program = Program::Squashfuse.find()?;
+    // Without O_PATH it would be a request, which nobody answers yet.
+    let folder = open(&places.image, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).map_err(namespaces)?;
+    let image = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(FILE);
     let mut command = Command::new(&program);
     countersign_sys::end_with_parent(&mut command);
-    command.arg("-f").args(["-o", "ro,nosuid,nodev"]).arg(places.image.join(FILE)).arg(&places.root);
+    command.arg("-f").args(["-o", "ro,nosuid,nodev"]).arg(image).arg(&places.root);
     command.env_clear().env("PATH", "/usr/bin:/bin").env("LC_ALL", "C");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command.spawn().map_err(|e| missing(&program, &e))

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,8 @@ use std::process::Command;
 
 use countersign_wire::obligations::RuntimeFlag;
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::mount::{MountFlags, mount};
+use rustix::fs::CWD;
+use rustix::mount::{MountFlags, MoveMountFlags, mount, move_mount};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use serde::{Deserialize, Serialize};
@@ -17,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::flags::Given;
 use super::workload::Bubble;
 use super::{Make, Place, Task, flags, obliged, said, terminal};
+use crate::channel::Channel;
 use crate::exit::{Failure, Stage};
 use crate::stage::start;
 
@@ -58,7 +61,7 @@ impl Program {
         let gate = bubble.gate()?;
         let command = &mut bubble.command;
         command.arg("--").arg(std::env::current_exe().map_err(start)?).arg("runtime-process");
-        command.arg("--gate").arg(gate.to_string());
+        command.arg("--gate").arg(gate.to_string()).arg("--root").arg(place.root);
         if place.terminal {
             command.arg("--terminal");
         }
@@ -126,21 +129,38 @@ const fn verb(task: &Task) -> &'static [&'static str] {
     }
 }
 
-/// The agent: first process of the machine's view that a runtime gets. It shows the processes of this namespace under /proc, gives up all
-/// privileges, waits for a byte on the descriptor `gate` and becomes the runtime. bubblewrap could mount /proc too, but hides parts of it from root: then no container may mount its own.
-pub(crate) fn main(gate: u32, terminal: bool, instance: Option<&Path>, program: &[OsString]) -> u8 {
+/// What the stage tells the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Cue {
+    /// The image's file system comes along, as a mount without a place.
+    Root,
+    /// Become the runtime.
+    Run,
+}
+
+/// The agent: first process of the machine's view that a runtime gets. It shows the processes of this namespace under /proc, puts the file system
+/// that it is told of at `root`, gives up all privileges, waits for the word on the descriptor `gate` and becomes the runtime. bubblewrap could
+/// mount /proc too, but hides parts of it from root: then no container may mount its own.
+pub(crate) fn main(gate: u32, root: &Path, terminal: bool, instance: Option<&Path>, program: &[OsString]) -> u8 {
     let failed = |what: &str, e: &dyn std::fmt::Display| {
         let _ = io::Write::write_all(&mut anstream::stderr(), format!("error: {what}: {e}\n").as_bytes());
         Stage::Start.code()
     };
-    if let Err(e) = own_processes().and_then(|()| drop_privileges(true)) {
+    if let Err(e) = own_processes() {
         return failed("the runtime's namespace", &e);
     }
-    match wait(gate) {
+    let word = gate_of(gate).and_then(|gate| {
+        let Some(mount) = root_of(&gate)? else { return Ok(false) };
+        move_mount(&mount, "", CWD, root, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+        drop(mount);
+        drop_privileges(true)?;
+        wait(&gate)
+    });
+    match word {
         Ok(true) => {}
         // The stage is gone, and nobody is there to be told.
         Ok(false) => return Stage::Start.code(),
-        Err(e) => return failed("the supervisor's word", &e),
+        Err(e) => return failed("the runtime's namespace", &e),
     }
     if terminal && let Err(e) = terminal::take() {
         return failed("the terminal", &e);
@@ -182,11 +202,27 @@ fn keep(mut command: Command, pid_file: &Path) -> io::Result<u8> {
     }
 }
 
-/// Whether a byte came, and not the end.
-fn wait(gate: u32) -> io::Result<bool> {
+fn gate_of(number: u32) -> io::Result<Channel> {
     countersign_sys::keep_descriptors()?;
-    let gate = countersign_sys::inherited_descriptor(gate)?;
-    Ok(rustix::io::retry_on_intr(|| rustix::io::read(&gate, &mut [0]))? == 1)
+    Ok(countersign_sys::inherited_descriptor(number)?.into())
+}
+
+/// The mount that is to be the image's; `None` when the stage is gone.
+fn root_of(gate: &Channel) -> io::Result<Option<OwnedFd>> {
+    match gate.receive()? {
+        Some((Cue::Root, mut mounts)) if mounts.len() == 1 => Ok(mounts.pop()),
+        None => Ok(None),
+        Some(_) => Err(io::Error::other("not what is waited for")),
+    }
+}
+
+/// Whether the word came, and not the end.
+fn wait(gate: &Channel) -> io::Result<bool> {
+    match gate.receive()? {
+        Some((Cue::Run, _)) => Ok(true),
+        None => Ok(false),
+        Some(_) => Err(io::Error::other("not what is waited for")),
+    }
 }
 
 fn own_processes() -> rustix::io::Result<()> {
@@ -211,19 +247,37 @@ pub(crate) fn drop_privileges(nested: bool) -> rustix::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
-    use std::os::fd::AsRawFd as _;
-    use std::os::unix::net::UnixStream;
+    use std::os::fd::AsFd as _;
+
+    use super::{Cue, root_of, wait};
+    use crate::channel::Channel;
 
     #[test]
-    fn the_word_is_a_byte_and_not_the_end() {
-        for word in [true, false] {
-            let (inside, mut gate) = UnixStream::pair().unwrap();
-            if word {
-                gate.write_all(&[1]).unwrap();
+    fn the_word_is_said_and_not_the_end() {
+        let told = |cue: Option<Cue>| {
+            let (inside, gate) = Channel::pair().unwrap();
+            if let Some(cue) = cue {
+                gate.send(&cue, &[]).unwrap();
             }
-            drop(gate);
-            assert_eq!(super::wait(u32::try_from(inside.as_raw_fd()).unwrap()).unwrap(), word);
+            inside
+        };
+        assert!(wait(&told(Some(Cue::Run))).unwrap());
+        assert!(!wait(&told(None)).unwrap());
+        assert!(wait(&told(Some(Cue::Root))).is_err());
+    }
+
+    #[test]
+    fn the_file_system_is_one_descriptor() {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        for (cue, many, good) in
+            [(Cue::Root, 1, true), (Cue::Root, 0, false), (Cue::Root, 2, false), (Cue::Run, 1, false)]
+        {
+            let (inside, gate) = Channel::pair().unwrap();
+            gate.send(&cue, &vec![file.as_fd(); many]).unwrap();
+            assert_eq!(root_of(&inside).is_ok_and(|mount| mount.is_some()), good, "{cue:?} with {many}");
         }
+        let (inside, gate) = Channel::pair().unwrap();
+        drop(gate);
+        assert!(root_of(&inside).unwrap().is_none());
     }
 }

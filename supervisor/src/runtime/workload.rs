@@ -1,17 +1,19 @@
 //! What every runtime here is started by: bubblewrap, which gives the container its own ids and processes and ends them all with the stage.
 
 use std::fs::File;
-use std::io::{PipeReader, Read as _, Write as _};
-use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
-use std::os::unix::net::UnixStream;
+use std::io::{PipeReader, Read as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use countersign_sys::Spawned;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::{Pid, PidfdFlags, Signal, getpgid, kill_process, kill_process_group, pidfd_open};
 
 use super::Ids;
+use super::outer::Cue;
 use crate::channel::Channel;
 use crate::exit::{Failure, Stage};
 use crate::stage::{Program, Report, Word, missing, start};
@@ -26,10 +28,23 @@ pub(super) struct Bubble {
     status: PipeReader,
     /// What it inherits.
     kept: Vec<OwnedFd>,
-    /// A byte lets the workload run. bubblewrap itself does not wait here: at the end of its `--block-fd` it goes on, and where that has no end it
-    /// outlives the run.
-    gate: Option<UnixStream>,
+    /// To the agent in it. bubblewrap itself does not wait here: at the end of its `--block-fd` it goes on, and where that has no end it outlives
+    /// the run.
+    gate: Option<Channel>,
 }
+
+/// bubblewrap at work.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    bubblewrap: Spawned,
+    status: File,
+    gate: Option<Channel>,
+    /// What it is to start, in words.
+    what: String,
+}
+
+/// The user's standard input, and the entrance to the run's cgroup and its folder, if there is one.
+pub(crate) type Given = (OwnedFd, Option<(OwnedFd, OwnedFd)>);
 
 impl Bubble {
     pub(super) fn new(ids: Ids) -> Result<Self, Failure> {
@@ -43,12 +58,13 @@ impl Bubble {
         Ok(bubble)
     }
 
-    /// What bubblewrap starts waits for the word to run anything: for a byte on this descriptor. At its end there is nothing to be run any more.
+    /// What bubblewrap starts waits for the word to run anything: for each [`Cue`] on this descriptor. At its end there is nothing to be run any
+    /// more.
     pub(super) fn gate(&mut self) -> Result<RawFd, Failure> {
         // Nobody else can open a socket by /proc, as he could a pipe.
-        let (inside, gate) = UnixStream::pair().map_err(start)?;
+        let (inside, gate) = Channel::pair().map_err(start)?;
         self.gate = Some(gate);
-        self.keep(inside.into())
+        self.keep(inside.into_fd())
     }
 
     fn keep(&mut self, fd: OwnedFd) -> Result<RawFd, Failure> {
@@ -64,57 +80,99 @@ impl Bubble {
         self.command.arg(option).arg(number.to_string());
         Ok(())
     }
+
+    /// Starts it, which is `what` in words.
+    pub(super) fn start(
+        self,
+        what: String,
+        stdin: OwnedFd,
+        cgroup: Option<(BorrowedFd<'_>, BorrowedFd<'_>)>,
+    ) -> Result<Waiting, Failure> {
+        let Self { mut command, status, kept, gate } = self;
+        command.stdin(Stdio::from(stdin));
+        let bubblewrap = spawn(&mut command, cgroup).map_err(|e| missing(Path::new(command.get_program()), &e))?;
+        drop(kept);
+        Ok(Waiting { bubblewrap, status: File::from(OwnedFd::from(status)), gate, what })
+    }
+}
+
+/// Starts bubblewrap in the run's cgroup, if there is one.
+fn spawn(command: &mut Command, cgroup: Option<(BorrowedFd<'_>, BorrowedFd<'_>)>) -> std::io::Result<Spawned> {
+    let Some((entrance, folder)) = cgroup else { return command.spawn()?.try_into() };
+    if let Ok(born) = countersign_sys::spawn_into(command, folder) {
+        return Ok(born);
+    }
+    // Where this process may not start one there, who opened the entrance may move one there.
+    countersign_sys::join_cgroup(command, entrance.try_clone_to_owned()?).spawn()?.try_into()
+}
+
+impl Waiting {
+    /// Gives the agent the file system at `root`, as a mount that is in no namespace yet.
+    pub(super) fn hand_over(&self, root: &Path) -> Result<(), Failure> {
+        let Some(gate) = &self.gate else { return Ok(()) };
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let mount = open_tree(CWD, root, flags).map_err(start)?;
+        // One that has ended has said why, and is found to have ended.
+        let _ = gate.send(&Cue::Root, &[mount.as_fd()]);
+        Ok(())
+    }
+
+    /// Ends it before it has run anything.
+    pub(crate) fn end(self) -> Result<(), Failure> {
+        let _ = self.bubblewrap.kill();
+        self.bubblewrap.wait().map_err(start)?;
+        Ok(())
+    }
+
+    /// The workload's exit code, or `None` when the supervisor is gone.
+    pub(super) fn run(self, channel: &Channel, squashfuse: &Child) -> Result<Option<u8>, Failure> {
+        let Self { bubblewrap, status, gate, what } = self;
+        let outcome = watch(channel, status, gate, &bubblewrap, squashfuse);
+        if !matches!(outcome, Ok(Some(_))) {
+            let _ = bubblewrap.kill();
+        }
+        let ended = bubblewrap.wait().map_err(start)?;
+        let Some(told) = outcome? else { return Ok(None) };
+        let code = told.code.and_then(|code| u8::try_from(code).ok());
+        // Without a code the command line was never executed; bubblewrap has said why on standard error.
+        code.map(Some).ok_or_else(|| {
+            if let Some(signal) = ended.terminating_signal() {
+                return Failure::new(
+                    Stage::Start,
+                    format!("bubblewrap was killed (signal {signal})"),
+                    "run the command again",
+                );
+            }
+            Failure::new(
+                Stage::Start,
+                format!("the workload cannot be started: bubblewrap could not run {what}"),
+                "give a program that is in the image, with its path",
+            )
+        })
+    }
 }
 
 /// Runs what bubblewrap is to start (`what` in words); the workload's exit code, or `None` when the supervisor is gone.
 pub(super) fn run(
     channel: &Channel,
     bubble: Bubble,
-    what: &str,
-    stdin: OwnedFd,
-    cgroup: Option<(OwnedFd, OwnedFd)>,
+    what: String,
+    (stdin, cgroup): Given,
+    root: &Path,
     squashfuse: &Child,
 ) -> Result<Option<u8>, Failure> {
-    let Bubble { mut command, status, kept, gate } = bubble;
-    command.stdin(Stdio::from(stdin));
     // What does not wait is not started before the word.
-    if gate.is_none() && !matches!(channel.receive::<Word>().map_err(start)?, Some((Word::Start, _))) {
+    if bubble.gate.is_none() && !matches!(channel.receive::<Word>().map_err(start)?, Some((Word::Start, _))) {
         return Ok(None);
     }
-    let bubblewrap = spawn(&mut command, cgroup).map_err(|e| missing(Path::new(command.get_program()), &e))?;
-    drop((kept, command));
-    let outcome = watch(channel, File::from(OwnedFd::from(status)), gate, &bubblewrap, squashfuse);
-    if !matches!(outcome, Ok(Some(_))) {
-        let _ = bubblewrap.kill();
-    }
-    let ended = bubblewrap.wait().map_err(start)?;
-    let Some(told) = outcome? else { return Ok(None) };
-    let code = told.code.and_then(|code| u8::try_from(code).ok());
-    // Without a code the command line was never executed; bubblewrap has said why on standard error.
-    code.map(Some).ok_or_else(|| {
-        if let Some(signal) = ended.terminating_signal() {
-            return Failure::new(
-                Stage::Start,
-                format!("bubblewrap was killed (signal {signal})"),
-                "run the command again",
-            );
-        }
-        Failure::new(
-            Stage::Start,
-            format!("the workload cannot be started: bubblewrap could not run {what}"),
-            "give a program that is in the image, with its path",
-        )
-    })
+    let waiting = bubble.start(what, stdin, borrowed(cgroup.as_ref()))?;
+    drop(cgroup);
+    waiting.hand_over(root)?;
+    waiting.run(channel, squashfuse)
 }
 
-/// Starts bubblewrap in the run's cgroup, if there is one.
-fn spawn(command: &mut Command, cgroup: Option<(OwnedFd, OwnedFd)>) -> std::io::Result<Spawned> {
-    let Some((entrance, folder)) = cgroup else { return command.spawn()?.try_into() };
-    if let Ok(born) = countersign_sys::spawn_into(command, folder) {
-        return Ok(born);
-    }
-    // Where this process may not start one there, who opened the entrance may move one there.
-    countersign_sys::join_cgroup(command, entrance).spawn()?.try_into()
+pub(super) fn borrowed(cgroup: Option<&(OwnedFd, OwnedFd)>) -> Option<(BorrowedFd<'_>, BorrowedFd<'_>)> {
+    cgroup.map(|(entrance, folder)| (entrance.as_fd(), folder.as_fd()))
 }
 
 /// What bubblewrap has told on its status descriptor.
@@ -172,7 +230,7 @@ fn ends_soon(process: &OwnedFd) -> Result<bool, Failure> {
 fn watch(
     channel: &Channel,
     mut status: File,
-    mut gate: Option<UnixStream>,
+    mut gate: Option<Channel>,
     bubblewrap: &Spawned,
     squashfuse: &Child,
 ) -> Result<Option<Told>, Failure> {
@@ -225,7 +283,7 @@ fn watch(
                 }
                 Some((Word::Start, _)) => {
                     // What waits has ended where this fails, and said why.
-                    let _ = gate.take().map(|mut gate| gate.write_all(&[1]));
+                    let _ = gate.take().map(|gate| gate.send(&Cue::Run, &[]));
                     continue;
                 }
                 Some((Word::Runtime(_) | Word::Make(_), _)) | None => return Ok(None),
@@ -241,6 +299,8 @@ fn watch(
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
     #[test]
