@@ -44,6 +44,9 @@ pair() {
 pair fixtures/nosb-shim-grub212/binary_bios_measurements fixtures/sb-ms-shim-grub212/binary_bios_measurements shim-grub
 pair fixtures/nosb-systemdboot-uki/binary_bios_measurements fixtures/sb-snakeoil-systemdboot-uki/binary_bios_measurements uki
 
+cp fixtures/modsig/*.p7s "$corpus/ima_modsig/"
+cp fixtures/modsig/*.crt "$corpus/ima_certificate/"
+
 # A canonical event log of one event, in each of its three forms.
 digest=$(printf %064d 0)
 record='{"recnum":0,"pcr":4,"digests":[{"hashAlg":"sha256","digest":"'$digest'"}],"content_type":"pcclient_std","content":{"event_type":"EV_SEPARATOR","event_data":"00000000"}}'
@@ -114,4 +117,5 @@ if command -v siftool >/dev/null; then
 	siftool new "$work/small.sif" >/dev/null
 	siftool add --datatype 4 --parttype 2 --partfs 1 --partarch 2 --groupid 1 "$work/small.sif" "$work/bundle.tar" >/dev/null
 	cp "$work/small.sif" "$corpus/sif/"
+	cp "$work/small.sif" "$corpus/learn_sif/"
 fi

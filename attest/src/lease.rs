@@ -175,14 +175,16 @@ impl Leases {
 
     /// An attestation was refused: what was accepted before goes on until its end.
     pub(crate) fn deny(&mut self, mut denied: Denied) {
-        // What others need to know of it; a verdict with thousands of reasons must not push the leases out of their file.
-        denied.denial.explanation = None;
+        // What others need to know of it, with the explanation, whose length is bounded; a verdict with thousands of reasons must not push the
+        // leases out of their file.
+        let explanation = denied.denial.explanation.take();
         denied.denial.reasons.truncate(REASONS);
         while serde_json::to_vec(&denied).is_ok_and(|text| text.len() > limits::MESSAGE) {
             if denied.denial.reasons.pop().is_none() {
                 break;
             }
         }
+        denied.denial.explanation = explanation;
         self.denied = Some(denied);
     }
 

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
 
 use countersign_wire::event::HostEvent;
+use countersign_wire::explanation::Explanation;
 use countersign_wire::id::VerdictId;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
@@ -16,7 +17,7 @@ use crate::lease::{Renewal, boot_time};
 use crate::notify::Notify;
 use crate::out;
 use crate::random::part_of;
-use crate::verdict::Reason;
+use crate::verdict::{Denial, Reason};
 
 /// SIGINT, SIGTERM.
 const ENDING: [i32; 2] = [2, 15];
@@ -39,8 +40,8 @@ enum Line<'a> {
         next_s: u64,
     },
     Denied {
-        verdict: &'a str,
-        reasons: &'a [Reason],
+        #[serde(flatten)]
+        denial: &'a Shown<'a>,
         next_s: u64,
     },
     Failed {
@@ -63,12 +64,27 @@ enum Line<'a> {
     Stopped,
 }
 
+/// A denial as it is said: with its explanation, which people read below the line.
+#[derive(Debug, Clone, Serialize)]
+struct Shown<'a> {
+    verdict: &'a str,
+    reasons: &'a [Reason],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    explanation: Option<&'a Explanation>,
+}
+
 impl Line<'_> {
+    /// What stands below the line of a log.
+    fn more(&self) -> String {
+        let explanation = if let Self::Denied { denial, .. } = self { denial.explanation } else { None };
+        explanation.map(Explanation::words).unwrap_or_default().lines().map(|line| format!("  {line}\n")).collect()
+    }
+
     fn words(&self) -> String {
         match self {
             Self::Started { host } => format!("host {host} attests from now on"),
             Self::Accepted { verdict, next_s } => format!("accepted: verdict {verdict}; next in {next_s} s"),
-            Self::Denied { verdict, reasons, next_s } => {
+            Self::Denied { denial: Shown { verdict, reasons, .. }, next_s } => {
                 let ids: Vec<&str> = reasons.iter().map(|reason| reason.id.as_str()).collect();
                 format!("denied: verdict {verdict}: {}; next in {next_s} s", ids.join(", "))
             }
@@ -180,8 +196,9 @@ impl Service {
             }
             Ok(Renewal::Denied(denied)) => {
                 self.again_later(now);
-                let denial = &denied.denial;
-                self.say(&Line::Denied { verdict: &denial.id, reasons: &denial.reasons, next_s: self.next_s() });
+                let Denial { id: verdict, reasons, explanation, .. } = denied.denial.as_ref();
+                let shown = Shown { verdict, reasons, explanation: explanation.as_deref() };
+                self.say(&Line::Denied { denial: &shown, next_s: self.next_s() });
                 // The next one is to be made, not shared.
                 self.since = now;
             }
@@ -222,8 +239,12 @@ impl Service {
     }
 
     fn say(&self, line: &Line<'_>) {
-        let text =
-            if self.json { serde_json::to_string(line).unwrap_or_default() } else { out::printable(&line.words()) };
+        let text = if self.json {
+            serde_json::to_string(line).unwrap_or_default()
+        } else {
+            let text = format!("{}\n{}", out::printable(&line.words()), line.more());
+            text.trim_end().to_owned()
+        };
         self.notify.say(&format!("STATUS={}", out::printable(&line.words())));
         // A log that nobody reads any more is no reason to stop attesting.
         let _ = out::raw(format!("{text}\n").as_bytes());
@@ -233,6 +254,27 @@ impl Service {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_denial_comes_with_its_explanation() {
+        let explanation = serde_json::json!({
+            "verdict": "v", "host": "h", "purpose": "attest", "time_ms": 1, "allow": false, "failed": [], "findings": [], "also": [], "more": 0,
+            "since": {"state": "no-earlier-boot"}, "commands": ["verifier what"], "notes": []
+        });
+        let explanation: Explanation = serde_json::from_value(explanation).unwrap();
+        let mut shown = Shown { verdict: "v", reasons: &[], explanation: Some(&explanation) };
+        let line = Line::Denied { denial: &shown, next_s: 5 };
+        assert!(line.more().contains("  ") && line.more().contains("verifier what"), "{}", line.more());
+        assert_eq!(serde_json::to_value(&line).unwrap()["explanation"]["commands"][0], "verifier what");
+        assert!(!line.words().contains('\n'), "one line for the service manager");
+        shown.explanation = None;
+        let line = Line::Denied { denial: &shown, next_s: 5 };
+        assert_eq!(line.more(), "");
+        assert_eq!(
+            serde_json::to_value(&line).unwrap(),
+            serde_json::json!({"what": "denied", "verdict": "v", "reasons": [], "next_s": 5})
+        );
+    }
 
     #[test]
     fn an_outcome_that_is_due_by_the_hosts_own_bound_is_not_shared_again() {

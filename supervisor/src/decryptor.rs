@@ -219,7 +219,7 @@ fn release(
     if released.key.len() != KEY {
         return Err(other(format!("the unsealed key has {} bytes", released.key.len())));
     }
-    let mut key = VolumeKey::new([0; KEY]);
+    let mut key = Box::new(VolumeKey::new([0; KEY]));
     key.copy_from_slice(&released.key);
     let view = View::new(image, &key, THREADS)?;
     // The heap may have grown, where it alone is locked.

@@ -133,6 +133,7 @@ fn flags_that_break_the_promise_are_refused_by_name() {
         (&["--writable"][..], "--writable is refused"),
         (&["--pem-path", "key.pem"][..], "--pem-path is refused"),
         (&["-Cf"][..], "--fakeroot is refused"),
+        (&["--memory", "1G"][..], "--memory is refused"),
         (&["--colour"][..], "--colour"),
     ] {
         failed(&pair.ours("exec", flags, &["true"]).output().unwrap(), 200, &[word, "hint: "]);

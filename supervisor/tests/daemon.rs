@@ -294,6 +294,42 @@ fn a_user_runs_it_and_neither_he_nor_others_reach_into_it() {
     assert_eq!(host.scene.runs(), ["start", "exit 143"]);
 }
 
+/// A policy that reacts to every finding in one way.
+fn reacts(reaction: &str) -> String {
+    format!(
+        r#"package countersign.workload
+
+default verdict := {{
+	"allow": false,
+	"reasons": [{{"id": "not-accepted", "message": "this is no business of the workload"}}],
+	"obligations": {{"on_violation": "{reaction}"}},
+}}
+
+verdict := {{"allow": true, "reasons": [], "obligations": {{}}}} if input.purpose == "release"
+"#
+    )
+}
+
+#[test]
+fn what_a_users_workload_executes_is_seen_however_short_it_is() {
+    let Some(host) = Host::of_alice() else { return };
+    let script = "cp /bin/busybox /tmp/true; /tmp/true; exit 9";
+    for (reaction, code) in [("alert", 9), ("kill", 217)] {
+        let image = format!("{reaction}.sif");
+        let made = host.scene.with_policy(&format!("{reaction}-owner"), &reacts(reaction));
+        host.image_of(ALICE, &made, &image);
+        let out = host.exec(ALICE, &image, &["--status-fd", "2"], &["sh", "-c", script]);
+        let err = stderr(&out);
+        assert_eq!(out.status.code(), Some(code), "{err}");
+        let found = err.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let found: Vec<Value> = found.filter(|line| line["stage"] == "finding").collect();
+        let ran = found.iter().find(|line| line["detail"]["finding"]["kind"] == "process-not-in-image");
+        let ran = ran.unwrap_or_else(|| panic!("not seen: {err}"));
+        assert_eq!(ran["detail"]["finding"]["where"], "/tmp/true", "{ran}");
+        assert!(!err.contains("\"warning\""), "all of the container's mounts are watched: {err}");
+    }
+}
+
 #[test]
 fn streams_exit_codes_and_signals_are_the_workloads() {
     let Some(mut host) = Host::of_alice() else { return };

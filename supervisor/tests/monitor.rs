@@ -189,6 +189,7 @@ fn a_frozen_run_stands_still_and_is_ended_in_time() {
     let Some(scene) = Scene::new() else { return };
     let script = "echo ready; read x; cp /bin/busybox /tmp/sleep; /tmp/sleep 1000; echo never";
     let mut run = Watched::new(&scene, "freeze", &policy(600, 300, "freeze", &[]), script);
+    let id = run.started["run"].as_str().unwrap().to_owned();
     let family = run.family();
     run.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
     let found = run.finding("process-not-in-image");
@@ -202,6 +203,9 @@ fn a_frozen_run_stands_still_and_is_ended_in_time() {
     assert_eq!(code, Some(217), "{words}");
     assert!(words.contains("nobody approved"), "{words}");
     family.ended();
+    // The verifier was told before this program ended.
+    let told = scene.verifier.ask(Request::RunShow { run: id });
+    assert!(told["status"].as_str().unwrap().starts_with("violation: "), "{told}");
     assert_eq!(logged(&scene), ["process-not-in-image", "freeze", "kill", "violation"]);
 
     // A signal to a frozen run ends it: its workload would hear nothing.
@@ -274,6 +278,31 @@ fn what_is_alerted_or_accepted_goes_on_and_is_told() {
     scene.write_config("");
     let out = scene.exec(&["cat", "/secret.txt"]);
     assert!(out.status.success(), "{}", stderr(&out));
+}
+
+#[test]
+fn a_frozen_run_that_is_approved_goes_on() {
+    let Some(scene) = Scene::new() else { return };
+    let script = "echo ready; read x; cp /bin/busybox /tmp/sleep; /tmp/sleep 0.1; echo on; exit 5";
+    let patient = policy(600, 300, "freeze", &[]).replace("\"freeze_hold_s\": 3", "\"freeze_hold_s\": 600");
+    let mut run = Watched::new(&scene, "approved", &patient, script);
+    let id = run.started["run"].as_str().unwrap().to_owned();
+    run.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    run.finding("process-not-in-image");
+    assert!(run.is_frozen());
+    // The operator sees what waits for him.
+    let state = || scene.verifier.ask(Request::RunShow { run: id.clone() })["state"].clone();
+    while state() != "frozen" {
+        std::thread::yield_now();
+    }
+    scene.verifier.ask(Request::RunOrder { run: id.clone(), order: RunOrder::Thaw, reason: "known".into() });
+    assert_eq!(run.stage("reaction")["reaction"], "thaw");
+    let mut line = String::new();
+    run.stdout.read_line(&mut line).unwrap();
+    assert_eq!(line, "on\n");
+    let (code, words) = run.end();
+    assert_eq!(code, Some(5), "{words}");
+    assert_eq!(logged(&scene)[..3], ["process-not-in-image", "freeze", "thaw"]);
 }
 
 #[test]
@@ -549,7 +578,10 @@ fn a_verifier_that_says_no_or_nothing() {
     let mut run = Watched::new(&scene, "reset", &policy(600, 1, "kill", &[]), script);
     scene.reset();
     run.finding("attestation-denied");
-    assert_eq!(run.end().0, Some(217));
+    let (code, words) = run.end();
+    assert_eq!(code, Some(217));
+    // As `verifier explain` has it.
+    assert!(words.contains("since the last good boot"), "{words}");
 }
 
 #[test]

@@ -109,6 +109,10 @@ pub async fn perform(service: &Service, request: Request, actor: &str) -> Result
         Request::ReferenceAdd { name, eventlog, pcrs } => {
             reference::add_boot(service, &name, &bytes("eventlog", &eventlog)?, &pcrs, actor).await
         }
+        Request::ReferenceAddVerdict { name, id, pcrs } => {
+            let (log, vouched) = service.boot_log(&id).await?;
+            reference::add_vouched(service, &name, (&log, vouched), &pcrs, actor).await
+        }
         Request::ReferenceAddSet { name, set, signer } => {
             reference::add(service, &name, &bytes("set", &set)?, &signer, actor).await
         }

@@ -229,8 +229,11 @@ enum Reference {
         /// Name of the set
         name: String,
         /// The firmware's event log
-        #[arg(long, value_name = "FILE", required_unless_present = "file")]
+        #[arg(long, value_name = "FILE", required_unless_present_any = ["file", "verdict"])]
         eventlog: Option<PathBuf>,
+        /// The boot log in the evidence of this verdict, which its quoted PCRs must vouch for
+        #[arg(long, value_name = "ID", conflicts_with_all = ["eventlog", "file"])]
+        verdict: Option<VerdictId>,
         /// PCRs to take (default: 0, 2, 3, 4, 7, 8, 9, 14)
         #[arg(long, conflicts_with = "file")]
         pcr: Vec<u8>,
@@ -533,13 +536,20 @@ fn request(command: &Command) -> Result<Option<Request>, Failure> {
         Command::Host(Host::Admit(host)) => change(host, HostState::Active),
         Command::Host(Host::Suspend(host)) => change(host, HostState::Suspended),
         Command::Host(Host::Revoke(host)) => change(host, HostState::Revoked),
-        Command::Reference(Reference::Add { name, eventlog, pcr, file, key }) => match (eventlog, file) {
-            (Some(log), _) => {
-                Request::ReferenceAdd { name: name.clone(), eventlog: STANDARD.encode(read(log)?), pcrs: pcr.clone() }
+        Command::Reference(Reference::Add { name, verdict: Some(id), pcr, .. }) => {
+            Request::ReferenceAddVerdict { name: name.clone(), id: *id, pcrs: pcr.clone() }
+        }
+        Command::Reference(Reference::Add { name, eventlog, pcr, file, key, verdict: None }) => {
+            match (eventlog, file) {
+                (Some(log), _) => Request::ReferenceAdd {
+                    name: name.clone(),
+                    eventlog: STANDARD.encode(read(log)?),
+                    pcrs: pcr.clone(),
+                },
+                (None, Some(file)) => reference::add(name, file, key)?,
+                (None, None) => return Ok(None),
             }
-            (None, Some(file)) => reference::add(name, file, key)?,
-            (None, None) => return Ok(None),
-        },
+        }
         Command::Reference(Reference::Revoke { name }) => Request::ReferenceRevoke { name: name.clone() },
         Command::Reference(Reference::List) => Request::ReferenceList {},
         Command::Verdict(Verdict::List { host, limit }) => Request::VerdictList { host: host.clone(), limit: *limit },

@@ -17,6 +17,7 @@ pub(crate) use nearest::explain_wants;
 use std::collections::BTreeSet;
 
 use countersign_policy::input::Reference;
+use countersign_wire::eventlog::PcrSet;
 use countersign_wire::record::Record;
 use serde::Deserialize;
 
@@ -100,9 +101,27 @@ struct DocumentReason {
 }
 
 impl Document {
+    fn read(document: &[u8]) -> Result<Self, String> {
+        serde_json::from_slice(document).map_err(|e| format!("the verdict document: {e}"))
+    }
+
+    /// Whether the PCRs vouch for the boot log: exactly when the appraisal found that it leads to them.
+    fn vouches(&self) -> bool {
+        self.passed("boot-log") && self.passed("pcr-values")
+    }
+
     fn passed(&self, id: &str) -> bool {
         self.checks.iter().any(|check| check.id == id && check.result == "pass")
     }
+}
+
+/// The boot log in a verdict's evidence and the PCRs of the SHA-256 bank that vouch for it; `None` where none do.
+///
+/// # Errors
+/// The document cannot be read, in words.
+pub(crate) fn vouched_log(document: &[u8], basis: &Basis) -> Result<Option<(Vec<u8>, PcrSet)>, String> {
+    let document = Document::read(document)?;
+    Ok(boots::Boot::of(basis).filter(|_| document.vouches()).map(boots::Boot::into_log))
 }
 
 /// Explains a verdict.
@@ -110,12 +129,10 @@ impl Document {
 /// # Errors
 /// The document cannot be read, in words.
 pub(crate) fn explain(material: &Material) -> Result<Explanation, String> {
-    let document: Document =
-        serde_json::from_slice(&material.document).map_err(|e| format!("the verdict document: {e}"))?;
+    let document = Document::read(&material.document)?;
     let context = material.basis.as_ref().map(|basis| &basis.context);
     let boot = material.basis.as_ref().and_then(boots::Boot::of);
-    // The PCRs vouch for the log exactly when the appraisal found that it leads to them.
-    let vouched = document.passed("boot-log") && document.passed("pcr-values");
+    let vouched = document.vouches();
     let reference = context.and_then(|context| serde_json::from_slice::<Reference>(&context.reference).ok());
     let reference = reference.unwrap_or_default();
     let mut notes = Vec::new();

@@ -7,16 +7,13 @@ use std::path::Path;
 
 use countersign_wire::refset::Origin;
 
-use super::hashing::{digest, line};
+use super::hashing::{digest, line, places};
 use super::tar::{self, Member};
 use super::unpack::{self, Format};
 use super::{LearnError, about};
 
 /// Longest control file, and `status` entry.
 const CONTROL: u64 = 1024 * 1024;
-/// Folders that are links into /usr on hosts of today: the kernel logs where a file really lies.
-const MERGED: [&[u8]; 6] = [b"/bin/", b"/sbin/", b"/lib/", b"/lib32/", b"/lib64/", b"/libx32/"];
-
 fn invalid(what: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.into())
 }
@@ -63,10 +60,7 @@ fn read_deb(path: &Path) -> io::Result<Origin> {
         } else if name.starts_with("data.tar") {
             let mut origin = origin.take().ok_or_else(|| invalid("no control.tar in front of data.tar"))?;
             for (path, sha256) in tar::digests(unpack::reader(format, body)?)? {
-                if MERGED.iter().any(|dir| path.starts_with(dir)) {
-                    origin.files.push(line(sha256.clone(), &[b"/usr", path.as_slice()].concat()));
-                }
-                origin.files.push(line(sha256, &path));
+                origin.files.extend(places(&path).map(|path| line(sha256.clone(), &path)));
             }
             return Ok(origin);
         }

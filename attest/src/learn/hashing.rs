@@ -23,6 +23,15 @@ pub(super) fn digest(mut reader: impl Read) -> io::Result<(Vec<u8>, u64)> {
     }
 }
 
+/// Folders that are links into /usr on hosts of today: the kernel logs where a file really lies.
+const MERGED: [&[u8]; 6] = [b"/bin/", b"/sbin/", b"/lib/", b"/lib32/", b"/lib64/", b"/libx32/"];
+
+/// Where a package's file can lie: at its path, and on a host whose /bin, /sbin and /lib are links into /usr.
+pub(super) fn places(path: &[u8]) -> impl Iterator<Item = Vec<u8>> {
+    let merged = MERGED.iter().any(|dir| path.starts_with(dir)).then(|| [b"/usr", path].concat());
+    merged.into_iter().chain([path.to_vec()])
+}
+
 /// `sha256:HEX PATH`.
 pub(super) fn line(digest: Vec<u8>, path: &[u8]) -> String {
     FileDigest { alg: KernelHash::SHA256, digest, path: Some(path.to_vec()) }.to_string()
@@ -44,6 +53,14 @@ pub(super) fn rooted(path: &[u8]) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_that_may_be_a_link_is_two_places() {
+        let all = |path: &[u8]| places(path).collect::<Vec<_>>();
+        assert_eq!(all(b"/lib/modules/1/a.ko"), [b"/usr/lib/modules/1/a.ko".to_vec(), b"/lib/modules/1/a.ko".to_vec()]);
+        assert_eq!(all(b"/library/x"), [b"/library/x"]);
+        assert_eq!(all(b"/usr/lib/x"), [b"/usr/lib/x"]);
+    }
 
     #[test]
     fn lines_and_paths() {

@@ -9,6 +9,7 @@ use countersign_tpm::codec::Reader;
 use countersign_wire::ima::KernelHash;
 use countersign_wire::refset::{FileDigest, Origin};
 
+use super::hashing::places;
 use super::{LearnError, about, missing};
 
 /// Bytes of the lead.
@@ -149,16 +150,17 @@ fn read_rpm(source: &mut impl Read) -> io::Result<Origin> {
             continue;
         }
         let dir = dirs.get(usize::try_from(dir).unwrap_or(usize::MAX)).ok_or_else(|| invalid("a file in no folder"))?;
-        origin.files.push(file(alg, digest, &[dir, name].concat())?);
+        origin.files.extend(file(alg, digest, &[dir, name].concat())?);
     }
     Ok(origin)
 }
 
-fn file(alg: KernelHash, digest: &[u8], path: &[u8]) -> io::Result<String> {
+/// A file, at each place where it can lie.
+fn file(alg: KernelHash, digest: &[u8], path: &[u8]) -> io::Result<impl Iterator<Item = String>> {
     let digest = hex::decode(digest).ok().filter(|digest| digest.len() == alg.size());
     let digest =
         digest.ok_or_else(|| invalid(format!("{}: no {} digest", String::from_utf8_lossy(path), alg.name())))?;
-    Ok(FileDigest { alg, digest, path: Some(path.to_vec()) }.to_string())
+    Ok(places(path).map(move |path| FileDigest { alg, digest: digest.clone(), path: Some(path) }.to_string()))
 }
 
 /// What `rpm` prints: a line a package, then a line a file.
@@ -201,11 +203,34 @@ fn listed(text: &[u8]) -> io::Result<Vec<Origin>> {
                 origins.push((origin, text(alg).parse().unwrap_or(1)));
             }
             ([b"F", digest, path @ ..], Some((origin, alg))) if !digest.is_empty() => {
-                origin.files.push(file(algorithm(*alg)?, digest, &path.join(&b'\t'))?);
+                let named = |e: io::Error| invalid(format!("package {}: {e}", origin.name));
+                let alg = algorithm(*alg).map_err(named)?;
+                origin.files.extend(file(alg, digest, &path.join(&b'\t')).map_err(named)?);
             }
             ([b"F", ..], Some(_)) => {}
             _ => return Err(invalid(format!("a line that was not asked for: {:?}", text(line)))),
         }
     }
     Ok(origins.into_iter().map(|(origin, _)| origin).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_rpm_lists() {
+        let digest = "ab".repeat(32);
+        let text = format!(
+            "P\tkernel\t1-1\tx86_64\t8\nF\t{digest}\t/lib/modules/1/a\tb.ko\nF\t\t/lib/modules\nP\tempty\t1-1\tnoarch\t(none)\n"
+        );
+        let origins = listed(text.as_bytes()).unwrap();
+        assert_eq!(origins.len(), 2);
+        // Where the file is listed, and where it lies when /lib is a link into /usr.
+        let places: Vec<_> =
+            origins[0].files.iter().map(|file| FileDigest::parse(file).unwrap().path.unwrap()).collect();
+        assert_eq!(places, [&b"/usr/lib/modules/1/a\tb.ko"[..], b"/lib/modules/1/a\tb.ko"]);
+        let error = listed(b"P\told\t1-1\tnoarch\t1\nF\tabcd\t/x\n").unwrap_err().to_string();
+        assert!(error.contains("package old: ") && error.contains("only SHA-256 and longer"), "{error}");
+    }
 }

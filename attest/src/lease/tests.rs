@@ -135,10 +135,17 @@ fn a_denial_of_any_length_leaves_the_leases_where_they_are() {
     let mut reason = denial.reasons[0].clone();
     reason.message = "x".repeat(10_000);
     denial.reasons = vec![reason; 2000];
+    let explanation = serde_json::json!({
+        "verdict": denial.id, "host": "h", "purpose": "attest", "time_ms": 1, "allow": false, "failed": [], "findings": [],
+        "also": [], "more": 0, "since": {"state": "no-earlier-boot"}, "commands": ["x"], "notes": []
+    });
+    denial.explanation = Some(serde_json::from_value(explanation).unwrap());
     leases.deny(Denied { at: Duration::from_millis(1), denial: Box::new(denial) });
     leases.write(&state).unwrap();
     let read = Leases::read(&state).unwrap();
     assert!(read.of(RUN).is_some());
     let Some(Renewal::Denied(denied)) = read.last() else { panic!("accepted") };
     assert!((1..7).contains(&denied.denial.reasons.len()));
+    // Whoever did not ask himself is told as much.
+    assert_eq!(denied.denial.explanation.unwrap().commands, ["x"]);
 }

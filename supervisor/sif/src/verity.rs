@@ -200,8 +200,8 @@ impl Tree {
         }
         let at = self.offset.saturating_add(first.saturating_add(node).saturating_mul(BLOCK_U64));
         let mut block = vec![0; BLOCK].into_boxed_slice();
-        file.read_exact_at(&mut block, at)?;
         let above = level.saturating_add(1);
+        read(file, &mut block, at, || bad(above))?;
         let want = if above == self.levels.len() { self.root } else { self.digest(file, above, node, for_block)? };
         if hash(&self.salt, &block) != want {
             return Err(bad(above));
@@ -213,6 +213,19 @@ impl Tree {
         }
         verified.insert((level, node), block);
         Ok(digest)
+    }
+}
+
+/// Reads within what was signed. A file that ends before it was cut off, `changed` says where: that is no failure of the disk.
+pub(crate) fn read(
+    file: &File,
+    buffer: &mut [u8],
+    at: u64,
+    changed: impl FnOnce() -> SifError,
+) -> Result<(), SifError> {
+    match file.read_exact_at(buffer, at) {
+        Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Err(changed()),
+        read => Ok(read?),
     }
 }
 
@@ -255,5 +268,13 @@ mod tests {
         let (file, _, tree) = stored(blocks);
         file.write_all_at(&[0xee], 4096 + 3).unwrap();
         assert!(tree.check(&file, 0, &data[..BLOCK]).is_err());
+    }
+
+    #[test]
+    fn a_tree_that_is_cut_off_was_changed() {
+        let (file, data, tree) = stored(300);
+        file.set_len(4096 + 100).unwrap();
+        let error = tree.check(&file, 0, &data[..BLOCK]).unwrap_err();
+        assert!(matches!(error, SifError::Integrity { block: 0, level: 1 }), "{error}");
     }
 }

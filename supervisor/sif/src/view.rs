@@ -1,14 +1,13 @@
 //! The decrypted file system, block by block: each block is checked against the signed root before it is decrypted.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt as _;
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use zeroize::Zeroizing;
 
 use crate::error::SifError;
 use crate::image::Image;
-use crate::verity::{BLOCK, BLOCK_U64, Tree};
+use crate::verity::{self, BLOCK, BLOCK_U64, Tree};
 use crate::xts::{SECTOR, VolumeKey, Xts};
 
 /// Sectors in a block.
@@ -121,7 +120,8 @@ impl Desk {
         }
         let data = self.buffer.get_mut(..bytes).unwrap_or_default();
         let start = view.payload.saturating_add(first.saturating_mul(BLOCK_U64));
-        view.file.read_exact_at(data, view.partition.saturating_add(start))?;
+        let cut = || SifError::Integrity { block: start / BLOCK_U64, level: 0 };
+        verity::read(&view.file, data, view.partition.saturating_add(start), cut)?;
         for (index, block) in (start / BLOCK_U64..).zip(data.chunks_exact(BLOCK)) {
             view.tree.check(&view.file, index, block)?;
         }

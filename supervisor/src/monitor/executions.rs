@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use countersign_wire::finding::{Finding, Kind};
 use nix::errno::Errno;
 use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
+use rustix::process::geteuid;
 
 use super::scan::Baseline;
 
@@ -30,21 +31,26 @@ impl Executions {
         Some(Self(group))
     }
 
-    /// Watches the mounts of a container.
-    ///
-    /// # Errors
-    /// The first place that cannot be watched.
-    pub(super) fn watch(&self, baseline: &Baseline) -> Result<(), String> {
+    /// Watches the mounts of a container; the places that cannot be watched, and why. They are marked with the ids of its processes: the kernel
+    /// lets nobody else, not even root, walk through a FUSE root.
+    pub(super) fn watch(&self, baseline: &Baseline) -> Vec<String> {
         let root = baseline.first.file("root");
-        let here = std::fs::File::open("/").map_err(|e| e.to_string())?;
-        for place in baseline.other_mounts() {
+        let mark = |place: &str| {
+            let here = std::fs::File::open("/").map_err(|e| format!("{place}: {e}"))?;
             let path = format!("{root}{place}");
             let flags = MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_MOUNT;
-            self.0
-                .mark(flags, MaskFlags::FAN_OPEN_EXEC, &here, Some(path.as_str()))
-                .map_err(|e| format!("{place}: {e}"))?;
+            let marked = self.0.mark(flags, MaskFlags::FAN_OPEN_EXEC, &here, Some(path.as_str()));
+            marked.map_err(|e| format!("{place}: {e}"))
+        };
+        let all = || baseline.other_mounts().filter_map(|place| mark(place).err()).collect();
+        let (user, group) = match baseline.first.status() {
+            Ok(status) => status.ids,
+            Err(e) => return vec![format!("/: {e}")],
+        };
+        if user == geteuid().as_raw() {
+            return all();
         }
-        Ok(())
+        countersign_sys::with_ids(user, group, all).unwrap_or_else(|e| vec![format!("/: {e}")])
     }
 
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {

@@ -27,6 +27,8 @@ pub(super) struct Status {
     pub(super) capabilities: u64,
     /// Who traces it; 0 for nobody.
     pub(super) tracer: u32,
+    /// Real user and group.
+    pub(super) ids: (u32, u32),
 }
 
 /// Where an executable is.
@@ -162,7 +164,11 @@ fn status(text: &str) -> io::Result<Status> {
     let mask =
         |name: &str| field(name).and_then(|value| u64::from_str_radix(value, 16).ok()).ok_or_else(|| unknown(name));
     let tracer = field("TracerPid:").and_then(|value| value.parse().ok()).ok_or_else(|| unknown("TracerPid"))?;
-    Ok(Status { capabilities: mask("CapEff:")? | mask("CapPrm:")?, tracer })
+    let id = |name: &str| {
+        let real = field(name).and_then(|ids| ids.split_whitespace().next()?.parse().ok());
+        real.ok_or_else(|| unknown(name))
+    };
+    Ok(Status { capabilities: mask("CapEff:")? | mask("CapPrm:")?, tracer, ids: (id("Uid:")?, id("Gid:")?) })
 }
 
 #[cfg(test)]
@@ -189,8 +195,8 @@ mod tests {
 
     #[test]
     fn what_status_says() {
-        let text = "Name:\tx\nTracerPid:\t12\nCapPrm:\t0000000000000400\nCapEff:\t0000000000000001\n";
-        assert_eq!(status(text).unwrap(), Status { capabilities: 0x401, tracer: 12 });
+        let text = "Name:\tx\nTracerPid:\t12\nUid:\t7\t8\t8\t8\nGid:\t9\t8\t8\t8\nCapPrm:\t0000000000000400\nCapEff:\t0000000000000001\n";
+        assert_eq!(status(text).unwrap(), Status { capabilities: 0x401, tracer: 12, ids: (7, 9) });
         for line in text.lines().skip(1) {
             assert!(status(&text.replace(line, "")).is_err(), "without {line}: nothing is not zero");
         }

@@ -196,15 +196,21 @@ impl Work {
                 if std::mem::replace(&mut self.denied, denied.denial.id.clone()) == denied.denial.id {
                     return self.again();
                 }
+                // Why comes first: the finding may end the run.
+                self.warn(&denied.denial.words());
                 let place = format!("verdict {}", denied.denial.id);
                 let what = "the verifier refused to renew the lease";
                 self.outbox.send(Notice::Saw(Seen::now(Kind::AttestationDenied, what, &place)));
-                denied.denial.words()
+                return self.again();
             }
             Err(e) => e.to_string(),
         };
-        self.outbox.send(Notice::Warning(format!("the lease is not renewed: {failed}")));
+        self.warn(&failed);
         self.again();
+    }
+
+    fn warn(&self, failed: &str) {
+        self.outbox.send(Notice::Warning(format!("the lease is not renewed: {failed}")));
     }
 
     /// Another attempt, later.

@@ -135,10 +135,10 @@ impl Work {
                 return Ok(());
             }
         };
-        if let Some(Err(e)) = self.executions.as_ref().map(|executions| executions.watch(&baseline)) {
-            let what = format!("executions cannot all be watched, looking at intervals only: {e}");
+        let unwatched = self.executions.as_ref().map(|executions| executions.watch(&baseline)).unwrap_or_default();
+        if !unwatched.is_empty() {
+            let what = format!("executions are seen at intervals only in {}", unwatched.join(", "));
             self.outbox.send(Notice::Warning(what));
-            self.executions = None;
         }
         loop {
             let (started, at) = (Instant::now(), boot_time());

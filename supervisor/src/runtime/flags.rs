@@ -39,6 +39,7 @@ const fn refused(name: &'static str, short: Option<char>, value: bool, why: &'st
 
 const KEY: &str = "the image's key comes from the TPM and never reaches the runtime";
 const COPY: &str = "it would write the decrypted image to a disk";
+const LIMITS: &str = "it would take the container out of the run's cgroup; limit the whole: systemd-run --scope -p MemoryMax=1G supervisor ...";
 const PRIVILEGES: &str = "a workload gets no more privileges than its user has";
 
 /// All of them.
@@ -46,22 +47,22 @@ pub(crate) const FLAGS: &[Flag] = &[
     refused("add-caps", None, true, PRIVILEGES),
     refused("allow-setuid", None, false, PRIVILEGES),
     value("app", None),
-    value("apply-cgroups", None),
+    refused("apply-cgroups", None, true, LIMITS),
     value("arch", None),
     value("authfile", None),
     value("bind", Some('B')),
-    value("blkio-weight", None),
-    value("blkio-weight-device", None),
+    refused("blkio-weight", None, true, LIMITS),
+    refused("blkio-weight-device", None, true, LIMITS),
     refused("boot", None, false, PRIVILEGES),
     value("cdi-dirs", None),
     switch("cleanenv", Some('e')),
     switch("compat", None),
     switch("contain", Some('c')),
     switch("containall", Some('C')),
-    value("cpu-shares", None),
-    value("cpus", None),
-    value("cpuset-cpus", None),
-    value("cpuset-mems", None),
+    refused("cpu-shares", None, true, LIMITS),
+    refused("cpus", None, true, LIMITS),
+    refused("cpuset-cpus", None, true, LIMITS),
+    refused("cpuset-mems", None, true, LIMITS),
     value("cwd", None),
     value("data", None),
     value("device", None),
@@ -79,9 +80,9 @@ pub(crate) const FLAGS: &[Flag] = &[
     switch("ipc", Some('i')),
     refused("keep-layers", None, false, "the image is no OCI image"),
     refused("keep-privs", None, false, PRIVILEGES),
-    value("memory", None),
-    value("memory-reservation", None),
-    value("memory-swap", None),
+    refused("memory", None, true, LIMITS),
+    refused("memory-reservation", None, true, LIMITS),
+    refused("memory-swap", None, true, LIMITS),
     value("mount", None),
     switch("net", Some('n')),
     value("netns-path", None),
@@ -102,13 +103,13 @@ pub(crate) const FLAGS: &[Flag] = &[
     switch("nv", None),
     switch("nvccli", None),
     refused("oci", None, false, "the OCI mode unpacks the image by itself"),
-    switch("oom-kill-disable", None),
+    refused("oom-kill-disable", None, false, LIMITS),
     value("overlay", Some('o')),
     refused("passphrase", None, false, KEY),
     refused("pem-path", None, true, KEY),
     switch("pid", Some('p')),
     refused("pid-file", None, true, "supervisor instance list --json says the process id"),
-    value("pids-limit", None),
+    refused("pids-limit", None, true, LIMITS),
     value("platform", None),
     refused("proot", None, true, "processes under proot are not what the monitor sees"),
     value("pwd", None),
@@ -242,9 +243,13 @@ mod tests {
 
     #[test]
     fn what_breaks_the_promise_is_refused_by_name() {
-        for (name, why) in
-            [("writable", "sealed"), ("pem-path", "TPM"), ("unsquash", "disk"), ("keep-privs", "privileges")]
-        {
+        for (name, why) in [
+            ("writable", "sealed"),
+            ("pem-path", "TPM"),
+            ("unsquash", "disk"),
+            ("keep-privs", "privileges"),
+            ("memory", "systemd-run"),
+        ] {
             let given = Given { flag: long(name).unwrap(), value: None };
             let failure = given.check().unwrap_err();
             assert_eq!(failure.stage, Stage::Usage);

@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_sig
 pub use peer::{peer, peer_groups, peer_process};
 pub use signals::signals;
 pub use spawn::{Spawned, spawn_into};
-pub use user::become_user;
+pub use user::{become_user, with_ids};
 
 /// Moves this process, which must have one thread, into a new user and mount namespace in which it is root; mounts made here are seen nowhere else.
 ///

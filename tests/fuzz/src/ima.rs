@@ -1,6 +1,7 @@
 //! IMA lists.
 
 use countersign_tpm::alg::{Digest, HashAlg};
+use countersign_verifier::ima::{Key, Keyring};
 use countersign_wire::ima::{Extent, FileSignature, PCR, entries, extent, frames, looks_ascii, replay_to, to_binary};
 
 /// The binary list: frames, fields, extents and replay say the same.
@@ -46,4 +47,29 @@ pub fn ascii(data: &[u8]) {
 /// The signature of a file: type, header, signature.
 pub fn signature(data: &[u8]) {
     let _ = FileSignature::parse(data);
+}
+
+/// A signature that is appended to a module (CMS): nobody signed, where there is no key.
+pub fn modsig(data: &[u8]) {
+    let digest = [b"sha256:\0".as_slice(), &[2; 32]].concat();
+    let mut fields = Vec::new();
+    for field in [&digest, b"/a\0".as_slice(), b"", &digest, data] {
+        fields.extend(u32::try_from(field.len()).unwrap().to_le_bytes());
+        fields.extend(field);
+    }
+    let mut list = 10_u32.to_le_bytes().to_vec();
+    list.extend([1; 20]);
+    list.extend(10_u32.to_le_bytes());
+    list.extend(b"ima-modsig");
+    list.extend(u32::try_from(fields.len()).unwrap().to_le_bytes());
+    list.extend(fields);
+    let entry = entries(&list).unwrap().next().unwrap().unwrap();
+    assert!(Keyring::default().check(&entry).is_err());
+}
+
+/// A certificate that IMA keys come from.
+pub fn certificate(data: &[u8]) {
+    if let Ok(key) = Key::from_certificate(data) {
+        let _ = key.subject();
+    }
 }

@@ -15,7 +15,7 @@ mod wire;
 pub type Target = fn(&[u8]);
 
 /// All targets by name: each has a file in `fuzz_targets/` and a folder in `regressions/`.
-pub const TARGETS: [(&str, Target); 30] = [
+pub const TARGETS: [(&str, Target); 34] = [
     ("attest", tpm::attest),
     ("boot_diff", logs::boot_diff),
     ("ccel", logs::ccel),
@@ -25,14 +25,18 @@ pub const TARGETS: [(&str, Target); 30] = [
     ("event_stream", wire::event_stream),
     ("eventlog", logs::eventlog),
     ("evidence", wire::evidence),
+    ("explanation", wire::explanation),
     ("finding", wire::finding),
     ("ima_ascii", ima::ascii),
     ("ima_binary", ima::binary),
+    ("ima_certificate", ima::certificate),
+    ("ima_modsig", ima::modsig),
     ("ima_signature", ima::signature),
     ("join_token", programs::join_token),
     ("learn_deb", programs::learn_deb),
     ("learn_initrd", programs::learn_initrd),
     ("learn_rpm", programs::learn_rpm),
+    ("learn_sif", programs::learn_sif),
     ("messages", wire::messages),
     ("oci", oci::oci),
     ("pcr_selection", tpm::pcr_selection),

@@ -1,4 +1,4 @@
-//! What the command lines read: join tokens, PCRS.json, packages and initrds.
+//! What the command lines read: join tokens, PCRS.json, packages, images and initrds.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -37,4 +37,9 @@ pub fn learn_rpm(data: &[u8]) {
 /// The cpio archives of an initrd.
 pub fn learn_initrd(data: &[u8]) {
     let _ = path(data, learn::initrd);
+}
+
+/// A SIF image, as far as its squashfs is looked for.
+pub fn learn_sif(data: &[u8]) {
+    let _ = path(data, learn::sif);
 }

@@ -8,6 +8,7 @@ use countersign_wire::dsse::{Envelope, PublicKey, open};
 use countersign_wire::enrol::{EnrolChallenge, EnrolProof, EnrolRequest, Enrolled, HostCard};
 use countersign_wire::event::Reader;
 use countersign_wire::evidence::Evidence;
+use countersign_wire::explanation::Explanation;
 use countersign_wire::finding::Finding;
 use countersign_wire::record::{Bundle, Record};
 use countersign_wire::refset::{FileDigest, ReferenceSet};
@@ -96,4 +97,12 @@ pub fn event_stream(data: &[u8]) {
         one_by_one.extend(pieces.push(&[*byte]).unwrap());
     }
     assert_eq!((events, whole.last()), (one_by_one, pieces.last()));
+}
+
+/// A verifier's explanation: what a host prints of it does nothing to a terminal.
+pub fn explanation(data: &[u8]) {
+    let Some(explanation) = Explanation::from_json(data) else { return };
+    assert!(!explanation.words().contains(|c: char| c.is_control() && c != '\n'));
+    let json = explanation.clone().to_json().unwrap();
+    assert!(Explanation::from_json(&json).is_some());
 }

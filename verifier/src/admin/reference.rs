@@ -50,6 +50,22 @@ pub fn reference_values(name: &str, log: &[u8], pcrs: &[u8]) -> Result<Vec<Refer
     Ok(values)
 }
 
+/// As [`add_boot`], of a log for which only these PCRs vouch.
+pub(super) async fn add_vouched(
+    service: &Service,
+    name: &str,
+    (log, vouched): (&[u8], PcrSet),
+    pcrs: &[u8],
+    actor: &str,
+) -> Result<Value, Error> {
+    let pcrs = if pcrs.is_empty() { &DEFAULT_PCRS[..] } else { pcrs };
+    if let Some(pcr) = pcrs.iter().find(|pcr| !vouched.contains(**pcr)) {
+        let what = format!("PCR {pcr} of the SHA-256 bank was not quoted: nothing vouches for what the log says of it");
+        return Err(Error::request("eventlog", what, Some("name the quoted ones: --pcr N")));
+    }
+    add_boot(service, name, log, pcrs, actor).await
+}
+
 pub(super) async fn add_boot(
     service: &Service,
     name: &str,

@@ -72,6 +72,15 @@ pub enum Request {
         /// PCRs; empty takes the default.
         pcrs: Vec<u8>,
     },
+    /// Adds reference values from the boot log in a verdict's evidence.
+    ReferenceAddVerdict {
+        /// Name of the set.
+        name: String,
+        /// The verdict's id.
+        id: VerdictId,
+        /// PCRs; empty takes the default.
+        pcrs: Vec<u8>,
+    },
     /// Adds an IMA reference set (`countersign.reference/v1`).
     ReferenceAddSet {
         /// Name of the set.

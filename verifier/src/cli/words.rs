@@ -55,6 +55,7 @@ pub(super) fn answer(request: &Request, answer: &Value) -> String {
         | Request::EkAllow { .. }
         | Request::EkRemove { .. }
         | Request::ReferenceAdd { .. }
+        | Request::ReferenceAddVerdict { .. }
         | Request::ReferenceAddSet { .. }
         | Request::ReferenceRevoke { .. }
         | Request::ReleaseRefund { .. }

@@ -29,6 +29,12 @@ impl Boot {
         })
     }
 
+    /// The log, and which PCRs of the SHA-256 bank were asked for.
+    pub(super) fn into_log(self) -> (Vec<u8>, PcrSet) {
+        let asked = self.wanted.iter().find(|(alg, _)| *alg == HashAlg::Sha256).map(|(_, pcrs)| *pcrs);
+        (self.log, asked.unwrap_or(PcrSet::NONE))
+    }
+
     /// Its events. Of a log that is refused, what it claims, with nothing vouched for.
     pub(super) fn events(&self) -> Vec<EventWords> {
         events(&self.log, &self.wanted)

@@ -40,7 +40,7 @@ pub(super) fn explain(
         let named = |finding: &&mut Finding| {
             finding.event.is_none()
                 && finding.file.is_none()
-                && finding.subject.as_deref().is_some_and(|subject| subject.contains(file.path.as_str()))
+                && finding.subject.as_deref().is_some_and(|subject| is_about(subject, &file.path))
         };
         let mut found = Finding::default();
         let slot = findings.iter_mut().find(named);
@@ -76,6 +76,12 @@ pub(super) fn explain(
             rest(found);
         }
     }
+}
+
+/// Whether a reason's subject is a path, or has it as one of its words: `/usr/bin/python3` is not meant by `/usr/bin/python3.11`.
+fn is_about(subject: &str, path: &str) -> bool {
+    let mark = |c: char| matches!(c, ':' | ',' | ';' | '"' | '\'' | '(' | ')');
+    subject == path || subject.split_whitespace().any(|word| word.trim_matches(mark) == path)
 }
 
 /// Names the packages of files that GRUB read: their events hold the SHA-256 of the whole file, as packages do.
@@ -136,4 +142,25 @@ fn search(files: &[Wanted<'_>], names: &[NamedSet], documents: &[Vec<u8>]) -> Ve
         }
     }
     known
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_about;
+
+    #[test]
+    fn a_path_is_not_the_beginning_of_another() {
+        let path = "/usr/bin/python3";
+        for (subject, it) in [
+            ("/usr/bin/python3", true),
+            ("/usr/bin/python3.11", false),
+            ("/opt/usr/bin/python3", false),
+            ("IMA entry 7: /usr/bin/python3", true),
+            ("\"/usr/bin/python3\", twice", true),
+            ("entry 7", false),
+        ] {
+            assert_eq!(is_about(subject, path), it, "{subject}");
+        }
+        assert!(is_about("/opt/a b", "/opt/a b"));
+    }
 }

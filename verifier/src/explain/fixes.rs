@@ -2,9 +2,6 @@
 
 use super::Finding;
 
-/// Where the kernel shows the boot log.
-const LOG: &str = "/sys/kernel/security/tpm0/binary_bios_measurements";
-
 /// Whose evidence it is.
 pub(super) struct Place<'a> {
     pub(super) host: &'a str,
@@ -23,6 +20,12 @@ impl Place<'_> {
     }
 }
 
+/// Whether a shell takes a package's name for a word, and a program for no option.
+fn is_plain(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '+');
+    name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(plain)
+}
+
 /// Whether a finding is that Secure Boot is off.
 pub(super) fn secure_boot_off(finding: &Finding) -> bool {
     let content = finding.event.as_ref().and_then(|event| event.content.as_ref());
@@ -33,7 +36,7 @@ pub(super) fn secure_boot_off(finding: &Finding) -> bool {
 /// that, and none of them is to be accepted.
 pub(super) fn of(finding: &Finding, hint: Option<String>, place: &Place<'_>, off: bool) -> Vec<String> {
     let set = place.set();
-    if let Some(file) = &finding.file {
+    if finding.file.is_some() {
         if finding.id.contains("denied") || finding.belongs_to.iter().any(|origin| origin.starts_with("deny-list")) {
             return vec![
                 "put another version of the file on the host and reboot it".to_owned(),
@@ -44,11 +47,11 @@ pub(super) fn of(finding: &Finding, hint: Option<String>, place: &Place<'_>, off
             return vec!["reboot the host, and keep others from writing the file while it is in use".to_owned()];
         }
         let package = finding.belongs_to.first().map(String::as_str).unwrap_or_default();
-        let learn = match package.split(' ').next() {
-            Some("deb") => "attest learn deb PACKAGE.deb",
-            Some("rpm") => "attest learn rpm PACKAGE.rpm",
-            _ if file.path.starts_with('/') => "attest learn host",
-            _ => "attest learn dir DIR",
+        let mut words = package.split(' ');
+        let learn = match (words.next(), words.next().filter(|name| is_plain(name))) {
+            (Some("deb"), Some(name)) => format!("attest learn deb-installed {name}"),
+            (Some("rpm"), Some(name)) => format!("attest learn rpm-installed {name}"),
+            _ => "attest learn host".to_owned(),
         };
         return vec![format!("{learn} -o {set}.json && verifier reference add {set} --file {set}.json")];
     }
@@ -68,7 +71,7 @@ pub(super) fn of(finding: &Finding, hint: Option<String>, place: &Place<'_>, off
                 "fwupdmgr update   # on the host: its dbx is older than the accepted one; then reboot".to_owned(),
             ];
         }
-        return vec![format!("verifier reference add {set} --eventlog binary_bios_measurements   # the host's {LOG}")];
+        return vec![format!("verifier reference add {set} --verdict {}", place.verdict)];
     }
     match finding.id.as_str() {
         "secure-boot" => vec![SECURE_BOOT.to_owned()],
@@ -76,7 +79,7 @@ pub(super) fn of(finding: &Finding, hint: Option<String>, place: &Place<'_>, off
         "host-suspended" => vec![format!("verifier host admit {}", place.host)],
         "host-state" => hint.into_iter().collect(),
         "reference-missing" => {
-            vec![format!("verifier reference add {set} --eventlog binary_bios_measurements   # the host's {LOG}")]
+            vec![format!("verifier reference add {set} --verdict {}", place.verdict)]
         }
         _ => hint
             .into_iter()

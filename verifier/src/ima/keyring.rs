@@ -149,16 +149,25 @@ impl Keyring {
         self.check_with(None, entry)
     }
 
-    /// As [`Keyring::check`], with a second ring beside this one. A file that has no signature of its own can have an appended one.
+    /// As [`Keyring::check`], with a second ring beside this one. Either signature will do, the file's own or an appended one, as it does for
+    /// the kernel (`appraise_type=imasig|modsig`).
     ///
     /// # Errors
     /// Why not, in words.
     pub fn check_with(&self, more: Option<&Self>, entry: &Entry<'_>) -> Result<(), String> {
-        if entry.signature.is_empty()
-            && let Some(appended) = entry.field(Field::Modsig).filter(|appended| !appended.is_empty())
-        {
+        let Some(appended) = entry.field(Field::Modsig).filter(|appended| !appended.is_empty()) else {
+            return self.check_own(more, entry);
+        };
+        if entry.signature.is_empty() {
             return self.check_appended(more, entry, appended);
         }
+        self.check_own(more, entry).or_else(|own| {
+            self.check_appended(more, entry, appended).map_err(|appended| format!("{own}; appended: {appended}"))
+        })
+    }
+
+    /// The file's own signature: over the digest that the list has.
+    fn check_own(&self, more: Option<&Self>, entry: &Entry<'_>) -> Result<(), String> {
         let signature = FileSignature::parse(entry.signature).map_err(|e| e.to_string())?;
         let kind_fits = match entry.digest_kind {
             DigestKind::Unsaid => true,

@@ -1,13 +1,14 @@
 //! Explanations of stored verdicts.
 
 use countersign_policy::verdict::Verdict;
+use countersign_wire::eventlog::PcrSet;
 use countersign_wire::id::{HostId, VerdictId};
 use sha2::{Digest as _, Sha256};
 
 use super::{Service, records};
 use crate::appraise::{Context, verdict_bytes};
 use crate::error::Error;
-use crate::explain::{Basis, Before, Explanation, Material, explain};
+use crate::explain::{Basis, Before, Explanation, Material, explain, vouched_log};
 use crate::ima::Reference;
 use crate::store::array;
 
@@ -41,6 +42,26 @@ impl Service {
             explain(&material)
         });
         explained.await.map_err(|e| Error::Internal(e.to_string()))?.map_err(Error::Corrupt)
+    }
+
+    /// The boot log in a verdict's evidence, to make reference values of, and the PCRs that vouch for it.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when there is no such verdict, or its quoted PCRs do not vouch for a log.
+    pub(crate) async fn boot_log(&self, verdict: &VerdictId) -> Result<(Vec<u8>, PcrSet), Error> {
+        let row: Option<(Vec<u8>, Vec<u8>)> = sqlx::query_as("SELECT document, record FROM verdicts WHERE id = ?")
+            .bind(verdict.0.as_slice())
+            .fetch_optional(self.store.pool())
+            .await?;
+        let unknown =
+            || Error::request("not-found", format!("there is no verdict {verdict}"), Some("verifier verdict list"));
+        let (document, record) = row.ok_or_else(unknown)?;
+        let log =
+            if record.is_empty() { None } else { vouched_log(&document, &basis(record)?).map_err(Error::Corrupt)? };
+        log.ok_or_else(|| {
+            let what = "the verdict's evidence holds no boot log that the quoted PCRs vouch for";
+            Error::request("eventlog", what, Some("verifier explain VERDICT"))
+        })
     }
 
     /// The explanation that goes to the host with a denial of evidence that its AK signed, and the evidence and context back. It says what the host

@@ -157,7 +157,11 @@ fn short(text: &str) -> &str {
     text.get(..text.floor_char_boundary(TEXT)).unwrap_or_default()
 }
 
-const COLUMNS: &str = "SELECT runs.*, hosts.name AS host_name, workloads.name AS workload_name FROM runs \
+/// With what its own policy, or an operator, last did with a run that goes on.
+const COLUMNS: &str = "SELECT runs.*, hosts.name AS host_name, workloads.name AS workload_name, \
+    CASE WHEN runs.status IS NULL THEN (SELECT json_extract(text, '$.reaction') FROM run_entries \
+    WHERE run_entries.host = runs.host AND run_entries.run = runs.run AND kind = 'reaction' \
+    ORDER BY run_entries.rowid DESC LIMIT 1) END AS reaction FROM runs \
     LEFT JOIN hosts ON hosts.host = runs.host LEFT JOIN workloads ON workloads.id = runs.workload";
 
 fn shown(row: &sqlx::sqlite::SqliteRow) -> Result<Value, Error> {
@@ -170,6 +174,7 @@ fn shown(row: &sqlx::sqlite::SqliteRow) -> Result<Value, Error> {
         (None, None, _) => "released",
         (None, Some(_), Some("freeze")) => "frozen by order",
         (None, Some(_), Some("stop")) => "stopping by order",
+        (None, Some(_), _) if text("reaction")?.as_deref() == Some("freeze") => "frozen",
         (None, Some(_), _) => "running",
     };
     Ok(json!({

@@ -200,12 +200,28 @@ fn an_unknown_kernel() {
     assert_eq!(kernel.belongs_to, ["deb linux-image-amd64 6.1.148-1 (as /boot/vmlinuz-6.1.0-51)"]);
     assert_eq!(explanation.findings.len(), 1, "{:#?}", explanation.findings);
     let id = explanation.verdict.get(..8).unwrap();
-    let command = format!("verifier reference add node-{id} --eventlog binary_bios_measurements");
-    assert!(explanation.commands[0].starts_with(&command), "{:?}", explanation.commands);
+    assert_eq!(explanation.commands[0], format!("verifier reference add node-{id} --verdict {}", explanation.verdict));
     let Since::Compared { verdict, facts, events, .. } = &explanation.since else { panic!("{:?}", explanation.since) };
     assert_eq!((verdict, facts.len(), events.len()), (&good, 1, 2));
     assert!(facts[0].words().contains("6.1.0-50 (sha256:"), "{facts:?}");
     says(&explanation, &["boot-chain (host-policy): ", "change   kernel 6.1.0-50 -> 6.1.0-51", "/vmlinuz-6.1.0-51?"]);
+    // The very command makes it so.
+    let id = explanation.verdict.parse().unwrap();
+    lab.ask(Request::ReferenceAddVerdict { name: "as-said".into(), id, pcrs: Vec::new() }).unwrap();
+    let again = machine.attest(&lab);
+    assert!(again.allow, "{}", String::from_utf8_lossy(&again.verdict));
+}
+
+#[test]
+fn a_log_that_nobody_vouches_for_is_no_reference() {
+    let (lab, mut machine, _) = accepted_with(&with_kernel(boot::LOG, "6.1.0-50"));
+    // Another log than the one that the quoted PCRs come from.
+    machine.case.event_log = Some(with_kernel(boot::LOG, "6.1.0-51"));
+    let id = machine.attest(&lab).verdict_id;
+    let refused = lab.ask(Request::ReferenceAddVerdict { name: "lie".into(), id, pcrs: Vec::new() }).unwrap_err();
+    assert!(refused.to_string().contains("no boot log that the quoted PCRs vouch for"), "{refused}");
+    let id = VerdictId([7; 16]);
+    assert!(lab.ask(Request::ReferenceAddVerdict { name: "none".into(), id, pcrs: Vec::new() }).is_err());
 }
 
 #[test]
@@ -258,7 +274,7 @@ fn files_unknown_and_denied() {
     assert_eq!((unknown.id.as_str(), unknown.accepted), ("ima-unknown", Some(1)));
     assert_eq!(unknown.belongs_to, ["deb coreutils 9.1-1"]);
     assert_eq!(unknown.nearest.as_ref().unwrap().digest, format!("sha256:{}", "11".repeat(32)));
-    assert!(unknown.fix[0].starts_with("attest learn deb PACKAGE.deb -o node-"), "{:?}", unknown.fix);
+    assert!(unknown.fix[0].starts_with("attest learn deb-installed coreutils -o node-"), "{:?}", unknown.fix);
     let denied = of(&denied);
     assert_eq!((denied.id.as_str(), denied.got.as_deref()), ("ima-denied", Some("denied: CVE-2026-1")));
     assert_eq!(denied.belongs_to, ["deny-list of set files: CVE-2026-1"]);
