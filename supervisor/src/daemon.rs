@@ -22,4 +22,4 @@ pub(crate) use client::{list, run, table, wanted};
 pub(crate) use message::HostPlace;
 pub(crate) use server::{Options, serve};
 pub(crate) use session::main as session;
-pub(crate) use settings::EXAMPLE;
+pub(crate) use settings::{EXAMPLE, SOCKET};

@@ -3,6 +3,7 @@
 use std::fs::OpenOptions;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
@@ -11,8 +12,8 @@ use countersign_attest::tpm::{Tpm, TpmAddress};
 use countersign_attest::{Config, Host};
 use serde::Serialize;
 
-use crate::runtime;
 use crate::stage::Program;
+use crate::{daemon, runtime};
 
 /// How long the verifier may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -22,6 +23,9 @@ const HEAP: u64 = 4 << 20;
 const EPOCH: u64 = 1_735_689_600;
 /// How far this clock and the verifier's may be apart.
 const APART: Duration = Duration::from_secs(60);
+
+/// An ordinary user's ids: those of nobody.
+const NOBODY: u32 = 65_534;
 
 /// How a check ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -85,6 +89,8 @@ fn tpm(address: &TpmAddress) -> Finding {
             if let Err(e) = OpenOptions::new().read(true).write(true).open(path) {
                 let fix = if e.kind() == std::io::ErrorKind::NotFound {
                     "switch the TPM on in the firmware's set-up, or name another with --tpm"
+                } else if e.kind() == std::io::ErrorKind::PermissionDenied && Path::new(daemon::SOCKET).exists() {
+                    "take this host's daemon: supervisor run --daemon ..."
                 } else if e.kind() == std::io::ErrorKind::PermissionDenied {
                     "usermod -aG tss USER, and log in again"
                 } else {
@@ -251,10 +257,13 @@ fn fuse() -> Finding {
     }
 }
 
-/// A namespace is really made, by a process of its own.
+/// A namespace is really made, by a process of its own: of an ordinary user, also where root asks, whose daemon needs just that.
 fn user_namespaces() -> Finding {
     const CHECK: &str = "user namespaces";
     let mut command = Command::new("/proc/self/exe");
+    if rustix::process::geteuid().is_root() {
+        command.uid(NOBODY).gid(NOBODY);
+    }
     command.arg("namespace-process").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let made = countersign_sys::end_with_parent(&mut command).output();
     match made {
@@ -263,7 +272,10 @@ fn user_namespaces() -> Finding {
             let fix = "sysctl kernel.unprivileged_userns_clone=1 user.max_user_namespaces=10000 (Ubuntu: kernel.apparmor_restrict_unprivileged_userns=0)";
             Finding::problem(CHECK, String::from_utf8_lossy(&out.stderr).trim().to_owned(), fix)
         }
-        Err(e) => Finding::problem(CHECK, e.to_string(), ""),
+        Err(e) => {
+            let fix = "see whether this program may be executed, and how many processes there may be (ulimit -u)";
+            Finding::problem(CHECK, e.to_string(), fix)
+        }
     }
 }
 
@@ -306,7 +318,9 @@ fn swap() -> Finding {
             let fix = "encrypt swap with a random key, or swapoff: a workload's own memory can be written there";
             Finding::warning(CHECK, "in use", fix)
         }
-        (Err(e), _) => Finding::warning(CHECK, format!("/proc/swaps: {e}"), ""),
+        (Err(e), _) => {
+            Finding::warning(CHECK, format!("/proc/swaps: {e}"), "mount /proc: whether there is swap is not known")
+        }
     }
 }
 

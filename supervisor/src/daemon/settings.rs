@@ -15,7 +15,7 @@ pub(crate) const EXAMPLE: &str = include_str!("../../supervisor.toml.example");
 /// Where it is.
 pub(super) const FILE: &str = "/etc/countersign/supervisor.toml";
 /// Where the daemon listens.
-pub(super) const SOCKET: &str = "/run/countersign/supervisor.sock";
+pub(crate) const SOCKET: &str = "/run/countersign/supervisor.sock";
 /// Longest file, bytes.
 const MAX: u64 = 1 << 20;
 
