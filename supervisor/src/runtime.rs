@@ -1,7 +1,7 @@
 //! Container runtimes: bubblewrap, built in, and Apptainer or SingularityCE as they are installed.
 //!
 //! All of them get the root file system as a folder, mounted by squashfuse in namespaces that only this run has (decision 0018): the image is
-//! read by nobody else, and its mount is detached before a runtime starts. None of them ever gets the key.
+//! read by nobody else, and its mount is detached before there is a key. None of them ever gets the key.
 
 mod ahead;
 mod arguments;
