@@ -84,7 +84,9 @@ impl Maker {
         self.0.extend(u32::try_from(banks.len()).unwrap().to_le_bytes());
         for alg in banks {
             self.0.extend(alg.id().to_le_bytes());
-            self.0.extend(alg.digest(&[hashed]).as_bytes());
+            let none = kind == EventType::NO_ACTION;
+            let digest = if none { Digest::filled(*alg, 0) } else { alg.digest(&[hashed]) };
+            self.0.extend(digest.as_bytes());
         }
         self.0.extend(u32::try_from(data.len()).unwrap().to_le_bytes());
         self.0.extend(data);
@@ -186,9 +188,11 @@ fn secure_boot_is_believed_only_when_measured() {
     assert_eq!(state(Maker::new().event(7, config, &off)), Ok(Some(false)));
     assert_eq!(state(Maker::new().with(7, config, &banks, &off, &on)), Err("data"));
     assert_eq!(state(Maker::new().event(7, config, &secure_boot_variable(&[]))), Ok(None), "a real machine has this");
-    assert_eq!(state(Maker::new().event(7, config, &secure_boot_variable(&[2]))), Ok(None));
-    assert_eq!(state(Maker::new().event(7, config, &secure_boot_variable(&[1, 1]))), Ok(None));
-    assert_eq!(state(Maker::new().event(4, config, &on)), Ok(None));
+    for bad in [&[2][..], &[1, 1], &[0, 0]] {
+        let log = Maker::new().event(7, config, &secure_boot_variable(bad));
+        assert_eq!(state(log), Err("secure-boot-variable"), "{bad:?}");
+    }
+    assert_eq!(state(Maker::new().event(4, config, &on)), Err("secure-boot-variable"));
 }
 
 #[test]
