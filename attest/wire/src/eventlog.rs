@@ -104,6 +104,12 @@ impl<'a> EventLog<'a> {
         self.banks.iter().filter_map(|&(alg, _)| HashAlg::from_id(alg))
     }
 
+    /// Whether it has an event of UEFI's. Else a conventional BIOS wrote it.
+    #[must_use]
+    pub fn is_uefi(&self) -> bool {
+        self.events.iter().any(|event| event.kind.0 >= EventType::EFI_EVENT_BASE)
+    }
+
     /// Events, the specification-id event included.
     #[must_use]
     pub fn count(&self) -> usize {

@@ -332,3 +332,108 @@ fn relabelled_and_then_changed() {
         grub,
     );
 }
+
+/// What an operating system extended elsewhere replaces no fact of the firmware's.
+#[test]
+fn facts_come_from_the_pcrs_that_are_theirs() {
+    let before = facts(&grub());
+    let mut log = grub();
+    for pcr in [9, 12, 14, 23] {
+        let events = [
+            log.event(pcr, T::EFI_VARIABLE_AUTHORITY, &variable(SHIM, "SbatLevel", b"sbat,1,2099010100\n")),
+            log.event(pcr, T::EFI_VARIABLE_AUTHORITY, &variable(DATABASE, "db", &[7; 48])),
+            log.event(pcr, T::S_CRTM_VERSION, b"9\09\0\0\0"),
+            log.event(pcr, T::EFI_ACTION, b"UEFI Debug Mode"),
+            log.event(pcr, T::EFI_ACTION, b"DMA Protection Disabled"),
+            log.event(
+                pcr,
+                T::EFI_VARIABLE_BOOT,
+                &variable(GLOBAL, "Boot0042", b"\x01\0\0\0\x04\0x\0\0\0\x7f\xff\x04\0"),
+            ),
+            log.hashing(pcr, T::EFI_BOOT_SERVICES_APPLICATION, b"x", &[0; 32]),
+            log.hashing(pcr, T::EFI_BOOT_SERVICES_DRIVER, b"x", &[0; 32]),
+        ];
+        log.events.extend(events);
+    }
+    let late = log.event(0, T::S_CRTM_VERSION, b"9\09\0\0\0");
+    log.events.push(late);
+    let line = log.hashing(12, T::IPL, b"/evil", b"kernel_cmdline: /evil");
+    log.events.push(line);
+    assert_eq!(verdict(&log), Ok(Some(true)), "no lie: nobody defines what these PCRs hold");
+    assert_eq!(facts(&log), before);
+}
+
+#[test]
+fn words_about_debugger_and_dma() {
+    let said = |words: &[u8]| {
+        let mut log = grub();
+        let event = log.event(7, T::EFI_ACTION, words);
+        log.events.insert(log.first(7, T::SEPARATOR), event);
+        assert_eq!(verdict(&log), Ok(Some(true)));
+        let facts = facts(&log);
+        let value = |fact: &Option<countersign_wire::facts::Fact<bool>>| fact.as_ref().map(|fact| fact.value);
+        (value(&facts.debug_mode), value(&facts.dma_protection_disabled))
+    };
+    assert_eq!(said(b"UEFI Debug Mode"), (Some(true), Some(false)));
+    assert_eq!(said(b"UEFI Debug Mode\0"), (Some(true), Some(false)));
+    assert_eq!(said(b"DMA Protection Disabled\0"), (Some(false), Some(true)));
+    assert_eq!(said(b"SVM Enabled, DMA Protection Disabled, All PCIe"), (Some(false), Some(true)));
+    assert_eq!(
+        said(b"SVM Enabled, DMA Protection Enabled, All PCIe"),
+        (Some(false), None),
+        "not defined: nothing is said"
+    );
+    assert_eq!(said(b"Kernel DMA: off"), (Some(false), None));
+    assert_eq!(said(b"JTAG debug unlocked"), (None, Some(false)));
+    assert_eq!(said(b"Something else"), (Some(false), Some(false)));
+    let utf16: Vec<u8> = "DMA Protection Disabled".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    assert_eq!(said(&utf16), (Some(false), Some(true)));
+}
+
+/// An executable whose event was relabelled and changed cannot be told from what it pretends to be, but its digest is not lost.
+#[test]
+fn what_pcr_4_holds_is_listed() {
+    let mut log = grub();
+    let at = log.find(4, T::EFI_BOOT_SERVICES_APPLICATION)[2];
+    log.events[at].kind = T::EVENT_TAG;
+    log.events[at].data = b"x".to_vec();
+    let (before, after) = (facts(&grub()), facts(&log));
+    assert_eq!(verdict(&log), Ok(Some(true)));
+    let digests = |facts: &Facts| facts.applications.iter().map(|fact| fact.value.digest).collect::<Vec<_>>();
+    assert_eq!(digests(&after), digests(&before));
+    assert_eq!(after.applications[2].strength, Strength::Named);
+}
+
+#[test]
+fn a_version_that_is_not_what_was_measured() {
+    let mut log = grub();
+    let at = log.first(0, T::S_CRTM_VERSION);
+    log.events[at].data = b"9\09\0\0\0".to_vec();
+    assert_eq!(verdict(&log), Ok(Some(true)), "servers do so");
+    let facts = facts(&log);
+    assert_eq!(facts.firmware_version, None);
+    assert_eq!(
+        (facts.firmware[0].value.name.as_str(), facts.firmware[0].strength),
+        ("EV_S_CRTM_VERSION", Strength::Named)
+    );
+}
+
+/// To the profiles of TPM 1.2 and of conventional BIOSes PCR 7 is the manufacturer's.
+#[test]
+fn pcr_7_of_a_conventional_bios() {
+    let mut log = grub();
+    log.events.clear();
+    for kind in [T::POST_CODE, T::ACTION, T::PLATFORM_CONFIG_FLAGS, T::COMPACT_HASH, T::EVENT_TAG, T(0x8401)] {
+        let event = log.event(7, kind, b"x");
+        log.events.push(event);
+    }
+    for pcr in 0..8 {
+        let separator = log.event(pcr, T::SEPARATOR, &[0; 4]);
+        log.events.push(separator);
+    }
+    assert_eq!(verdict(&log), Ok(None));
+    assert_eq!(facts(&log).debug_mode, None, "nobody measures it there");
+    let action = log.event(5, T::EFI_ACTION, b"x");
+    log.events.push(action);
+    assert_eq!(verdict(&log), Err("pcr7-type".into()));
+}

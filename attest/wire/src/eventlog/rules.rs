@@ -486,10 +486,9 @@ fn is_node(path: &[u8]) -> bool {
 
 impl<'a> Whole<'a> {
     fn of(log: &EventLog<'a>, registers: Registers) -> Self {
-        let mut whole = Self::default();
+        let mut whole = Self { uefi: log.is_uefi(), ..Self::default() };
         let places = [0, registers.secure_boot()].map(u32::from);
         for event in &log.events {
-            whole.uefi |= event.kind.0 >= EventType::EFI_EVENT_BASE;
             match event.kind {
                 EventType::SEPARATOR => {
                     for (count, place) in whole.ahead.iter_mut().zip(places) {

@@ -164,7 +164,7 @@ fn logs_that_replay_and_lie() {
         ("secure-boot-variable", Maker::new().event(7, config, &on).event(7, config, &on)),
         ("secure-boot-variable", Maker::new().event(7, separator, &[0; 4]).event(7, config, &on)),
         ("secure-boot-variable", Maker::new().event(7, config, &[on.as_slice(), &[0]].concat())),
-        ("pcr7-type", Maker::new().event(7, EventType(0x1234), b"x")),
+        ("pcr7-type", Maker::new().event(7, EventType(0x1234), b"x").event(5, EventType::EFI_ACTION, b"x")),
     ];
     for (check, log) in &cases {
         assert_eq!(log.lie(), Some(*check));
