@@ -324,8 +324,8 @@ impl<'a> Rules<'a> {
     fn secure_boot(&mut self, event: &Event<'a>, pcr: u8, part: Option<&[u8]>) -> Result<(), Lie> {
         let allowed = match self.registers {
             Registers::Tpm => PCR7.contains(&event.kind),
-            // RTMR[0] also holds what PCR 1 would.
-            Registers::Cc => event.kind.name().is_some(),
+            // RTMR[0] also holds what PCR 1 would, and there vendors have types of their own.
+            Registers::Cc => true,
         };
         if !allowed {
             return Err(lie(event, "pcr7-type", event.kind.to_string(), "a type that is measured into PCR 7"));
