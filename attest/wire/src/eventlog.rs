@@ -14,9 +14,12 @@ mod known;
 mod measured;
 mod parse;
 mod pcrs;
+mod policy;
 mod replay;
 mod rules;
+mod shape;
 mod variable;
+mod whole;
 
 pub use examine::{Examined, Mismatch, Refusal, Registers, Vouched};
 pub use kind::EventType;

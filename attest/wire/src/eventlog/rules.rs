@@ -6,9 +6,12 @@
 
 use countersign_tpm::alg::HashAlg;
 
-use super::examine::{EXITED, Registers};
+use super::examine::Registers;
 use super::known::{Known, NORMAL, Nature, ONES, known};
-use super::measured::{grub_prefix, utf16};
+use super::measured::grub_prefix;
+use super::policy::{is_policy, misplaced, owned, policy_variable};
+use super::shape::{is_line, looks_like_image, parameters};
+use super::whole::Whole;
 use super::{Event, EventLog, EventType, Format, Guid, PCRS, PcrBank, Variable};
 use crate::limits;
 
@@ -56,21 +59,6 @@ pub(super) struct Rules<'a> {
     hardware: bool,
     /// The name of the section whose contents come next (PCR 11).
     section: Option<&'a [u8]>,
-}
-
-/// What a look over the whole log shows.
-#[derive(Default)]
-struct Whole<'a> {
-    /// An event of UEFI's. Else a conventional BIOS wrote it.
-    uefi: bool,
-    /// Separators of PCR 0 and of the Secure Boot register that are still to come.
-    ahead: [usize; 2],
-    /// A variable in the Secure Boot register.
-    policy: bool,
-    /// The first event that only a boot loader or an operating system logs.
-    loader: Option<Event<'a>>,
-    /// GRUB's words in PCR 8: in a TDX guest's registers they stand among the names of files.
-    grub: bool,
 }
 
 impl<'a> Rules<'a> {
@@ -373,156 +361,16 @@ impl<'a> Rules<'a> {
     }
 }
 
-/// Names of the Secure Boot policy's variables: whoever owns them, a reader could take them for it.
-fn is_policy(name: &[u8]) -> bool {
-    const NAMES: [&[u8]; 10] = [
-        b"S\0e\0c\0u\0r\0e\0B\0o\0o\0t\0",
-        b"S\0e\0t\0u\0p\0M\0o\0d\0e\0",
-        b"A\0u\0d\0i\0t\0M\0o\0d\0e\0",
-        b"D\0e\0p\0l\0o\0y\0e\0d\0M\0o\0d\0e\0",
-        b"P\0K\0",
-        b"K\0E\0K\0",
-        b"d\0b\0",
-        b"d\0b\0x\0",
-        b"d\0b\0t\0",
-        b"d\0b\0r\0",
-    ];
-    NAMES.contains(&name)
-}
-
-/// Whether a variable belongs to the Secure Boot databases or to shim.
-fn owned(variable: &Variable<'_>) -> bool {
-    matches!(variable.guid, Guid::SECURITY_DATABASE | Guid::SHIM)
-}
-
-/// A variable of the Secure Boot policy outside its register. Firmware measures other variables in PCR 1 and elsewhere.
-fn misplaced(event: &Event<'_>) -> Result<(), Lie> {
-    if event.kind != EventType::EFI_VARIABLE_DRIVER_CONFIG {
-        return Ok(());
-    }
-    let Ok((variable, _)) = Variable::parse_with_tail(event.data) else { return Ok(()) };
-    let keys = variable.guid == Guid::GLOBAL && ["SecureBoot", "PK", "KEK"].iter().any(|name| variable.is_named(name));
-    let databases = variable.guid == Guid::SECURITY_DATABASE && is_policy(variable.raw_name());
-    if keys || databases {
-        let got = format!("{} in PCR {}", variable.name().unwrap_or_default(), event.pcr);
-        return Err(lie(event, "secure-boot-variable", got, "the policy's variables where the policy is measured"));
-    }
-    Ok(())
-}
-
-/// A variable of the policy under another type than EV_EFI_VARIABLE_DRIVER_CONFIG. An authority names the database that it was found in, and
-/// holds one entry of it: an owner and a certificate or hash, never a list. Devices have a database of their own (devdb).
-fn policy_variable(event: &Event<'_>, part: Option<&[u8]>) -> Result<(), Lie> {
-    const LISTS: [Guid; 4] = [Guid::X509_LIST, Guid::SHA256_LIST, Guid::SHA1_LIST, Guid::RSA2048_LIST];
-    let devices = matches!(event.kind, EventType::EFI_SPDM_DEVICE_POLICY | EventType::EFI_SPDM_DEVICE_AUTHORITY);
-    let variable = Variable::parse_with_tail(event.data).ok();
-    let hidden = variable.is_some_and(|(variable, tail)| {
-        let name = variable.raw_name();
-        let databases: [&[u8]; 3] = [b"d\0b\0", b"d\0b\0x\0", b"d\0b\0t\0"];
-        let list = || LISTS.iter().any(|list| variable.data.starts_with(&list.0)) || variable.data.is_empty();
-        match event.kind {
-            EventType::EFI_VARIABLE_AUTHORITY => is_policy(name) && (!databases.contains(&name) || list()),
-            _ if devices => (is_policy(name) || owned(&variable)) && !variable.is_named("devdb"),
-            EventType::IPL | EventType::EVENT_TAG | EventType::EFI_ACTION if tail == 0 => true,
-            _ => is_policy(name) || owned(&variable),
-        }
-    });
-    if hidden {
-        let name = variable.and_then(|(variable, _)| variable.name()).unwrap_or_default();
-        let want = "EV_EFI_VARIABLE_DRIVER_CONFIG or _AUTHORITY";
-        return Err(lie(event, "relabelled", format!("variable {name} under another type"), want));
-    }
-    if event.kind == EventType::EFI_ACTION && !words(event.data) {
-        return Err(lie(event, "relabelled", format!("data {}", short(event.data)), "an action: words"));
-    }
-    if (devices || event.kind == EventType::EFI_VARIABLE_AUTHORITY) && part.is_none() {
-        return Err(unmeasured(event));
-    }
-    Ok(())
-}
-
-/// Words in ASCII or UTF-16.
-fn words(data: &[u8]) -> bool {
-    is_line(data) || utf16(data).is_some_and(|text| is_line(text.as_bytes()))
-}
-
-/// One line of printable characters and its NULs.
-fn is_line(data: &[u8]) -> bool {
-    let end = data.iter().rposition(|byte| *byte != 0).map_or(0, |last| last.saturating_add(1));
-    end > 0 && data.iter().take(end).all(|byte| matches!(byte, 0x20..=0x7e | b'\t' | b'\n'))
-}
-
-/// Kernel parameters in UTF-16, as systemd-boot and systemd-stub log them: words without control characters. What they call the initial RAM
-/// disks that they measure beside them has no `=`.
-fn parameters(data: &[u8]) -> bool {
-    data.chunks_exact(2).any(|pair| pair == [b'=', 0])
-        && utf16(data).is_some_and(|text| !text.chars().any(char::is_control))
-}
-
-/// UEFI_IMAGE_LOAD_EVENT (PFP 10.2.3): an address, a length, and a device path that is as long as the event says, if it has one. Old versions
-/// of shim leave all of it out, and log the structure with what happens to stand behind it.
-fn looks_like_image(data: &[u8]) -> bool {
-    let Some((header, path)) = data.split_at_checked(32) else { return false };
-    if header.iter().all(|byte| *byte == 0) {
-        return matches!(path.len(), 8 | 9);
-    }
-    let mut fields = header.chunks_exact(8).map(|field| field.try_into().map_or(0, u64::from_le_bytes));
-    let (Some(address), Some(size), _, Some(length)) = (fields.next(), fields.next(), fields.next(), fields.next())
-    else {
-        return false;
-    };
-    // Processors have at most 52 bits of physical address.
-    let placed = (1..1 << 52).contains(&address) && (1..1 << 40).contains(&size);
-    let whole = usize::try_from(length).is_ok_and(|length| length <= path.len());
-    placed && whole && if length == 0 { path.is_empty() } else { is_node(path) }
-}
-
-/// The first node of a device path (UEFI 2.10, 10.3): hardware, ACPI, messaging, media, BIOS boot or the end.
-fn is_node(path: &[u8]) -> bool {
-    let &[kind, _, low, high, ..] = path else { return false };
-    let length = usize::from(u16::from_le_bytes([low, high]));
-    matches!(kind, 1..=5 | 0x7f) && (4..=path.len()).contains(&length)
-}
-
-impl<'a> Whole<'a> {
-    fn of(log: &EventLog<'a>, registers: Registers) -> Self {
-        let mut whole = Self { uefi: log.is_uefi(), ..Self::default() };
-        let places = [0, registers.secure_boot()].map(u32::from);
-        for event in &log.events {
-            match event.kind {
-                EventType::SEPARATOR => {
-                    for (count, place) in whole.ahead.iter_mut().zip(places) {
-                        *count = count.saturating_add(usize::from(event.pcr == place));
-                    }
-                }
-                EventType::EFI_VARIABLE_DRIVER_CONFIG | EventType::EFI_VARIABLE_AUTHORITY => {
-                    whole.policy |= u32::from(registers.secure_boot()) == event.pcr;
-                }
-                EventType::IPL if matches!(event.pcr, 8 | 9 | 14) => whole.loader(event),
-                EventType::EFI_ACTION if event.pcr == 5 && event.data == EXITED.as_bytes() => whole.loader(event),
-                _ => {}
-            }
-            whole.grub |=
-                !whole.grub && event.pcr == 8 && event.kind == EventType::IPL && grub_prefix(event.data).is_some();
-        }
-        whole
-    }
-
-    fn loader(&mut self, event: &Event<'a>) {
-        self.loader.get_or_insert(*event);
-    }
-}
-
-fn short(data: &[u8]) -> String {
+pub(super) fn short(data: &[u8]) -> String {
     let shown = data.get(..16).unwrap_or(data);
     format!("{}{}", hex::encode(shown), if shown.len() < data.len() { "..." } else { "" })
 }
 
-fn unmeasured(event: &Event<'_>) -> Lie {
+pub(super) fn unmeasured(event: &Event<'_>) -> Lie {
     let got = format!("data {} ({} bytes), whose hash is another", short(event.data), event.data.len());
     lie(event, "data", got, "data that hashes to the event's digest")
 }
 
-fn lie(event: &Event<'_>, check: &'static str, got: String, want: &str) -> Lie {
+pub(super) fn lie(event: &Event<'_>, check: &'static str, got: String, want: &str) -> Lie {
     Lie { check, event: event.describe(), index: event.index, got, want: want.to_owned() }
 }
