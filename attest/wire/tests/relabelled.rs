@@ -329,11 +329,21 @@ fn relabelled_and_then_changed() {
         uki,
     );
     accepted(
-        &[("GRUB's words behind a prefix that nobody knows yet", |log| {
-            let event = log.hashing(8, T::IPL, b"x", b"new_cmdline: x\0");
-            log.events.push(event);
+        &[("GRUB's words behind prefixes that nobody knows yet", |log| {
+            let events = [("new_cmdline: x\0", "x"), ("grub_linux x y\0", "x y"), ("grub_linux x y\0", "x y\0")]
+                .map(|(told, measured)| log.hashing(8, T::IPL, measured.as_bytes(), told.as_bytes()));
+            log.events.extend(events);
         })],
         grub,
+    );
+    accepted(
+        &[("a stub that measures contents and no names", |log| {
+            let names: Vec<usize> = log.find(11, T::IPL).into_iter().step_by(2).collect();
+            for at in names.into_iter().rev() {
+                log.events.remove(at);
+            }
+        })],
+        uki,
     );
 }
 

@@ -161,6 +161,14 @@ fn ipl(data: &[u8], hashes: impl Fn(&[u8]) -> bool) -> Option<&[u8]> {
     if let Some(part) = rest.into_iter().flatten().find(|part| hashes(part)) {
         return Some(part);
     }
+    // Distributions had prefixes without a colon.
+    let words = || Some(without_nul.unwrap_or(data)).filter(|text| prefix.is_none() && text.is_ascii());
+    if let Some(after) =
+        words().and_then(|text| data.get(text.iter().position(|byte| *byte == b' ')?.checked_add(1)?..))
+        && let Some(part) = [Some(after), after.strip_suffix(&[0])].into_iter().flatten().find(|part| hashes(part))
+    {
+        return Some(part);
+    }
     // systemd-boot before version 250 logs one byte less of a UTF-16 text than it measures: the last NUL.
     (data.len() % 2 == 1 && data.last() == Some(&0))
         .then(|| [data, &[0]].concat())

@@ -59,6 +59,9 @@ pub(super) struct Rules<'a> {
     hardware: bool,
     /// The name of the section whose contents come next (PCR 11).
     section: Option<&'a [u8]>,
+    /// Whether any section's name was measured, and the first contents without.
+    named: bool,
+    nameless: Option<Event<'a>>,
 }
 
 impl<'a> Rules<'a> {
@@ -74,6 +77,8 @@ impl<'a> Rules<'a> {
             locality: None,
             hardware: false,
             section: None,
+            named: false,
+            nameless: None,
         }
     }
 
@@ -130,8 +135,12 @@ impl<'a> Rules<'a> {
         }
     }
 
-    /// What can be said once all events were judged: firmware that hands over has separated its policy from what comes later.
+    /// What can be said once all events were judged: firmware that hands over has separated its policy from what comes later, and a stub that
+    /// measures names measures all of them.
     pub(super) fn end(&self) -> Result<(), Lie> {
+        if let Some(contents) = self.nameless.filter(|_| self.named) {
+            return Err(unmeasured(&contents));
+        }
         let told = self.registers == Registers::Tpm && self.format == Format::CryptoAgile;
         match &self.whole.loader {
             Some(event) if told && !self.variables.is_empty() && !self.separated(7) => {
@@ -159,7 +168,7 @@ impl<'a> Rules<'a> {
             self.secure_boot(event, pcr, part)?;
         }
         if event.kind == EventType::IPL && self.registers.holds(pcr, 11) {
-            self.section(event, part)?;
+            self.section(event, part);
         }
         self.data(event, pcr, part)
     }
@@ -170,17 +179,18 @@ impl<'a> Rules<'a> {
     }
 
     /// systemd-stub measures a section twice, under its name both times: the name, then the contents (PCR 11). Contents alone are a name that
-    /// was changed.
-    fn section(&mut self, event: &Event<'a>, part: Option<&[u8]>) -> Result<(), Lie> {
+    /// was changed, where other names are measured: there may be stubs that measure none.
+    fn section(&mut self, event: &Event<'a>, part: Option<&[u8]>) {
         if !event.data.starts_with(b".\0") {
-            return Ok(());
+            return;
         }
         let before = self.section.take();
         if part.is_some() {
+            self.named = true;
             self.section = Some(event.data);
-            return Ok(());
+        } else if before != Some(event.data) {
+            self.nameless.get_or_insert(*event);
         }
-        if before == Some(event.data) { Ok(()) } else { Err(unmeasured(event)) }
     }
 
     /// Data that is *defined* as what was measured, and that facts are read from, hashes to the digest (PFP 10.4.1). Never asked of executables,
