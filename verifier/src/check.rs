@@ -132,7 +132,7 @@ impl Pcrs {
     }
 
     /// Numbers the registers of a TDX guest as its log does.
-    fn as_in_the_log(self) -> Self {
+    fn numbered_as_logged(self) -> Self {
         if !self.are_rtmrs() {
             return self;
         }

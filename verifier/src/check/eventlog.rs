@@ -61,7 +61,7 @@ pub fn check_eventlog(files: LogFiles<'_>) -> Result<CheckedLog, CheckError> {
         CheckError::new(code::FORMAT, "format", malformed.to_string(), want).about(format!("event {event}"))
     })?;
     let registers = registers(&log, &pcrs, files)?;
-    let pcrs = if registers == Registers::Cc { pcrs.as_in_the_log() } else { pcrs };
+    let pcrs = if registers == Registers::Cc { pcrs.numbered_as_logged() } else { pcrs };
     let mut records = canonical.as_ref().map_or_else(Vec::new, |logs| logs.userspace.clone());
     if let Some(bytes) = files.userspace {
         records.extend(systemd_log::parse(bytes).map_err(|e| {
