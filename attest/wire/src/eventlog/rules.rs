@@ -115,7 +115,8 @@ impl<'a> Rules<'a> {
 
     /// An event that extends nothing has digests of zeros (PFP 10.4.3), and the Secure Boot policy is never said in passing.
     pub(super) fn no_action(&self, event: &Event<'_>, pcr: u8, alg: HashAlg) -> Result<(), Lie> {
-        if let Some(digest) = event.digest(alg).filter(|digest| digest.iter().any(|byte| *byte != 0)) {
+        let digest = event.digest(alg).filter(|digest| digest.iter().any(|byte| *byte != 0));
+        if let Some(digest) = digest.filter(|_| self.format == Format::CryptoAgile) {
             return Err(lie(
                 event,
                 "no-action",
@@ -163,7 +164,9 @@ impl<'a> Rules<'a> {
         self.separator(event, pcr, (digest, nature), part)?;
         self.relabelled(event, pcr, nature, part)?;
         if pcr != self.registers.secure_boot() {
-            misplaced(event)?;
+            if self.format == Format::CryptoAgile {
+                misplaced(event)?;
+            }
         } else if self.governed() {
             self.secure_boot(event, pcr, part)?;
         }
@@ -200,8 +203,9 @@ impl<'a> Rules<'a> {
             return Ok(());
         }
         let defined = match event.kind {
-            EventType::EFI_VARIABLE_DRIVER_CONFIG
-            | EventType::EFI_VARIABLE_BOOT
+            // Firmware for TPM 1.2 measures what it likes here.
+            EventType::EFI_VARIABLE_DRIVER_CONFIG => self.format == Format::CryptoAgile,
+            EventType::EFI_VARIABLE_BOOT
             | EventType::EFI_VARIABLE_AUTHORITY
             | EventType::EFI_ACTION
             | EventType::EFI_GPT_EVENT

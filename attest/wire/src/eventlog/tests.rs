@@ -254,6 +254,16 @@ fn the_format_of_tpm_1_2() {
     assert!(log.examine(&[(HashAlg::Sha1, PcrSet::ALL)], Registers::Tpm).is_ok());
     let error = log.examine(&SHA256, Registers::Tpm).unwrap_err();
     assert_eq!(error, Refusal::Replay(ReplayError::NoBank(HashAlg::Sha256)), "it vouches for no other bank");
+    // Its profiles define less: digests of what extends nothing, and what is measured of a variable in PCR 1.
+    let mut looser = bytes.clone();
+    for (pcr, kind) in [(0u32, EventType::NO_ACTION), (1, EventType::EFI_VARIABLE_DRIVER_CONFIG)] {
+        looser.extend(pcr.to_le_bytes());
+        looser.extend(kind.0.to_le_bytes());
+        looser.extend([7; 20]);
+        looser.extend([1, 0, 0, 0, b'x']);
+    }
+    let log = EventLog::parse(&looser).unwrap();
+    assert!(log.examine(&[(HashAlg::Sha1, PcrSet::ALL)], Registers::Tpm).is_ok());
     // A specification id of TPM 1.2's own does not switch the format.
     let mut old = vec![0, 0, 0, 0, 3, 0, 0, 0];
     old.extend([0; 20]);
