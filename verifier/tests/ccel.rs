@@ -1,5 +1,5 @@
 //! `verifier check eventlog --ccel`: a TDX guest's log beside its ACPI table, from files to exit code.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "tests")]
 
 use std::path::Path;
 use std::process::Command;

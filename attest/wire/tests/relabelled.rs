@@ -9,6 +9,7 @@ use countersign_wire::facts::{Facts, Strength};
 use support::{Log, check, fixture, shared};
 
 type Case = (&'static str, &'static str, fn(&mut Log));
+type Real = (&'static str, fn(&mut Log));
 
 const GLOBAL: &str = "61dfe48bca93d211aa0d00e098032b8c";
 const DATABASE: &str = "cbb219d73a3d9645a3bcdad00e67656f";
@@ -72,7 +73,7 @@ fn refused(cases: &[Case], open: fn() -> Log) {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-fn accepted(cases: &[(&str, fn(&mut Log))], open: fn() -> Log) {
+fn accepted(cases: &[Real], open: fn() -> Log) {
     let judged = cases.iter().map(|(name, real)| {
         let mut log = open();
         real(&mut log);
