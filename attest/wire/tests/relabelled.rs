@@ -419,6 +419,17 @@ fn what_pcr_4_holds_is_listed() {
     assert_eq!(after.applications[2].strength, Strength::Named);
 }
 
+/// The type of an executable is not measured, and its PCR is.
+#[test]
+fn drivers_of_pcr_2_are_no_applications() {
+    let mut log = grub();
+    let rom = log.hashing(2, T::EFI_BOOT_SERVICES_APPLICATION, b"rom", &[0; 32]);
+    log.events.insert(log.first(2, T::SEPARATOR), rom);
+    assert_eq!(verdict(&log), Ok(Some(true)));
+    let (before, after) = (facts(&grub()), facts(&log));
+    assert_eq!((after.option_roms.len(), after.applications.len()), (1, before.applications.len()));
+}
+
 #[test]
 fn a_version_that_is_not_what_was_measured() {
     let mut log = grub();
@@ -448,6 +459,10 @@ fn pcr_7_of_a_conventional_bios() {
     }
     assert_eq!(verdict(&log), Ok(None));
     assert_eq!(facts(&log).debug_mode, None, "nobody measures it there");
+    let mut hidden = log.clone();
+    let policy = log.event(7, T::COMPACT_HASH, &variable(GLOBAL, "SecureBoot", &[0]));
+    hidden.events.push(policy);
+    assert_eq!(verdict(&hidden), Err("relabelled".into()), "a policy makes it no BIOS");
     let action = log.event(5, T::EFI_ACTION, b"x");
     log.events.push(action);
     assert_eq!(verdict(&log), Err("pcr7-type".into()));

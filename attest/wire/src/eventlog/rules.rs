@@ -169,6 +169,8 @@ impl<'a> Rules<'a> {
             }
         } else if self.governed() {
             self.secure_boot(event, pcr, part)?;
+        } else {
+            policy_variable(event, part)?;
         }
         if event.kind == EventType::IPL && self.registers.holds(pcr, 11) {
             self.section(event, part);

@@ -44,6 +44,8 @@ impl<'a> Whole<'a> {
     }
 
     fn loader(&mut self, event: &Event<'a>) {
-        self.loader.get_or_insert(*event);
+        if self.loader.is_none() {
+            self.loader = Some(*event);
+        }
     }
 }

@@ -98,7 +98,8 @@ fn executable(event: &Event<'_>, at: impl Fn(u8) -> bool, digest: Tagged, facts:
     let application = event.kind == EventType::EFI_BOOT_SERVICES_APPLICATION;
     let kind = if application { ImageKind::Application } else { ImageKind::Driver };
     let found = || Fact::authenticated(Image { kind, digest, path: image::path(event.data) }, event.index);
-    if at(2) && !application {
+    // In a TDX guest one register holds both PCRs, and only the type tells them apart.
+    if at(2) && !(application && at(4)) {
         facts.option_roms.push(found());
     } else if at(2) || at(4) {
         facts.applications.push(found());
