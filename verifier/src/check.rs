@@ -79,11 +79,13 @@ pub(crate) fn read_bounded(path: &std::path::Path, max: usize) -> std::io::Resul
 }
 
 /// PCRS.json: {"sha256": {"0": "hex", ...}, ...}. In a SHA-384 bank "rtmr0" to "rtmr3" name a TDX guest's registers; its event log calls
-/// them 1 to 4.
+/// them 1 to 4, and others 0 to 3. No event extends "mrtd", so no log says anything about it.
 pub(crate) struct Pcrs {
     banks: BTreeMap<HashAlg, BTreeMap<u8, Digest>>,
-    /// Whether a register is named as an RTMR.
+    /// Whether a register is named as a TDX guest's.
     rtmrs: bool,
+    /// Whether the registers are numbered as RTMRs, one below their indices in the log.
+    shifted: bool,
 }
 
 impl Pcrs {
@@ -96,6 +98,10 @@ impl Pcrs {
             let alg = HashAlg::from_name(&name).ok_or_else(|| bad(format!("unknown bank {name:?}")))?;
             let mut pcrs = BTreeMap::new();
             for (index, value) in values.0 {
+                if alg == HashAlg::Sha384 && index.eq_ignore_ascii_case("mrtd") {
+                    rtmrs = true;
+                    continue;
+                }
                 let rtmr = rtmr(&index).filter(|_| alg == HashAlg::Sha384);
                 rtmrs |= rtmr.is_some();
                 let pcr = rtmr.or_else(|| index.parse().ok().filter(|pcr| *pcr < 24));
@@ -113,7 +119,31 @@ impl Pcrs {
         if banks.is_empty() {
             return Err(bad("no bank".into()));
         }
-        Ok(Self { banks, rtmrs })
+        Ok(Self { banks, rtmrs, shifted: false })
+    }
+
+    /// Whether the numbers can only be those of RTMRs: 0 to 3, and 0 holds something, as the log's index 0 never does.
+    fn are_rtmrs(&self) -> bool {
+        let zero = Digest::filled(HashAlg::Sha384, 0);
+        let fits = |values: &BTreeMap<u8, Digest>| {
+            values.keys().all(|index| *index < 4) && values.get(&0).is_some_and(|value| *value != zero)
+        };
+        !self.rtmrs && self.banks.iter().all(|(alg, values)| *alg == HashAlg::Sha384 && fits(values))
+    }
+
+    /// Numbers the registers of a TDX guest as its log does.
+    fn numbered_as_logged(self) -> Self {
+        if !self.are_rtmrs() {
+            return self;
+        }
+        let shift = |values: BTreeMap<u8, Digest>| values.into_iter().map(|(at, value)| (at.saturating_add(1), value));
+        let banks = self.banks.into_iter().map(|(alg, values)| (alg, shift(values).collect())).collect();
+        Self { banks, rtmrs: true, shifted: true }
+    }
+
+    /// The number that a register was given by.
+    const fn given(&self, index: u8) -> u8 {
+        index.saturating_sub(if self.shifted { 1 } else { 0 })
     }
 
     fn get(&self, alg: HashAlg, pcr: u8) -> Option<Digest> {

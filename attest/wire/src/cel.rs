@@ -27,7 +27,8 @@ pub struct BadCel {
 /// A canonical event log in the forms that everything else reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Logs {
-    /// The firmware's events, as a crypto-agile event log; empty if there are none.
+    /// The firmware's events, as a binary event log; empty if there are none. In the format of TPM 1.2 where there is nothing but SHA-1 and
+    /// no specification id.
     pub firmware: Vec<u8>,
     /// The other records, in their order.
     pub userspace: Vec<Record>,
@@ -90,6 +91,7 @@ pub fn parse(bytes: &[u8]) -> Result<Logs, BadCel> {
     let mut userspace: Vec<Record> = Vec::new();
     // PCRs that userspace records extend.
     let mut continued = PcrSet::NONE;
+    let mut sha1 = true;
     for (index, raw) in records(bytes)?.into_iter().enumerate() {
         let mut digests: Vec<(HashAlg, Vec<u8>)> = Vec::new();
         for digest in &raw.digests {
@@ -108,6 +110,8 @@ pub fn parse(bytes: &[u8]) -> Result<Logs, BadCel> {
                 return Err(bad(index, format!("a firmware event behind a userspace record of PCR {}", raw.pcr)));
             }
             let (kind, data) = content(&raw.content).map_err(|reason| bad(index, reason.into()))?;
+            let silent = kind == EventType::NO_ACTION && raw.digests.is_empty();
+            sha1 &= silent || matches!(digests.as_slice(), [(HashAlg::Sha1, _)]) && raw.digests.len() == 1;
             events.push(Event { pcr: raw.pcr, kind, digests, data });
         } else if !digests.is_empty() {
             let pcr = u8::try_from(raw.pcr).ok().filter(|pcr| *pcr < 24);
@@ -118,7 +122,8 @@ pub fn parse(bytes: &[u8]) -> Result<Logs, BadCel> {
             userspace.push(Record { index, pcr, digests, text, event_type });
         }
     }
-    Ok(Logs { firmware: binary(&events), userspace })
+    let firmware = if sha1 && !events.first().is_some_and(is_spec_id) { of_tpm_1_2(&events) } else { binary(&events) };
+    Ok(Logs { firmware, userspace })
 }
 
 /// The records of an array, or of a sequence.
@@ -153,18 +158,35 @@ fn content(content: &Content) -> Result<(EventType, Vec<u8>), &'static str> {
     Ok((kind, data))
 }
 
+fn is_spec_id(event: &Event) -> bool {
+    event.kind == EventType::NO_ACTION && event.data.starts_with(b"Spec ID Event03\0")
+}
+
+fn length(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+/// The events in the format of TPM 1.2 (PFP 10.2.1): the profiles of its time excuse what those of a crypto-agile log do not.
+fn of_tpm_1_2(events: &[Event]) -> Vec<u8> {
+    let mut log = Writer::new();
+    for event in events {
+        let digest = event.digests.first().map_or([0; 20].as_slice(), |(_, digest)| digest);
+        log = log.u32_le(event.pcr).u32_le(event.kind.0).raw(digest);
+        log = log.u32_le(length(event.data.len())).raw(&event.data);
+    }
+    log.done()
+}
+
 /// The events as a crypto-agile log (PFP 10.2.2). A specification-id event that is among them stands in front; else one is made for the
 /// algorithms that occur.
 fn binary(events: &[Event]) -> Vec<u8> {
     if events.is_empty() {
         return Vec::new();
     }
-    let spec = |event: &&Event| event.kind == EventType::NO_ACTION && event.data.starts_with(b"Spec ID Event03\0");
-    let (spec_id, rest) = match events.split_first().filter(|(first, _)| spec(first)) {
+    let (spec_id, rest) = match events.split_first().filter(|(first, _)| is_spec_id(first)) {
         Some((first, rest)) => (first.data.clone(), rest),
         None => (made_spec_id(events), events),
     };
-    let length = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let mut log = Writer::new().u32_le(0).u32_le(EventType::NO_ACTION.0).raw(&[0; 20]);
     log = log.u32_le(length(spec_id.len())).raw(&spec_id);
     for event in rest {
@@ -253,6 +275,30 @@ mod tests {
         let log = EventLog::parse(&read.firmware).unwrap();
         assert_eq!(log.banks, [(0x000b, 32)]);
         assert_eq!((log.events[0].kind, log.events[0].data), (EventType::EFI_ACTION, &[1, 2, 3, 4][..]));
+    }
+
+    #[test]
+    fn a_log_of_tpm_1_2_stays_one() {
+        let mut bytes = Vec::new();
+        for (pcr, kind, data) in [(0u32, 3u32, &b"Spec ID Event00\0"[..]), (0, 8, b"1"), (4, 4, &[0xff; 4])] {
+            let digest = if kind == 3 { vec![0; 20] } else { HashAlg::Sha1.digest(&[data]).as_bytes().to_vec() };
+            bytes.extend([pcr.to_le_bytes(), kind.to_le_bytes()].concat());
+            bytes.extend(digest);
+            bytes.extend(u32::try_from(data.len()).unwrap().to_le_bytes());
+            bytes.extend(data);
+        }
+        let log = EventLog::parse(&bytes).unwrap();
+        let text = write(&log, &[]);
+        let read = parse(text.as_bytes()).unwrap();
+        assert_eq!(read.firmware, bytes);
+        let all = [(HashAlg::Sha1, PcrSet::ALL)];
+        assert!(EventLog::parse(&read.firmware).unwrap().examine(&all, crate::eventlog::Registers::Tpm).is_ok());
+        // A digest of another algorithm, known or not, or an event without one: no log of TPM 1.2.
+        let of = |text: &str| EventLog::parse(&parse(text.as_bytes()).unwrap().firmware).unwrap().format;
+        assert_eq!(of(&text), crate::eventlog::Format::Sha1);
+        let record = text.find("EV_S_CRTM_VERSION").map(|at| text[..at].rfind("\"sha1\"").unwrap()).unwrap();
+        let other = format!("{}\"sm3_256\"{}", &text[..record], &text[record + 6..]);
+        assert_eq!(of(&other), crate::eventlog::Format::CryptoAgile);
     }
 
     #[test]

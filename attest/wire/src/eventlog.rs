@@ -14,9 +14,12 @@ mod known;
 mod measured;
 mod parse;
 mod pcrs;
+mod policy;
 mod replay;
 mod rules;
+mod shape;
 mod variable;
+mod whole;
 
 pub use examine::{Examined, Mismatch, Refusal, Registers, Vouched};
 pub use kind::EventType;
@@ -102,6 +105,12 @@ impl<'a> EventLog<'a> {
     /// Banks that this program can compute, in the log's order.
     pub fn known_banks(&self) -> impl Iterator<Item = HashAlg> + '_ {
         self.banks.iter().filter_map(|&(alg, _)| HashAlg::from_id(alg))
+    }
+
+    /// Whether it has an event of UEFI's. Else a conventional BIOS wrote it.
+    #[must_use]
+    pub fn is_uefi(&self) -> bool {
+        self.events.iter().any(|event| event.kind.0 >= EventType::EFI_EVENT_BASE)
     }
 
     /// Events, the specification-id event included.

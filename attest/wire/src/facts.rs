@@ -200,7 +200,7 @@ pub struct Facts {
     /// The boot loaders, in the order in which they ran.
     pub loaders: Vec<Fact<Loader>>,
     /// Executables measured into PCR 4. Only with `exit_boot_services` is the list known to be the firmware's: without it, later software
-    /// could have extended the PCR.
+    /// could have extended the PCR. What was extended there and is not explained otherwise is among them, named.
     pub applications: Vec<Fact<Image>>,
     /// Option ROMs and drivers, measured into PCR 2.
     pub option_roms: Vec<Fact<Image>>,
@@ -230,7 +230,7 @@ pub struct Facts {
     pub firmware: Vec<Fact<Measured>>,
     /// Boot options: name and description.
     pub boot_options: Vec<Fact<BootOption>>,
-    /// A firmware debugger was on. False only where a separated Secure Boot PCR shows that nothing of the kind was measured.
+    /// A firmware debugger was on. False only where a separated Secure Boot PCR with a policy shows that nothing of the kind was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub debug_mode: Option<Fact<bool>>,
     /// DMA protection was switched off. False as for `debug_mode`.

@@ -61,6 +61,7 @@ pub fn check_eventlog(files: LogFiles<'_>) -> Result<CheckedLog, CheckError> {
         CheckError::new(code::FORMAT, "format", malformed.to_string(), want).about(format!("event {event}"))
     })?;
     let registers = registers(&log, &pcrs, files)?;
+    let pcrs = if registers == Registers::Cc { pcrs.numbered_as_logged() } else { pcrs };
     let mut records = canonical.as_ref().map_or_else(Vec::new, |logs| logs.userspace.clone());
     if let Some(bytes) = files.userspace {
         records.extend(systemd_log::parse(bytes).map_err(|e| {
@@ -85,7 +86,7 @@ pub fn check_eventlog(files: LogFiles<'_>) -> Result<CheckedLog, CheckError> {
             .about(format!("PCR {}, {}", mismatch.pcr, mismatch.alg))
     })?;
     let hex = |values: &BTreeMap<u8, Digest>| {
-        values.iter().map(|(pcr, value)| (pcr.to_string(), value.to_string())).collect()
+        values.iter().map(|(pcr, value)| (pcrs.given(*pcr).to_string(), value.to_string())).collect()
     };
     Ok(CheckedLog {
         pcrs: pcrs.banks.iter().map(|(alg, values)| (alg.name().to_owned(), hex(values))).collect(),
@@ -115,7 +116,7 @@ fn refused(refusal: Refusal) -> CheckError {
 }
 
 /// What the log's indices mean. A TDX guest's log is one by its ACPI table, by registers that are asked for as `rtmrN`, or by its looks: then
-/// only if every other register that is asked for holds zeros, as PCR 0 of a TPM never does.
+/// only if every other register that is asked for holds zeros, as PCR 0 of a TPM never does, or the numbers are those of RTMRs.
 fn registers(log: &EventLog<'_>, pcrs: &Pcrs, files: LogFiles<'_>) -> Result<Registers, CheckError> {
     if let Some(bytes) = files.ccel {
         let bad = |got: String, want: &str| CheckError::new(code::FORMAT, "ccel", got, want).about("CCEL table");
@@ -133,7 +134,11 @@ fn registers(log: &EventLog<'_>, pcrs: &Pcrs, files: LogFiles<'_>) -> Result<Reg
     let fits = pcrs.banks.iter().all(|(alg, values)| {
         *alg == HashAlg::Sha384 && values.iter().all(|(index, value)| (1..=4).contains(index) || *value == zero)
     });
-    if pcrs.rtmrs || (fits && ccel::looks_like(log)) { Ok(Registers::Cc) } else { Ok(Registers::Tpm) }
+    if pcrs.rtmrs || ((fits || pcrs.are_rtmrs()) && ccel::looks_like(log)) {
+        Ok(Registers::Cc)
+    } else {
+        Ok(Registers::Tpm)
+    }
 }
 
 /// One prefix of the list leads to PCR 10 in every bank that lists it.

@@ -100,11 +100,22 @@ fn events_left_out_repeated_exchanged_or_moved_to_another_pcr() {
         vec![event(pcr, given.kind.0, &given.digests().collect::<Vec<_>>(), given.data)]
     });
     refused(&with_log(nowhere).judge(), "boot-log", "event_log");
-    let hidden = rewritten(|given| {
-        let kind = if given.index == first.index { 3 } else { given.kind.0 };
-        vec![event(given.pcr, kind, &given.digests().collect::<Vec<_>>(), given.data)]
-    });
-    refused(&with_log(hidden).judge(), "pcr-values", "PCR 8, sha256");
+    // An event that extends nothing: with its digest it gives itself away, and without it PCR 8 does.
+    let hidden = |digests: fn(&[u8]) -> Vec<u8>| {
+        let bytes = rewritten(|given| {
+            let all: Vec<(u16, &[u8])> = given.digests().collect();
+            if given.index != first.index {
+                return vec![event(given.pcr, given.kind.0, &all, given.data)];
+            }
+            let made: Vec<(u16, Vec<u8>)> = all.iter().map(|(alg, digest)| (*alg, digests(digest))).collect();
+            let made: Vec<(u16, &[u8])> = made.iter().map(|(alg, digest)| (*alg, digest.as_slice())).collect();
+            vec![event(given.pcr, 3, &made, given.data)]
+        });
+        with_log(bytes).judge()
+    };
+    let described = first.describe().replace("EV_IPL", "EV_NO_ACTION");
+    refused(&hidden(<[u8]>::to_vec), "boot-log", &described);
+    refused(&hidden(|digest| vec![0; digest.len()]), "pcr-values", "PCR 8, sha256");
 }
 
 #[test]

@@ -114,6 +114,7 @@ impl<'a> EventLog<'a> {
                     bank.note_locality(event, pcr);
                 }
                 if event.kind == EventType::NO_ACTION {
+                    rules.no_action(event, pcr, *alg).map_err(Refusal::Lie)?;
                     continue;
                 }
                 let digest = digest_of(event, *alg)?;
@@ -126,6 +127,7 @@ impl<'a> EventLog<'a> {
                     _ => Part::Not,
                 };
             }
+            rules.end().map_err(Refusal::Lie)?;
             banks.push(bank);
         }
         Ok(Examined { log: self, registers, banks, parts, completed: None })
@@ -243,9 +245,23 @@ impl<'a> Examined<'_, 'a> {
     }
 }
 
-const EXITED: &str = "Exit Boot Services Returned with Success";
+pub(super) const EXITED: &str = "Exit Boot Services Returned with Success";
 
 impl Registers {
+    /// Whether an index of the log is where this PCR is measured.
+    #[must_use]
+    pub const fn holds(self, index: u8, pcr: u8) -> bool {
+        match self {
+            Self::Tpm => index == pcr,
+            Self::Cc => match pcr {
+                1 | 7 => index == 1,
+                2..=6 => index == 2,
+                8..=15 => index == 3,
+                _ => false,
+            },
+        }
+    }
+
     /// Where the Secure Boot policy is measured: PCR 7, RTMR[0].
     #[must_use]
     pub const fn secure_boot(self) -> u8 {

@@ -43,6 +43,10 @@ impl<'a> Event<'a> {
                 let contents = Variable::parse(data).ok().map(|variable| variable.data);
                 contents.filter(|contents| hashes(contents)).or_else(whole)
             }
+            // In PCR 7 always whole; the rules hold it to that.
+            EventType::EFI_VARIABLE_DRIVER_CONFIG => {
+                whole().or_else(|| Some(Variable::parse(data).ok()?.data).filter(|contents| hashes(contents)))
+            }
             EventType::EFI_VARIABLE_AUTHORITY => whole().or_else(|| {
                 // Old versions of shim hash five bytes more than the variable has, and log one more than they hash. A single surplus byte
                 // is believed of shim's own events only: firmware puts an owner in front of the certificate.
@@ -60,7 +64,7 @@ impl<'a> Event<'a> {
                 name().or_else(|| ipl(data, hashes))
             }
             EventType::SEPARATOR => hashes_to_known(data).then_some(data),
-            EventType::EFI_ACTION => {
+            EventType::EFI_ACTION | EventType::ACTION => {
                 [data].into_iter().chain(data.strip_suffix(&[0])).find(|text| hashes_to_known(text))
             }
             _ => whole(),
@@ -155,6 +159,14 @@ fn ipl(data: &[u8], hashes: impl Fn(&[u8]) -> bool) -> Option<&[u8]> {
     // The last one: UTF-16 without its NUL.
     let rest = [Some(data), without_nul, without_nul.and_then(|text| text.strip_suffix(&[0]))];
     if let Some(part) = rest.into_iter().flatten().find(|part| hashes(part)) {
+        return Some(part);
+    }
+    // Distributions had prefixes without a colon.
+    let words = || Some(without_nul.unwrap_or(data)).filter(|text| prefix.is_none() && text.is_ascii());
+    if let Some(after) =
+        words().and_then(|text| data.get(text.iter().position(|byte| *byte == b' ')?.checked_add(1)?..))
+        && let Some(part) = [Some(after), after.strip_suffix(&[0])].into_iter().flatten().find(|part| hashes(part))
+    {
         return Some(part);
     }
     // systemd-boot before version 250 logs one byte less of a UTF-16 text than it measures: the last NUL.

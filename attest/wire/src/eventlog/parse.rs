@@ -43,7 +43,12 @@ pub(super) fn log(bytes: &[u8]) -> Result<EventLog<'_>, BadEventLog> {
             Format::CryptoAgile => agile_event(&mut reader, index, &banks, &usual),
             Format::Sha1 => legacy_event(&mut reader, index),
         };
-        events.push(event.map_err(malformed(index))?);
+        let event = event.map_err(malformed(index))?;
+        if event.kind == EventType::NO_ACTION && event.data.starts_with(SPEC_ID_03) {
+            let second = Reason::Other("a specification id that is not the first event");
+            return Err(malformed(index)(reader.bad("event", second)));
+        }
+        events.push(event);
     }
     Ok(EventLog { format, banks, events, padding: 0, spec_id })
 }
@@ -89,8 +94,22 @@ fn spec_id(first: &Event<'_>) -> Result<Option<Vec<(u16, u16)>>, BadEventLog> {
     if first.pcr != 0 {
         return Err(malformed(0)(Reader::new(&[]).bad("pcrIndex", Reason::Value(first.pcr.into()))));
     }
+    if first.digest(HashAlg::Sha1).is_some_and(|digest| digest.iter().any(|byte| *byte != 0)) {
+        return Err(malformed(0)(Reader::new(&[]).bad("digest", Reason::Other("not zeros"))));
+    }
     data.take(16, "signature").map_err(bad)?;
-    data.take(8, "platformClass, versions, uintnSize").map_err(bad)?;
+    data.take(5, "platformClass, specVersionMinor").map_err(bad)?;
+    let at = data.clone();
+    let major = data.u8("specVersionMajor").map_err(bad)?;
+    if major != 2 {
+        return Err(bad(at.bad("specVersionMajor", Reason::Value(major.into()))));
+    }
+    data.take(1, "specErrata").map_err(bad)?;
+    let at = data.clone();
+    let uintn = data.u8("uintnSize").map_err(bad)?;
+    if !matches!(uintn, 1 | 2) {
+        return Err(bad(at.bad("uintnSize", Reason::Value(uintn.into()))));
+    }
     let at = data.clone();
     let count = data.u32_le("numberOfAlgorithms").map_err(bad)?;
     if count == 0 || count > limits::LOG_BANKS {
@@ -105,7 +124,7 @@ fn spec_id(first: &Event<'_>) -> Result<Option<Vec<(u16, u16)>>, BadEventLog> {
         }
         let at = data.clone();
         let size = data.u16_le("digestSize").map_err(bad)?;
-        let fits = HashAlg::from_id(alg).is_none_or(|known| known.size() == usize::from(size));
+        let fits = digest_size(alg).is_none_or(|known| known == usize::from(size));
         if !fits || usize::from(size) > MAX_DIGEST {
             return Err(bad(at.bad("digestSize", Reason::Value(size.into()))));
         }
@@ -119,6 +138,20 @@ fn spec_id(first: &Event<'_>) -> Result<Option<Vec<(u16, u16)>>, BadEventLog> {
     }
     data.end("specIdEvent").map_err(bad)?;
     Ok(Some(banks))
+}
+
+/// Bytes of an algorithm's digest (TCG Algorithm Registry 1.34, 6.10), also of those that this program cannot compute.
+fn digest_size(alg: u16) -> Option<usize> {
+    const SM3_256: u16 = 0x0012;
+    const SHA3_256: u16 = 0x0027;
+    const SHA3_384: u16 = 0x0028;
+    const SHA3_512: u16 = 0x0029;
+    match alg {
+        SM3_256 | SHA3_256 => Some(32),
+        SHA3_384 => Some(48),
+        SHA3_512 => Some(64),
+        _ => HashAlg::from_id(alg).map(HashAlg::size),
+    }
 }
 
 /// How nearly all events store their digests: one for each bank, in the order of the specification-id event.

@@ -28,7 +28,7 @@ pub enum ReplayError {
         /// The bank.
         alg: HashAlg,
     },
-    /// A PCR that no TPM has.
+    /// A PCR that no TPM has; or no PCR, for an event of a type that always extends one.
     #[error("{event}: PCR index {pcr} is not below 24")]
     PcrIndex {
         /// The event.
@@ -207,9 +207,10 @@ pub(super) fn complete_exit_boot_services(
     Some(sequence)
 }
 
-/// The PCR that an event is for; `None` for the index that extends nothing.
+/// The PCR that an event is for; `None` for the index that extends nothing. UEFI's own types always extend: Windows puts an event of
+/// another type there.
 pub(super) fn pcr_of(event: &Event<'_>) -> Result<Option<u8>, ReplayError> {
-    if event.pcr == NO_PCR {
+    if event.pcr == NO_PCR && event.kind.0 < EventType::EFI_EVENT_BASE {
         return Ok(None);
     }
     match u8::try_from(event.pcr) {
@@ -222,12 +223,14 @@ impl Event<'_> {
     /// The locality that a StartupLocality event names (PFP 10.4.5.3).
     #[must_use]
     pub fn startup_locality(&self) -> Option<u8> {
-        if self.kind != EventType::NO_ACTION || self.pcr != 0 {
-            return None;
-        }
-        match self.data.strip_prefix(b"StartupLocality\0") {
-            Some([locality]) => Some(*locality),
+        match self.about_locality() {
+            Some([locality]) if self.pcr == 0 => Some(*locality),
             _ => None,
         }
+    }
+
+    /// What a StartupLocality event says, in whichever PCR and of whichever length.
+    pub(super) fn about_locality(&self) -> Option<&[u8]> {
+        if self.kind == EventType::NO_ACTION { self.data.strip_prefix(b"StartupLocality\0") } else { None }
     }
 }

@@ -8,7 +8,10 @@ use countersign_tpm::alg::HashAlg;
 
 use super::examine::Registers;
 use super::known::{Known, NORMAL, Nature, ONES, known};
-use super::measured::{grub_prefix, utf16};
+use super::measured::grub_prefix;
+use super::policy::{is_policy, misplaced, owned, policy_variable};
+use super::shape::{is_line, looks_like_image, parameters};
+use super::whole::Whole;
 use super::{Event, EventLog, EventType, Format, Guid, PCRS, PcrBank, Variable};
 use crate::limits;
 
@@ -45,59 +48,108 @@ pub(super) struct Rules<'a> {
     known: &'static Known,
     registers: Registers,
     format: Format,
-    /// No event of UEFI's: a conventional BIOS wrote it.
-    bios: bool,
+    whole: Whole<'a>,
     separated: [u8; PCRS],
-    /// Whether separators of PCR 0 and of the Secure Boot register are still to come.
-    ahead: [usize; 2],
     variables: Vec<(Guid, &'a [u8])>,
+    /// shim's first statement in the Secure Boot register.
+    shim: Option<u32>,
+    /// Where PCR 0 began, as StartupLocality says.
     locality: Option<u8>,
+    /// A hardware root of trust measured first.
+    hardware: bool,
+    /// The name of the section whose contents come next (PCR 11).
+    section: Option<&'a [u8]>,
+    /// Whether any section's name was measured, and the first contents without.
+    named: bool,
+    nameless: Option<Event<'a>>,
 }
 
 impl<'a> Rules<'a> {
-    pub(super) fn new(log: &EventLog<'_>, alg: HashAlg, registers: Registers) -> Self {
-        let (mut ahead, mut bios) = ([0usize; 2], true);
-        let places = [0, registers.secure_boot()].map(u32::from);
-        for event in &log.events {
-            bios &= event.kind.0 < EventType::EFI_EVENT_BASE;
-            if event.kind == EventType::SEPARATOR {
-                for (count, place) in ahead.iter_mut().zip(places) {
-                    *count = count.saturating_add(usize::from(event.pcr == place));
-                }
-            }
-        }
+    pub(super) fn new(log: &EventLog<'a>, alg: HashAlg, registers: Registers) -> Self {
         Self {
             known: known(alg),
             registers,
             format: log.format,
-            bios,
+            whole: Whole::of(log, registers),
             separated: [0; PCRS],
-            ahead,
             variables: Vec::with_capacity(16),
+            shim: None,
             locality: None,
+            hardware: false,
+            section: None,
+            named: false,
+            nameless: None,
         }
     }
 
-    /// Where PCR 0 began is said before its first extend, and once. A later event that says the same changes nothing and passes.
+    /// Where PCR 0 began is said before its first extend: at locality 0, 3 or 4. A later event that says the same changes nothing and passes.
     pub(super) fn locality(&mut self, event: &Event<'_>, pcr: u8, bank: &PcrBank) -> Result<(), Lie> {
-        if pcr != 0 {
-            return Ok(());
-        }
-        if event.kind == EventType::EFI_HCRTM_EVENT && !bank.extended(0) {
-            self.locality = Some(4);
-        }
-        let Some(locality) = event.startup_locality() else { return Ok(()) };
-        match self.locality {
-            None if !bank.extended(0) => self.locality = Some(locality),
-            // A hardware root of trust decides before TPM2_Startup: what comes later is without effect.
-            Some(4) => {}
-            before if before.unwrap_or(0) == locality => {}
-            before => {
-                let got = format!("locality {locality} after PCR 0 was begun at {}", before.unwrap_or(0));
-                return Err(lie(event, "startup-locality", got, "one locality, before PCR 0 is extended"));
+        const WANT: &str = "one locality of 0, 3 and 4, in PCR 0, before it is extended";
+        let refuse = |got: String| Err(lie(event, "startup-locality", got, WANT));
+        let extended = bank.extended(0);
+        if event.kind == EventType::EFI_HCRTM_EVENT {
+            if pcr != 0 {
+                return refuse(format!("a hardware root of trust in PCR {pcr}"));
             }
+            if extended && !self.hardware {
+                return refuse("a hardware root of trust after PCR 0 was extended".into());
+            }
+            self.hardware = true;
         }
-        Ok(())
+        let Some(said) = event.about_locality() else { return Ok(()) };
+        let &[locality @ (0 | 3 | 4)] = said else { return refuse(format!("locality {}", short(said))) };
+        if pcr != 0 {
+            return refuse(format!("a locality in PCR {pcr}"));
+        }
+        match self.locality {
+            // A hardware root of trust decides before TPM2_Startup: what comes later is without effect.
+            _ if self.hardware => Ok(()),
+            None if !extended => {
+                self.locality = Some(locality);
+                Ok(())
+            }
+            before if before.unwrap_or(0) == locality => Ok(()),
+            before => refuse(format!("locality {locality} after PCR 0 was begun at {}", before.unwrap_or(0))),
+        }
+    }
+
+    /// An event that extends nothing has digests of zeros (PFP 10.4.3), and the Secure Boot policy is never said in passing.
+    pub(super) fn no_action(&self, event: &Event<'_>, pcr: u8, alg: HashAlg) -> Result<(), Lie> {
+        let digest = event.digest(alg).filter(|digest| digest.iter().any(|byte| *byte != 0));
+        if let Some(digest) = digest.filter(|_| self.format == Format::CryptoAgile) {
+            return Err(lie(
+                event,
+                "no-action",
+                format!("digest {}", hex::encode(digest)),
+                "zeros: it extends nothing",
+            ));
+        }
+        match Variable::parse_with_tail(event.data) {
+            Ok((variable, _))
+                if self.registers.holds(pcr, 7) && (is_policy(variable.raw_name()) || owned(&variable)) =>
+            {
+                let name = variable.name().unwrap_or_default();
+                let got = format!("variable {name} in an event that extends nothing");
+                Err(lie(event, "relabelled", got, "EV_EFI_VARIABLE_DRIVER_CONFIG or _AUTHORITY"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What can be said once all events were judged: firmware that hands over has separated its policy from what comes later, and a stub that
+    /// measures names measures all of them.
+    pub(super) fn end(&self) -> Result<(), Lie> {
+        if let Some(contents) = self.nameless.filter(|_| self.named) {
+            return Err(unmeasured(&contents));
+        }
+        let told = self.registers == Registers::Tpm && self.format == Format::CryptoAgile;
+        match &self.whole.loader {
+            Some(event) if told && !self.variables.is_empty() && !self.separated(7) => {
+                let got = "no separator in PCR 7 before it, and none behind it".into();
+                Err(lie(event, "separator", got, "one in PCR 7, before the boot loader runs"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Judges an event that extends a PCR. `part` is what its digest vouches for.
@@ -111,28 +163,63 @@ impl<'a> Rules<'a> {
         let nature = self.known.find(digest);
         self.separator(event, pcr, (digest, nature), part)?;
         self.relabelled(event, pcr, nature, part)?;
-        if pcr == self.registers.secure_boot() {
+        if pcr != self.registers.secure_boot() {
+            if self.format == Format::CryptoAgile {
+                misplaced(event)?;
+            }
+        } else if self.governed() {
             self.secure_boot(event, pcr, part)?;
+        } else {
+            policy_variable(event, part)?;
+        }
+        if event.kind == EventType::IPL && self.registers.holds(pcr, 11) {
+            self.section(event, part);
         }
         self.data(event, pcr, part)
+    }
+
+    /// Whether PCR 7 holds the Secure Boot policy. To the profiles of TPM 1.2 it is the manufacturer's.
+    fn governed(&self) -> bool {
+        self.whole.uefi && (self.format == Format::CryptoAgile || self.whole.policy)
+    }
+
+    /// systemd-stub measures a section twice, under its name both times: the name, then the contents (PCR 11). Contents alone are a name that
+    /// was changed, where other names are measured: there may be stubs that measure none.
+    fn section(&mut self, event: &Event<'a>, part: Option<&[u8]>) {
+        if !event.data.starts_with(b".\0") {
+            return;
+        }
+        let before = self.section.take();
+        if part.is_some() {
+            self.named = true;
+            self.section = Some(event.data);
+        } else if before != Some(event.data) {
+            self.nameless.get_or_insert(*event);
+        }
     }
 
     /// Data that is *defined* as what was measured, and that facts are read from, hashes to the digest (PFP 10.4.1). Never asked of executables,
     /// firmware blobs, hand-off tables, tags and other opaque data, whose digests are of something else.
     fn data(&self, event: &Event<'_>, pcr: u8, part: Option<&[u8]>) -> Result<(), Lie> {
+        if part.is_some() {
+            return Ok(());
+        }
         let defined = match event.kind {
+            // Firmware for TPM 1.2 measures what it likes here.
+            EventType::EFI_VARIABLE_DRIVER_CONFIG => self.format == Format::CryptoAgile,
             EventType::EFI_VARIABLE_BOOT
-            | EventType::EFI_VARIABLE_BOOT2
             | EventType::EFI_VARIABLE_AUTHORITY
             | EventType::EFI_ACTION
             | EventType::EFI_GPT_EVENT
             | EventType::NONHOST_INFO => true,
-            // Firmware for TPM 1.2 measures what it likes here.
-            EventType::S_CRTM_VERSION => pcr == 0 && self.format == Format::CryptoAgile,
-            EventType::IPL => grub_prefix(event.data).is_some() || (matches!(pcr, 8 | 12) && parameters(event.data)),
+            EventType::IPL => {
+                grub_prefix(event.data).is_some()
+                    || (self.whole.grub && pcr == 8 && is_line(event.data))
+                    || ([8, 12].into_iter().any(|of| self.registers.holds(pcr, of)) && parameters(event.data))
+            }
             _ => false,
         };
-        if defined && part.is_none() { Err(unmeasured(event)) } else { Ok(()) }
+        if defined { Err(unmeasured(event)) } else { Ok(()) }
     }
 
     /// A separator of PCRs 0 to 7 has data 00000000, once per PCR, and its digest stands under no other type.
@@ -147,7 +234,8 @@ impl<'a> Rules<'a> {
         let most = self.registers.separators(pcr);
         if event.kind != EventType::SEPARATOR {
             // One real laptop measures an empty S-CRTM as four zero bytes, and separates PCR 0 later.
-            let empty_crtm = event.kind == EventType::S_CRTM_CONTENTS && pcr == 0 && self.ahead.first() > Some(&0);
+            let empty_crtm =
+                event.kind == EventType::S_CRTM_CONTENTS && pcr == 0 && self.whole.ahead.first() > Some(&0);
             // PCRs 8 and up hold what operating systems like, four zero bytes too.
             if most > 0 && ((is_normal && !empty_crtm) || failed) {
                 return Err(lie(event, "separator", "a separator's digest under another type".into(), "EV_SEPARATOR"));
@@ -162,13 +250,16 @@ impl<'a> Rules<'a> {
         // The firmware profiles of TPM 1.2 and of conventional BIOSes have FFFFFFFF beside 00000000 (PC Client Implementation for Conventional
         // BIOS 1.21, 11.3.1). SeaBIOS logs no data with it, and before 1.15 put SHA-1 with zeros behind it into every bank.
         let legacy_ones = (self.format == Format::Sha1 && event.data == ONES && part.is_some())
-            || (self.bios && (event.data.is_empty() || event.data == ONES) && self.known.is_ones(digest));
+            || (!self.whole.uefi && (event.data.is_empty() || event.data == ONES) && self.known.is_ones(digest));
         if (failed || event.data == ONES) && !legacy_ones {
             return Err(lie(event, "separator", "the firmware reports an error".into(), "00000000"));
         }
         if (event.data != NORMAL || !is_normal) && !legacy_ones {
             let got = format!("data {}, digest {}", short(event.data), hex::encode(digest));
             return Err(lie(event, "separator", got, "00000000 and its digest"));
+        }
+        if self.registers == Registers::Tpm && pcr == 7 {
+            self.in_time(event)?;
         }
         if let Some(count) = self.separated.get_mut(usize::from(pcr)) {
             *count = count.saturating_add(1);
@@ -179,9 +270,21 @@ impl<'a> Rules<'a> {
         Ok(())
     }
 
+    /// Some firmware separates PCR 7 late, but never after it started a boot loader.
+    fn in_time(&self, event: &Event<'_>) -> Result<(), Lie> {
+        let loader = self.whole.loader.map(|event| event.index);
+        match [self.shim, loader].into_iter().flatten().find(|index| *index < event.index && self.governed()) {
+            Some(index) => {
+                let got = format!("a separator behind event {index}, which is a boot loader's");
+                Err(lie(event, "separator", got, "one, before the boot loader runs"))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Counts the separators that are still to come.
     fn pass(&mut self, pcr: u8) {
-        let [zero, secure_boot] = &mut self.ahead;
+        let [zero, secure_boot] = &mut self.whole.ahead;
         if pcr == 0 {
             *zero = zero.saturating_sub(1);
         }
@@ -200,10 +303,17 @@ impl<'a> Rules<'a> {
         if self.registers.separators(pcr) == 0 {
             return Ok(());
         }
-        if nature == Nature::Action && !matches!(event.kind, EventType::EFI_ACTION | EventType::ACTION) {
-            return other("an action", "EV_EFI_ACTION");
+        if nature == Nature::Action {
+            if !matches!(event.kind, EventType::EFI_ACTION | EventType::ACTION) {
+                return other("an action", "EV_EFI_ACTION");
+            }
+            // EV_ACTION need not hash in general; what is known to be an action's digest has its words beside it.
+            if part.is_none() {
+                return Err(unmeasured(event));
+            }
         }
-        if !event.is_image() && matches!(pcr, 2 | 4) && part.is_none() && looks_like_image(event.data) {
+        let executables = || [0, 2, 4].into_iter().any(|of| self.registers.holds(pcr, of));
+        if !event.is_image() && part.is_none() && looks_like_image(event.data) && executables() {
             return other("an executable", "EV_EFI_BOOT_SERVICES_APPLICATION or _DRIVER");
         }
         let gpt =
@@ -218,25 +328,36 @@ impl<'a> Rules<'a> {
     fn secure_boot(&mut self, event: &Event<'a>, pcr: u8, part: Option<&[u8]>) -> Result<(), Lie> {
         let allowed = match self.registers {
             Registers::Tpm => PCR7.contains(&event.kind),
-            // RTMR[0] also holds what PCR 1 would.
-            Registers::Cc => event.kind.name().is_some(),
+            // RTMR[0] also holds what PCR 1 would, and there vendors have types of their own.
+            Registers::Cc => true,
         };
         if !allowed {
             return Err(lie(event, "pcr7-type", event.kind.to_string(), "a type that is measured into PCR 7"));
         }
-        let [_, ahead] = self.ahead;
+        let [_, ahead] = self.whole.ahead;
         let early = !self.separated(pcr) && ahead > 0;
         if self.registers == Registers::Tpm && early && matches!(event.kind, EventType::IPL | EventType::EVENT_TAG) {
             let got = format!("{} before the separator", event.kind);
             return Err(lie(event, "pcr7-type", got, "the firmware's own types: boot loaders come after it"));
         }
         if event.kind != EventType::EFI_VARIABLE_DRIVER_CONFIG {
+            if self.shim.is_none()
+                && event.kind == EventType::EFI_VARIABLE_AUTHORITY
+                && event.data.starts_with(&Guid::SHIM.0)
+            {
+                self.shim = Some(event.index);
+            }
             return policy_variable(event, part);
         }
         let variable = Variable::parse(event.data)
             .map_err(|e| lie(event, "secure-boot-variable", e.to_string(), "a complete UEFI_VARIABLE_DATA"))?;
         let name = || variable.name().unwrap_or_else(|| hex::encode(variable.raw_name()));
         let policy = is_policy(variable.raw_name());
+        // On a real machine it has no byte at all.
+        if variable.is_secure_boot() && !matches!(variable.data, [] | [0 | 1]) {
+            let got = format!("SecureBoot = {} ({} bytes)", short(variable.data), variable.data.len());
+            return Err(lie(event, "secure-boot-variable", got, "one byte: 00 or 01"));
+        }
         if self.separated(pcr) && (policy || self.registers == Registers::Tpm) {
             return Err(lie(event, "secure-boot-variable", format!("{} after the separator", name()), "before it"));
         }
@@ -256,76 +377,16 @@ impl<'a> Rules<'a> {
     }
 }
 
-/// Names of the Secure Boot policy's variables: whoever owns them, a reader could take them for it.
-fn is_policy(name: &[u8]) -> bool {
-    const NAMES: [&[u8]; 10] = [
-        b"S\0e\0c\0u\0r\0e\0B\0o\0o\0t\0",
-        b"S\0e\0t\0u\0p\0M\0o\0d\0e\0",
-        b"A\0u\0d\0i\0t\0M\0o\0d\0e\0",
-        b"D\0e\0p\0l\0o\0y\0e\0d\0M\0o\0d\0e\0",
-        b"P\0K\0",
-        b"K\0E\0K\0",
-        b"d\0b\0",
-        b"d\0b\0x\0",
-        b"d\0b\0t\0",
-        b"d\0b\0r\0",
-    ];
-    NAMES.contains(&name)
-}
-
-/// A variable of the policy under another type than EV_EFI_VARIABLE_DRIVER_CONFIG. An authority names the database that it was found in, and
-/// holds one entry of it: an owner and a certificate or hash, never a list.
-fn policy_variable(event: &Event<'_>, part: Option<&[u8]>) -> Result<(), Lie> {
-    const LISTS: [Guid; 4] = [Guid::X509_LIST, Guid::SHA256_LIST, Guid::SHA1_LIST, Guid::RSA2048_LIST];
-    let authority = matches!(event.kind, EventType::EFI_VARIABLE_AUTHORITY | EventType::EFI_SPDM_DEVICE_AUTHORITY);
-    let Ok((variable, tail)) = Variable::parse_with_tail(event.data) else { return Ok(()) };
-    let databases: [&[u8]; 3] = [b"d\0b\0", b"d\0b\0x\0", b"d\0b\0t\0"];
-    let database = databases.contains(&variable.raw_name());
-    let list = LISTS.iter().any(|list| variable.data.starts_with(&list.0)) || variable.data.is_empty();
-    let hidden = if authority {
-        is_policy(variable.raw_name()) && (!database || list)
-    } else {
-        is_policy(variable.raw_name()) || (tail == 0 && matches!(event.kind, EventType::IPL | EventType::EVENT_TAG))
-    };
-    if hidden {
-        let name = variable.name().unwrap_or_default();
-        return Err(lie(
-            event,
-            "relabelled",
-            format!("variable {name} under another type"),
-            "EV_EFI_VARIABLE_DRIVER_CONFIG",
-        ));
-    }
-    if event.kind == EventType::EFI_VARIABLE_AUTHORITY && part.is_none() {
-        return Err(unmeasured(event));
-    }
-    Ok(())
-}
-
-/// Kernel parameters in UTF-16, as systemd-boot and systemd-stub log them. What they call the initial RAM disks that they measure beside them
-/// has no `=`.
-fn parameters(data: &[u8]) -> bool {
-    data.chunks_exact(2).any(|pair| pair == [b'=', 0]) && utf16(data).is_some()
-}
-
-/// UEFI_IMAGE_LOAD_EVENT with a device path: 32 bytes and exactly as many as it says.
-fn looks_like_image(data: &[u8]) -> bool {
-    let Some((header, path)) = data.split_at_checked(32) else { return false };
-    let length = header.last_chunk::<8>().map(|length| u64::from_le_bytes(*length));
-    let ends = path.ends_with(&[0x7f, 0xff, 4, 0]);
-    ends && length == u64::try_from(path.len()).ok()
-}
-
-fn short(data: &[u8]) -> String {
+pub(super) fn short(data: &[u8]) -> String {
     let shown = data.get(..16).unwrap_or(data);
     format!("{}{}", hex::encode(shown), if shown.len() < data.len() { "..." } else { "" })
 }
 
-fn unmeasured(event: &Event<'_>) -> Lie {
+pub(super) fn unmeasured(event: &Event<'_>) -> Lie {
     let got = format!("data {} ({} bytes), whose hash is another", short(event.data), event.data.len());
     lie(event, "data", got, "data that hashes to the event's digest")
 }
 
-fn lie(event: &Event<'_>, check: &'static str, got: String, want: &str) -> Lie {
+pub(super) fn lie(event: &Event<'_>, check: &'static str, got: String, want: &str) -> Lie {
     Lie { check, event: event.describe(), index: event.index, got, want: want.to_owned() }
 }

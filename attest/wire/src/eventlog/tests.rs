@@ -84,7 +84,9 @@ impl Maker {
         self.0.extend(u32::try_from(banks.len()).unwrap().to_le_bytes());
         for alg in banks {
             self.0.extend(alg.id().to_le_bytes());
-            self.0.extend(alg.digest(&[hashed]).as_bytes());
+            let none = kind == EventType::NO_ACTION;
+            let digest = if none { Digest::filled(*alg, 0) } else { alg.digest(&[hashed]) };
+            self.0.extend(digest.as_bytes());
         }
         self.0.extend(u32::try_from(data.len()).unwrap().to_le_bytes());
         self.0.extend(data);
@@ -162,7 +164,7 @@ fn logs_that_replay_and_lie() {
         ("secure-boot-variable", Maker::new().event(7, config, &on).event(7, config, &on)),
         ("secure-boot-variable", Maker::new().event(7, separator, &[0; 4]).event(7, config, &on)),
         ("secure-boot-variable", Maker::new().event(7, config, &[on.as_slice(), &[0]].concat())),
-        ("pcr7-type", Maker::new().event(7, EventType(0x1234), b"x")),
+        ("pcr7-type", Maker::new().event(7, EventType(0x1234), b"x").event(5, EventType::EFI_ACTION, b"x")),
     ];
     for (check, log) in &cases {
         assert_eq!(log.lie(), Some(*check));
@@ -186,9 +188,11 @@ fn secure_boot_is_believed_only_when_measured() {
     assert_eq!(state(Maker::new().event(7, config, &off)), Ok(Some(false)));
     assert_eq!(state(Maker::new().with(7, config, &banks, &off, &on)), Err("data"));
     assert_eq!(state(Maker::new().event(7, config, &secure_boot_variable(&[]))), Ok(None), "a real machine has this");
-    assert_eq!(state(Maker::new().event(7, config, &secure_boot_variable(&[2]))), Ok(None));
-    assert_eq!(state(Maker::new().event(7, config, &secure_boot_variable(&[1, 1]))), Ok(None));
-    assert_eq!(state(Maker::new().event(4, config, &on)), Ok(None));
+    for bad in [&[2][..], &[1, 1], &[0, 0]] {
+        let log = Maker::new().event(7, config, &secure_boot_variable(bad));
+        assert_eq!(state(log), Err("secure-boot-variable"), "{bad:?}");
+    }
+    assert_eq!(state(Maker::new().event(4, config, &on)), Err("secure-boot-variable"));
 }
 
 #[test]
@@ -250,6 +254,16 @@ fn the_format_of_tpm_1_2() {
     assert!(log.examine(&[(HashAlg::Sha1, PcrSet::ALL)], Registers::Tpm).is_ok());
     let error = log.examine(&SHA256, Registers::Tpm).unwrap_err();
     assert_eq!(error, Refusal::Replay(ReplayError::NoBank(HashAlg::Sha256)), "it vouches for no other bank");
+    // Its profiles define less: digests of what extends nothing, and what is measured of a variable in PCR 1.
+    let mut looser = bytes.clone();
+    for (pcr, kind) in [(0u32, EventType::NO_ACTION), (1, EventType::EFI_VARIABLE_DRIVER_CONFIG)] {
+        looser.extend(pcr.to_le_bytes());
+        looser.extend(kind.0.to_le_bytes());
+        looser.extend([7; 20]);
+        looser.extend([1, 0, 0, 0, b'x']);
+    }
+    let log = EventLog::parse(&looser).unwrap();
+    assert!(log.examine(&[(HashAlg::Sha1, PcrSet::ALL)], Registers::Tpm).is_ok());
     // A specification id of TPM 1.2's own does not switch the format.
     let mut old = vec![0, 0, 0, 0, 3, 0, 0, 0];
     old.extend([0; 20]);

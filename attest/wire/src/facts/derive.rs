@@ -6,7 +6,7 @@ use super::{
     Authority, BootOption, CommandLine, Events, Fact, Facts, Image, ImageKind, Loader, Log, Measured, Shim, Strength,
     Tagged, databases, image,
 };
-use crate::eventlog::{Event, EventType, Examined, Guid, Variable, grub_prefix, plain_text, utf16};
+use crate::eventlog::{Event, EventType, Examined, Guid, Registers, Variable, grub_prefix, plain_text, utf16};
 
 /// Tags of the Linux EFI stub's and systemd's EV_EVENT_TAG events.
 const TAG_INITRD: u32 = 0x8F3B_22EC;
@@ -21,59 +21,91 @@ struct Walk {
     section: Option<(String, u32)>,
     /// Whether a separator of the Secure Boot register was seen, and where.
     separator: Option<u32>,
+    /// Whether PCR 0 was separated.
+    separated: bool,
+    /// Whether the Secure Boot register holds a policy: else it is the manufacturer's, and silence means nothing.
+    policy: bool,
+    /// Words about a debugger, and about DMA protection, that nobody defined.
+    vague: [bool; 2],
 }
 
 pub(super) fn firmware(examined: &Examined<'_, '_>, facts: &mut Facts) {
     let Some(alg) = examined.banks.first().map(|bank| bank.alg()) else { return };
     // A digest is shown in SHA-256 where a bank for it was examined.
     let alg = if examined.banks.iter().any(|bank| bank.alg() == HashAlg::Sha256) { HashAlg::Sha256 } else { alg };
+    let uefi = examined.log.is_uefi();
     let mut walk = Walk::default();
     facts.secure_boot = examined.secure_boot_event().map(|(event, on)| Fact::authenticated(on, event));
     for (event, pcr, part) in examined.events() {
         let Some(digest) = event.digest(alg).and_then(|digest| Digest::new(alg, digest)).map(Tagged) else { continue };
         let measured = |name: String| Measured { name, digest };
+        // What a type says counts only where firmware measures it: an operating system extends other PCRs as it likes.
+        let at = |of| examined.registers.holds(pcr, of);
         if event.is_image() {
-            executable(event, pcr, digest, facts);
+            executable(event, at, digest, facts);
             continue;
         }
-        match (event.kind, pcr) {
-            (EventType::EFI_VARIABLE_DRIVER_CONFIG, _) if pcr == examined.registers.secure_boot() => {
+        match event.kind {
+            EventType::EFI_VARIABLE_DRIVER_CONFIG if at(7) => {
                 if let Some(variable) = part.and_then(|part| Variable::parse(part).ok()) {
+                    walk.policy = true;
                     policy(&variable, digest, event.index, facts);
                 }
             }
-            (EventType::EFI_VARIABLE_AUTHORITY, _) => authority(event, part, facts),
-            (EventType::EFI_VARIABLE_BOOT | EventType::EFI_VARIABLE_BOOT2, _) => boot_option(event, part, facts),
-            (EventType::SEPARATOR, _) if pcr == examined.registers.secure_boot() => walk.separator = Some(event.index),
-            (EventType::EFI_ACTION, _) => {
-                if let Some(part) = part {
-                    action(part, event.index, facts);
+            EventType::EFI_VARIABLE_AUTHORITY if at(7) => authority(event, part, facts),
+            EventType::EFI_VARIABLE_BOOT | EventType::EFI_VARIABLE_BOOT2 if at(1) || at(5) => {
+                boot_option(event, part, facts);
+            }
+            EventType::SEPARATOR => {
+                walk.separated |= pcr == 0;
+                if pcr == examined.registers.secure_boot() {
+                    walk.separator = Some(event.index);
                 }
             }
-            (EventType::S_CRTM_VERSION, _) => {
+            EventType::EFI_ACTION | EventType::ACTION if at(7) => {
+                if let Some(part) = part {
+                    action(part, event.index, &mut walk, facts);
+                }
+            }
+            // In a TDX guest PCR 0 is MRTD, which no event extends.
+            EventType::S_CRTM_VERSION if part.is_some() && (pcr == 0 || at(1)) => {
                 let version = part.and_then(version).filter(|version| !version.is_empty());
-                facts.firmware_version = version.map(|version| Fact::authenticated(version, event.index));
+                if facts.firmware_version.is_none() && !walk.separated {
+                    facts.firmware_version = version.map(|version| Fact::authenticated(version, event.index));
+                }
             }
-            (EventType::IPL, _) => ipl(event, pcr, part, &measured, &mut walk, facts),
-            (EventType::EVENT_TAG, _) => tag(event, &measured, facts),
-            (EventType::SEPARATOR, _) => {}
-            (kind, 0) => {
-                let name = kind.name().map_or_else(|| kind.to_string(), str::to_owned);
-                facts.firmware.push(Fact::named(measured(name), event.index));
-            }
+            EventType::IPL => ipl(event, examined.registers, (pcr, part), &measured, &mut walk, facts),
+            EventType::EVENT_TAG => tag(event, at, &measured, facts),
+            EventType::EFI_ACTION => {}
+            kind if pcr == 0 => facts.firmware.push(Fact::named(measured(name_of(kind)), event.index)),
             _ => {}
+        }
+        if uefi && pcr == 4 && part.is_none() && examined.registers == Registers::Tpm {
+            // It may be an executable under another type: the list of them must not lack its digest.
+            let image = Image { kind: ImageKind::Application, digest, path: None };
+            facts.applications.push(Fact::named(image, event.index));
         }
     }
     absent(&walk, examined, facts);
 }
 
+fn name_of(kind: EventType) -> String {
+    kind.name().map_or_else(|| kind.to_string(), str::to_owned)
+}
+
 /// An executable: its digest is what was extended; where it came from is only named.
-fn executable(event: &Event<'_>, pcr: u8, digest: Tagged, facts: &mut Facts) {
+fn executable(event: &Event<'_>, at: impl Fn(u8) -> bool, digest: Tagged, facts: &mut Facts) {
     let application = event.kind == EventType::EFI_BOOT_SERVICES_APPLICATION;
     let kind = if application { ImageKind::Application } else { ImageKind::Driver };
-    let found = Image { kind, digest, path: image::path(event.data) };
-    let list = if pcr == 2 && !application { &mut facts.option_roms } else { &mut facts.applications };
-    list.push(Fact::authenticated(found, event.index));
+    let found = || Fact::authenticated(Image { kind, digest, path: image::path(event.data) }, event.index);
+    // In a TDX guest one register holds both PCRs, and only the type tells them apart.
+    if at(2) && !(application && at(4)) {
+        facts.option_roms.push(found());
+    } else if at(2) || at(4) {
+        facts.applications.push(found());
+    } else if event.pcr == 0 {
+        facts.firmware.push(Fact::named(Measured { name: name_of(event.kind), digest }, event.index));
+    }
 }
 
 /// A variable of the Secure Boot policy.
@@ -127,12 +159,19 @@ fn boot_option(event: &Event<'_>, part: Option<&[u8]>, facts: &mut Facts) {
     facts.boot_options.push(Fact { value, strength, log: Log::Firmware, events: Events::one(event.index) });
 }
 
-fn action(part: &[u8], event: u32, facts: &mut Facts) {
-    match part {
-        b"UEFI Debug Mode" => facts.debug_mode = Some(Fact::authenticated(true, event)),
-        b"DMA Protection Disabled" => facts.dma_protection_disabled = Some(Fact::authenticated(true, event)),
-        _ => {}
+/// A debugger and switched-off DMA protection are reported in PCR 7 (PFP 3.3.4.8), by some firmware in words of its own: those are understood
+/// where they contain the defined ones. Others about the same thing only show that silence is no answer.
+fn action(part: &[u8], event: u32, walk: &mut Walk, facts: &mut Facts) {
+    let words = plain_text(part).unwrap_or_default().to_ascii_lowercase();
+    let [debug, dma] = &mut walk.vague;
+    if words.contains("uefi debug mode") {
+        facts.debug_mode = Some(Fact::authenticated(true, event));
     }
+    if words.contains("dma protection disabled") {
+        facts.dma_protection_disabled = Some(Fact::authenticated(true, event));
+    }
+    *debug |= words.contains("debug");
+    *dma |= words.contains("dma");
 }
 
 /// What a version is: text, or a GUID.
@@ -149,18 +188,26 @@ pub(super) fn version(part: &[u8]) -> Option<String> {
 /// What boot loaders measure.
 fn ipl(
     event: &Event<'_>,
-    pcr: u8,
-    part: Option<&[u8]>,
+    registers: Registers,
+    (pcr, part): (u8, Option<&[u8]>),
     measured: &impl Fn(String) -> Measured,
     walk: &mut Walk,
     facts: &mut Facts,
 ) {
     let index = event.index;
+    // GRUB's words stand in PCR 8; in older versions of distributions also in PCR 9.
     if let Some(prefix) = grub_prefix(event.data) {
-        grub(event, part, prefix, facts);
+        if registers.holds(pcr, 8) || registers.holds(pcr, 9) {
+            grub(event, part, prefix, facts);
+        }
         return;
     }
     match pcr {
+        3 if registers == Registers::Cc && event.data.starts_with(b".\0") => {
+            section(event, part, measured, walk, facts)
+        }
+        // The other names of a TDX guest's register 3 do not tell which PCR they would be for.
+        _ if registers == Registers::Cc => {}
         11 => section(event, part, measured, walk, facts),
         12 => {
             // A command line, or an addon's: systemd-boot and systemd-stub hash the text as it stands in the log.
@@ -229,23 +276,28 @@ fn section(
 }
 
 /// The Linux EFI stub's and systemd's tags. The digest is of what the tag names, never of the tag.
-fn tag(event: &Event<'_>, measured: &impl Fn(String) -> Measured, facts: &mut Facts) {
+fn tag(event: &Event<'_>, at: impl Fn(u8) -> bool, measured: &impl Fn(String) -> Measured, facts: &mut Facts) {
     let Some(tag) = event.data.first_chunk::<4>().map(|tag| u32::from_le_bytes(*tag)) else { return };
     let index = event.index;
     match tag {
-        TAG_INITRD => facts.initrds.push(Fact::named(measured("Linux initrd".into()), index)),
-        TAG_LOAD_OPTIONS => facts.files.push(Fact::named(measured("LOADED_IMAGE::LoadOptions".into()), index)),
-        TAG_LOADER_CONF => facts.loaders.push(Fact::named(Loader::SystemdBoot, index)),
-        TAG_DEVICETREE_ADDON => facts.addons.push(Fact::named(measured("devicetree addon".into()), index)),
+        TAG_INITRD if at(9) => facts.initrds.push(Fact::named(measured("Linux initrd".into()), index)),
+        TAG_LOAD_OPTIONS if at(9) => facts.files.push(Fact::named(measured("LOADED_IMAGE::LoadOptions".into()), index)),
+        TAG_LOADER_CONF if at(5) => facts.loaders.push(Fact::named(Loader::SystemdBoot, index)),
+        TAG_DEVICETREE_ADDON if at(12) => facts.addons.push(Fact::named(measured("devicetree addon".into()), index)),
         _ => {}
     }
 }
 
 /// What was not measured is not so, once the separator shows that the firmware measured what it had to.
 fn absent(walk: &Walk, examined: &Examined<'_, '_>, facts: &mut Facts) {
-    if let Some(separator) = walk.separator {
-        facts.debug_mode.get_or_insert_with(|| Fact::authenticated(false, separator));
-        facts.dma_protection_disabled.get_or_insert_with(|| Fact::authenticated(false, separator));
+    if let Some(separator) = walk.separator.filter(|_| walk.policy) {
+        let [debug, dma] = walk.vague;
+        if !debug {
+            facts.debug_mode.get_or_insert_with(|| Fact::authenticated(false, separator));
+        }
+        if !dma {
+            facts.dma_protection_disabled.get_or_insert_with(|| Fact::authenticated(false, separator));
+        }
     }
     facts.exit_boot_services = match examined.exit_boot_services_event() {
         Some(event) => Some(Fact::authenticated(true, event)),

@@ -73,10 +73,14 @@ impl Log {
         self.hashing(pcr, kind, data, data)
     }
 
-    /// An event of which something else was measured.
+    /// An event of which something else was measured; of an event that extends nothing the digests are zeros.
     pub(crate) fn hashing(&self, pcr: u32, kind: EventType, hashed: &[u8], data: &[u8]) -> Event {
         let algs = self.banks.iter().filter_map(|(alg, _)| HashAlg::from_id(*alg));
-        let digests = algs.map(|alg| (alg.id(), alg.digest(&[hashed]).as_bytes().to_vec())).collect();
+        let digest = |alg: HashAlg| match kind {
+            EventType::NO_ACTION => Digest::filled(alg, 0),
+            _ => alg.digest(&[hashed]),
+        };
+        let digests = algs.map(|alg| (alg.id(), digest(alg).as_bytes().to_vec())).collect();
         Event { pcr, kind, digests, data: data.to_vec() }
     }
 
