@@ -9,6 +9,7 @@ mod confine;
 mod daemon;
 mod decryptor;
 pub mod doctor;
+mod ending;
 pub mod exit;
 pub mod grant;
 mod group;

@@ -11,20 +11,14 @@ use countersign_wire::finding::Kind;
 use countersign_wire::id::RunId;
 use serde_json::json;
 
+use crate::ending::{Ending, Fate, INTERRUPT, TERM};
 use crate::exit::{Failure, Stage};
 use crate::group::Group;
 use crate::monitor::{Act, Executions, Inbox, Judge, Notice, Outbox, Reactor, Scanner, Seen};
 use crate::run::{Stop, died, ended_early};
 use crate::status::Status;
-use crate::watch::{Heard, Watch};
+use crate::watch::{Heard, Watch, ends};
 use crate::{decryptor, stage};
-
-/// How long the workload may take to end after a signal; then, or at a second signal, it is killed.
-pub(crate) const GRACE: Duration = Duration::from_secs(10);
-/// SIGINT.
-const INTERRUPT: u8 = 2;
-/// SIGTERM.
-const TERM: u8 = 15;
 
 /// A run's main thread, and what it needs.
 pub(crate) struct Play<'a> {
@@ -43,8 +37,8 @@ pub(crate) struct Play<'a> {
     pub(crate) config: Config,
     pub(crate) outbox: Outbox<Notice>,
     pub(crate) started: bool,
-    /// The signal that the workload was sent, and when.
-    pub(crate) ending: Option<(u8, Instant)>,
+    /// How the workload was asked to end.
+    pub(crate) ending: Ending,
 }
 
 impl Play<'_> {
@@ -53,7 +47,7 @@ impl Play<'_> {
         // One that has ended has said why, and the decryptor before it.
         let _ = self.watch.stage.send(&stage::Word::Start, &[]);
         loop {
-            let grace = self.ending.map(|(_, asked)| GRACE.saturating_sub(asked.elapsed()));
+            let grace = self.ending.left(Instant::now());
             let patience = grace.into_iter().chain(self.reactor.patience()).min();
             let heard = self.watch.next(patience)?;
             if let Some(code) = self.hear(heard)? {
@@ -62,8 +56,8 @@ impl Play<'_> {
             let due = self.reactor.tick(self.status);
             self.act(due)?;
             // Whatever was heard: a workload that keeps us busy has no longer grace.
-            if let Some((number, _)) = self.ending.filter(|(_, asked)| asked.elapsed() >= GRACE) {
-                return Err(self.ended_by(number));
+            if self.ending.left(Instant::now()) == Some(Duration::ZERO) {
+                return Err(self.because(ended_early()));
             }
         }
     }
@@ -85,36 +79,43 @@ impl Play<'_> {
                 let act = self.reactor.told(said, self.status);
                 self.act(act)?;
             }
-            Heard::Signal(INTERRUPT) if self.started && self.at_terminal && self.ending.is_none() => {
-                self.watch.stage.send(&stage::Word::Interrupt, &[]).map_err(|_| ended_early())?;
-            }
-            // A frozen workload hears nothing.
-            Heard::Signal(number) if self.started && self.ending.is_none() && !self.reactor.is_frozen() => {
-                self.status.say("signal", json!({"signal": number}));
-                self.end_by(number)?;
-            }
-            Heard::Signal(number) => return Err(self.ended_by(number)),
+            Heard::Signal(number) => self.signal(number)?,
             Heard::Nothing => {}
         }
         Ok(None)
     }
 
-    fn ended_by(&mut self, number: u8) -> Stop {
-        let number = self.ending.map_or(number, |(first, _)| first);
-        self.reactor.violation().map_or(Stop::Signal(number), |violation| Stop::Violation(violation.clone()))
+    /// The workload decides what it makes of its user's signals.
+    fn signal(&mut self, number: u8) -> Result<(), Stop> {
+        // Also one that is frozen.
+        let deaf = !self.started || self.reactor.is_frozen();
+        if deaf && !ends(number) {
+            return Ok(());
+        }
+        if number == INTERRUPT && self.at_terminal && !deaf {
+            return self.watch.stage.send(&stage::Word::Interrupt, &[]).map_err(|_| ended_early().into());
+        }
+        if deaf || self.ending.signal(number, Instant::now()) == Fate::Kills {
+            let violation = self.reactor.violation();
+            return Err(violation.map_or(Stop::Signal(number), |violation| Stop::Violation(violation.clone())));
+        }
+        self.status.say("signal", json!({"signal": number}));
+        self.send(number)
     }
 
-    fn end_by(&mut self, number: u8) -> Result<(), Stop> {
-        self.watch.stage.send(&stage::Word::Signal(number), &[]).map_err(|_| ended_early())?;
-        self.ending = Some((number, Instant::now()));
-        Ok(())
+    fn send(&self, number: u8) -> Result<(), Stop> {
+        self.watch.stage.send(&stage::Word::Signal(number), &[]).map_err(|_| ended_early().into())
     }
 
     fn act(&mut self, act: Act) -> Result<(), Stop> {
         match act {
             Act::GoOn => Ok(()),
-            Act::Stop if self.started && self.ending.is_none() => self.end_by(TERM),
-            Act::Stop if self.ending.is_some() => Ok(()),
+            Act::Stop if self.started => {
+                if self.ending.stop(Instant::now()) {
+                    self.send(TERM)?;
+                }
+                Ok(())
+            }
             Act::Stop | Act::Kill => Err(self.because(ended_early())),
         }
     }
@@ -180,6 +181,7 @@ impl Play<'_> {
     fn started(&mut self, init: u32) -> Result<(), Stop> {
         let other = |e: std::io::Error| Failure::new(Stage::Other, e.to_string(), "");
         self.started = true;
+        self.watch.pass();
         let seen =
             if self.executions.is_some() { "every execution, and the rest at intervals" } else { "at intervals" };
         self.status.say("mounted", json!({}));

@@ -20,6 +20,7 @@ use serde_json::json;
 
 use crate::channel::Channel;
 use crate::daemon::Caller;
+use crate::ending::Ending;
 use crate::exit::{Failure, Stage};
 use crate::group::Group;
 use crate::monitor::{self, Executions, Judge, Reactor, Recorder, Webhook, now_ms};
@@ -298,7 +299,7 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
         config,
         outbox,
         started: false,
-        ending: None,
+        ending: Ending::default(),
     };
     let outcome = play.play();
     let Play { reactor, scanner, outbox, .. } = play;

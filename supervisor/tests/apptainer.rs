@@ -259,20 +259,22 @@ fn a_signal_does_what_it_does_to_plain_apptainer() {
         run() {
             "$@" > "$OUT" 2> /dev/null &
             until grep -q ready "$OUT"; do sleep 0.05; done
-            kill -TERM $!
+            kill -$signal $!
             wait $!
             echo "code $?"
+            rm "$OUT"
         }
-        trap='trap "exit 9" TERM; echo ready; while :; do sleep 0.01; done'
-        run apptainer exec --userns "$1" sh -c "$trap"
-        rm "$OUT"
-        run "$0" exec --runtime apptainer --config "$2" --signer "$3" "$4" sh -c "$trap""#;
+        trap='trap "exit 9" TERM; trap "exit 8" USR1; echo ready; while :; do sleep 0.01; done'
+        for signal in TERM USR1; do
+            run apptainer exec --userns "$1" sh -c "$trap"
+            run "$0" exec --runtime apptainer --config "$2" --signer "$3" "$4" sh -c "$trap"
+        done"#;
     let mut all = Command::new(&pair.apptainer);
     all.env("COUNTERSIGN_ROOT_PROGRAM", "/bin/bash").env("OUT", pair.scene.path("out"));
     all.args(["-c", script, support::SUPERVISOR]).arg(&pair.plain).arg(pair.scene.path("attest.toml"));
     all.arg(pair.scene.owner.path("owner.pub.pem")).arg(pair.scene.owner.path("script.sif"));
     let out = all.stdin(Stdio::null()).output().unwrap();
-    assert_eq!(stdout(&out), "code 9\ncode 9\n", "{}", stderr(&out));
+    assert_eq!(stdout(&out), "code 9\ncode 9\ncode 8\ncode 8\n", "{}", stderr(&out));
 }
 
 #[test]

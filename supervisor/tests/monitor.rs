@@ -185,6 +185,31 @@ fn a_stranger_is_killed_with_all_that_escaped() {
 }
 
 #[test]
+fn a_stop_that_is_not_heeded_kills_after_its_grace() {
+    let Some(scene) = Scene::new() else { return };
+    let script =
+        "trap '' HUP; trap 'echo not me' TERM; echo ready; read x; cp /bin/busybox /tmp/sleep; /tmp/sleep 1000 &
+        while :; do sleep 0.01; done";
+    let mut run = Watched::new(&scene, "grace", &policy(600, 300, "stop", &[]), script);
+    let family = run.family();
+    run.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    let found = run.finding("process-not-in-image");
+    let began = Instant::now();
+    assert_eq!(found["reaction"], "stop", "{found}");
+    let mut line = String::new();
+    run.stdout.read_line(&mut line).unwrap();
+    assert_eq!(line, "not me\n");
+    // It prolongs nothing.
+    signal(i32::try_from(run.child.id()).unwrap(), rustix::process::Signal::HUP);
+    let (code, words) = run.end();
+    assert_eq!(code, Some(217), "{words}");
+    let took = began.elapsed().as_secs_f64();
+    assert!((9.5..60.0).contains(&took), "{took} s");
+    family.all_gone();
+    assert_eq!(logged(&scene), ["process-not-in-image", "stop", "violation"]);
+}
+
+#[test]
 fn a_frozen_run_stands_still_and_is_ended_in_time() {
     let Some(scene) = Scene::new() else { return };
     let script = "echo ready; read x; cp /bin/busybox /tmp/sleep; /tmp/sleep 1000; echo never";
