@@ -18,6 +18,7 @@ pub mod instance;
 mod monitor;
 pub mod out;
 pub mod owner;
+mod permit;
 mod play;
 pub mod run;
 mod runtime;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use countersign_attest::events::Subscription;
+use countersign_attest::lease::boot_time;
 use countersign_attest::{Config, Host};
 use countersign_sif::SifError;
 use countersign_wire::finding::Kind;
@@ -15,6 +16,7 @@ use crate::ending::{Ending, Fate, INTERRUPT, TERM};
 use crate::exit::{Failure, Stage};
 use crate::group::Group;
 use crate::monitor::{Act, Executions, Inbox, Judge, Notice, Outbox, Reactor, Scanner, Seen};
+use crate::permit::{Prolonging, millis};
 use crate::run::{Stop, died, ended_early};
 use crate::status::Status;
 use crate::watch::{Heard, Watch, ends};
@@ -37,6 +39,7 @@ pub(crate) struct Play<'a> {
     pub(crate) config: Config,
     pub(crate) outbox: Outbox<Notice>,
     pub(crate) started: bool,
+    pub(crate) prolonging: Prolonging,
     /// How the workload was asked to end.
     pub(crate) ending: Ending,
 }
@@ -44,12 +47,18 @@ pub(crate) struct Play<'a> {
 impl Play<'_> {
     /// Plays it; the workload's exit code.
     pub(crate) fn play(&mut self) -> Result<u8, Stop> {
+        self.prolong();
         // One that has ended has said why, and the decryptor before it.
         let _ = self.watch.stage.send(&stage::Word::Start, &[]);
         loop {
+            // As what was heard wants it.
+            self.prolong();
             let grace = self.ending.left(Instant::now());
-            let patience = grace.into_iter().chain(self.reactor.patience()).min();
+            let beat = self.prolonging.patience(boot_time());
+            let patience = grace.into_iter().chain(self.reactor.patience()).chain([beat]).min();
             let heard = self.watch.next(patience)?;
+            // Before anything is done: whoever waits for a read can be neither frozen nor ended.
+            self.prolong();
             if let Some(code) = self.hear(heard)? {
                 return Ok(code);
             }
@@ -59,6 +68,13 @@ impl Play<'_> {
             if self.ending.left(Instant::now()) == Some(Duration::ZERO) {
                 return Err(self.because(ended_early()));
             }
+        }
+    }
+
+    /// Lets the decryptor answer reads for a while. One that is stopped reads no word, and answers nothing.
+    fn prolong(&mut self) {
+        if let Some(until) = self.prolonging.next(boot_time(), self.reactor.lease()) {
+            let _ = self.watch.decryptor.offer(&decryptor::Word::Until(millis(until)));
         }
     }
 

@@ -25,6 +25,7 @@ use crate::exit::{Failure, Stage};
 use crate::group::Group;
 use crate::monitor::{self, Executions, Judge, Reactor, Recorder, Webhook, now_ms};
 use crate::owner::{of_image, signer};
+use crate::permit::Prolonging;
 use crate::play::Play;
 use crate::runtime;
 pub use crate::runtime::{Given, Task};
@@ -299,6 +300,7 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
         config,
         outbox,
         started: false,
+        prolonging: Prolonging::default(),
         ending: Ending::default(),
     };
     let outcome = play.play();
