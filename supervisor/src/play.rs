@@ -10,6 +10,7 @@ use countersign_attest::{Config, Host};
 use countersign_sif::SifError;
 use countersign_wire::finding::Kind;
 use countersign_wire::id::RunId;
+use rustix::process::Pid;
 use serde_json::json;
 
 use crate::ending::{Ending, Fate, INTERRUPT, TERM};
@@ -18,17 +19,27 @@ use crate::group::Group;
 use crate::monitor::{Act, Executions, Inbox, Judge, Notice, Outbox, Reactor, Scanner, Seen};
 use crate::permit::{Prolonging, millis};
 use crate::run::{Stop, died, ended_early};
+use crate::runtime::{self, Taken};
 use crate::status::Status;
-use crate::watch::{Heard, Watch, ends};
-use crate::{decryptor, stage};
+use crate::watch::{Heard, SUSPEND, Watch, ends};
+use crate::{decryptor, out, stage};
+
+/// How often a terminal is looked at that the workload has.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long what is stopped there has to be.
+const SURE: Duration = Duration::from_millis(200);
 
 /// A run's main thread, and what it needs.
 pub(crate) struct Play<'a> {
     pub(crate) watch: &'a Watch,
     pub(crate) run: RunId,
     pub(crate) status: &'a mut Status,
-    /// Ctrl-C is for what the shell runs and ends nothing else.
+    /// Ctrl-C is for what runs in the foreground there and ends nothing else.
     pub(crate) at_terminal: bool,
+    /// The workload has the user's terminal.
+    pub(crate) lends: bool,
+    /// What is stopped there, and since when that is known.
+    pub(crate) stopped: Option<(Pid, Instant)>,
     pub(crate) reactor: Reactor,
     pub(crate) scanner: Option<Scanner>,
     pub(crate) executions: Option<Executions>,
@@ -55,7 +66,8 @@ impl Play<'_> {
             self.prolong();
             let grace = self.ending.left(Instant::now());
             let beat = self.prolonging.patience(boot_time());
-            let patience = grace.into_iter().chain(self.reactor.patience()).chain([beat]).min();
+            let look = self.lends.then_some(if self.stopped.is_some() { SURE } else { LOOK });
+            let patience = grace.into_iter().chain(self.reactor.patience()).chain(look).chain([beat]).min();
             let heard = self.watch.next(patience)?;
             // Before anything is done: whoever waits for a read can be neither frozen nor ended.
             self.prolong();
@@ -64,6 +76,7 @@ impl Play<'_> {
             }
             let due = self.reactor.tick(self.status);
             self.act(due)?;
+            self.look_at_terminal()?;
             // Whatever was heard: a workload that keeps us busy has no longer grace.
             if self.ending.left(Instant::now()) == Some(Duration::ZERO) {
                 return Err(self.because(ended_early()));
@@ -108,6 +121,9 @@ impl Play<'_> {
         if deaf && !ends(number) {
             return Ok(());
         }
+        if number == SUSPEND {
+            return self.suspend(None);
+        }
         if number == INTERRUPT && self.at_terminal && !deaf {
             return self.watch.stage.send(&stage::Word::Interrupt, &[]).map_err(|_| ended_early().into());
         }
@@ -117,6 +133,49 @@ impl Play<'_> {
         }
         self.status.say("signal", json!({"signal": number}));
         self.send(number)
+    }
+
+    /// A key that stops what has the terminal is not heard here, and nobody else waits for what it stops. A shell takes its terminal from its own
+    /// stopped jobs at once.
+    fn look_at_terminal(&mut self) -> Result<(), Stop> {
+        if !self.lends || !self.started || self.reactor.is_frozen() {
+            return Ok(());
+        }
+        let now = runtime::stopped();
+        let before = self.stopped.take().filter(|(group, _)| now == Some(*group));
+        self.stopped = now.map(|group| before.unwrap_or((group, Instant::now())));
+        match self.stopped {
+            Some((group, since)) if since.elapsed() >= SURE => {
+                self.stopped = None;
+                self.suspend(Some(group))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Stands still with its workload, which would go on unwatched otherwise, until its user continues it. The terminal is given back to whoever
+    /// `has` it then.
+    fn suspend(&mut self, has: Option<Pid>) -> Result<(), Stop> {
+        if let Err(e) = self.group.freeze() {
+            out::warn(&format!("the run cannot be suspended: {e}"));
+            let _ = self.group.thaw();
+            return Ok(());
+        }
+        self.status.say("signal", json!({"signal": SUSPEND}));
+        let taken = has.map(runtime::take_from);
+        if let Err(e) = countersign_sys::suspend() {
+            out::warn(&format!("the run cannot be suspended: {e}"));
+        }
+        // What is due by now comes first.
+        self.prolong();
+        let due = self.reactor.tick(self.status);
+        self.act(due)?;
+        if self.reactor.is_frozen() {
+            return Ok(());
+        }
+        self.group.thaw().map_err(|e| Failure::new(Stage::Other, format!("the run cannot be continued: {e}"), ""))?;
+        taken.iter().for_each(Taken::give_back);
+        Ok(())
     }
 
     fn send(&self, number: u8) -> Result<(), Stop> {

@@ -18,6 +18,9 @@ pub(crate) const ENDING: [i32; 3] = [1, 2, 15];
 /// Signals that end nothing here and are for the workload: SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGCONT, SIGWINCH.
 pub(crate) const PASSED: [i32; 6] = [3, 10, 12, 14, 18, 28];
 
+/// SIGTSTP, as of Ctrl-Z: for a run, not for its workload.
+pub(crate) const SUSPEND: u8 = 20;
+
 /// Every signal that a workload gets.
 pub(crate) fn all_signals() -> Vec<i32> {
     ENDING.into_iter().chain(PASSED).collect()
@@ -43,7 +46,7 @@ pub(crate) struct Watch {
 pub(crate) struct Signals {
     ending: OwnedFd,
     passed: OwnedFd,
-    /// There is a workload: [`PASSED`] are heard.
+    /// There is a workload: [`PASSED`] and [`SUSPEND`] are heard.
     passing: Cell<bool>,
 }
 
@@ -71,7 +74,8 @@ fn other(e: impl std::fmt::Display) -> Failure {
 impl Watch {
     /// From here on signals are heard, by whoever waits on this: before there is anything that they would leave behind.
     pub(crate) fn signals() -> Result<Signals, Failure> {
-        let passed = countersign_sys::signals(&PASSED).map_err(other)?;
+        let passed: Vec<i32> = PASSED.into_iter().chain([SUSPEND.into()]).collect();
+        let passed = countersign_sys::signals(&passed).map_err(other)?;
         let ending = countersign_sys::signals(&ENDING).map_err(other)?;
         Ok(Signals { ending, passed, passing: Cell::new(false) })
     }

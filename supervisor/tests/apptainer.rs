@@ -278,6 +278,37 @@ fn a_signal_does_what_it_does_to_plain_apptainer() {
 }
 
 #[test]
+fn a_key_that_stops_it_stops_its_supervisor_too() {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    use std::io::BufRead as _;
+    let Some(pair) = Pair::new() else { return };
+    let pty = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&pty).unwrap();
+    unlockpt(&pty).unwrap();
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
+    let terminal = rustix::fs::open(ptsname(&pty, Vec::new()).unwrap(), flags, rustix::fs::Mode::empty()).unwrap();
+    let mut keyboard = std::fs::File::from(pty);
+    let script = r#"exec setsid --ctty --wait bash -mc '"$@"; echo "stopped $?"; read x; fg; echo "ended $?"' bash \
+        "$0" exec --runtime apptainer --config "$1" --signer "$2" "$3" sh -c 'while :; do sleep 0.05; echo tick; done'"#;
+    let mut all = Command::new(&pair.apptainer);
+    all.env("COUNTERSIGN_ROOT_PROGRAM", "/bin/bash");
+    all.args(["-c", script, support::SUPERVISOR]).arg(pair.scene.path("attest.toml"));
+    all.arg(pair.scene.owner.path("owner.pub.pem")).arg(pair.scene.owner.path("script.sif"));
+    let again = || terminal.try_clone().unwrap();
+    let mut child = all.stdin(again()).stdout(again()).stderr(again()).spawn().unwrap();
+    let mut lines = std::io::BufReader::new(keyboard.try_clone().unwrap()).lines().map_while(Result::ok);
+    let mut shows = |words: &str| assert!(lines.any(|line| line.contains(words)), "{words}");
+    shows("tick");
+    keyboard.write_all(b"\x1a").unwrap();
+    shows("stopped 148");
+    keyboard.write_all(b"\n").unwrap();
+    shows("tick");
+    keyboard.write_all(b"\x03").unwrap();
+    shows("ended 130");
+    child.wait().unwrap();
+}
+
+#[test]
 fn flags_that_policy_demands() {
     let Some(pair) = Pair::new() else { return };
     let image = pair.scene.with_policy("strict", support::DEMANDS_ALL);

@@ -318,6 +318,67 @@ fn an_interrupt_at_a_terminal_is_for_what_the_shell_runs() {
 }
 
 #[test]
+fn the_keys_of_a_terminal_are_for_what_runs_there() {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let Some(scene) = Scene::new() else { return };
+    let pty = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&pty).unwrap();
+    unlockpt(&pty).unwrap();
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
+    let terminal = rustix::fs::open(ptsname(&pty, Vec::new()).unwrap(), flags, rustix::fs::Mode::empty()).unwrap();
+    let mut keyboard = std::fs::File::from(pty);
+    // The user's shell, which has job control. Echoed is what is typed only.
+    let job = "\"$@\"; echo \"stopped $?\"; read x; fg; echo \"ended $?\"";
+    let inner = "trap 'echo inner; exit 3' INT; echo ready; while :; do sleep 0.05; echo tick; done";
+    let outer = format!("trap 'echo outer' INT; sh -c \"{inner}\"; exit $?");
+    let given = scene.command("exec", &[], &scene.owner.path("app.sif"), &["sh", "-c", &outer]);
+    let again = || terminal.try_clone().unwrap();
+    let in_shell = |given: &Command| {
+        let mut command = Command::new("setsid");
+        command.args(["--ctty", "--wait", "bash", "-mc", job, "bash"]).arg(given.get_program()).args(given.get_args());
+        command.env("COUNTERSIGN_RUNTIME", "builtin");
+        command.stdin(again()).stdout(again()).stderr(again()).spawn().unwrap()
+    };
+    let mut child = in_shell(&given);
+    let screen = keyboard.try_clone().unwrap();
+    let mut lines = BufReader::new(keyboard.try_clone().unwrap()).lines().map_while(Result::ok);
+    let mut shows = |words: &str| assert!(lines.any(|line| line.contains(words)), "{words}");
+    shows("tick");
+    keyboard.write_all(b"\x1a").unwrap();
+    // The user's shell has its terminal again, and the workload stands still.
+    shows("stopped 148");
+    let half = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
+    assert_eq!(poll(&mut [PollFd::new(&screen, PollFlags::IN)], Some(&half)).unwrap(), 0, "it goes on");
+    keyboard.write_all(b"\n").unwrap();
+    shows("tick");
+    // Each of the program's own processes hears it.
+    keyboard.write_all(b"\x03").unwrap();
+    shows("inner");
+    shows("outer");
+    shows("ended 3");
+    child.wait().unwrap();
+    assert_eq!(scene.runs(), ["start", "exit 3"]);
+
+    // A shell's keys are its own; what took its place is stopped with its supervisor, and neither takes the terminal with it.
+    let mut child = in_shell(&scene.command::<&str>("shell", &[], &scene.owner.path("app.sif"), &[]));
+    keyboard.write_all(b"sleep 1000\n").unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    keyboard.write_all(b"\x1a").unwrap();
+    keyboard.write_all(b"kill %1; echo ba''ck; exec sh -c 'while :; do sleep 0.05; echo tock; done'\n").unwrap();
+    shows("back");
+    shows("tock");
+    keyboard.write_all(b"\x1a").unwrap();
+    shows("stopped 148");
+    keyboard.write_all(b"\n").unwrap();
+    shows("tock");
+    keyboard.write_all(b"\x03").unwrap();
+    shows("ended 130");
+    child.wait().unwrap();
+    assert_eq!(scene.runs(), ["start", "exit 3", "start", "exit 130"]);
+}
+
+#[test]
 fn fifty_starts_at_once_on_one_tpm() {
     let Some(scene) = Scene::new() else { return };
     let starts: Vec<_> = (0..50)

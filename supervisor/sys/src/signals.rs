@@ -80,6 +80,25 @@ pub fn is_heard(signal: i32) -> bool {
     HEARD.load(Ordering::Relaxed) & bit(signal) != 0
 }
 
+/// Stops this process as SIGTSTP does where nobody handles it: not in a process group that nobody would continue (an orphaned one). Returns when
+/// it goes on, and then the signal is handled as before.
+///
+/// # Errors
+/// A system call fails.
+pub fn suspend() -> io::Result<()> {
+    // SAFETY: all-zero bytes are a sigaction: default action, empty mask, no flags.
+    let (default, mut before): (libc::sigaction, libc::sigaction) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+    // SAFETY: sets the default action, which runs nothing of this process's, and reads the present one into `before`.
+    if unsafe { libc::sigaction(libc::SIGTSTP, &raw const default, &raw mut before) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: sends this thread a signal, which is taken before the call returns; then the action is what it was.
+    let results = unsafe {
+        [libc::raise(libc::SIGTSTP), libc::sigaction(libc::SIGTSTP, &raw const before, std::ptr::null_mut())]
+    };
+    if results == [0, 0] { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
