@@ -80,6 +80,18 @@ impl Channel {
     /// # Errors
     /// The other end is gone, or the message is too long.
     pub(crate) fn send<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.send_with(message, fds, SendFlags::NOSIGNAL)
+    }
+
+    /// Sends a message, unless the other end has so much unread that one would have to wait.
+    ///
+    /// # Errors
+    /// As [`Self::send`], and [`io::ErrorKind::WouldBlock`].
+    pub(crate) fn offer<T: Serialize>(&self, message: &T) -> io::Result<()> {
+        self.send_with(message, &[], SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
+    }
+
+    fn send_with<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>], flags: SendFlags) -> io::Result<()> {
         let bytes = serde_json::to_vec(message)?;
         if bytes.len() > MAX {
             let words = format!("{} bytes as it is handed on, {MAX} at most", bytes.len());
@@ -93,7 +105,7 @@ impl Channel {
         if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors"));
         }
-        rustix::net::sendmsg(&self.0, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL)?;
+        rustix::net::sendmsg(&self.0, &[IoSlice::new(&bytes)], &mut ancillary, flags)?;
         Ok(())
     }
 
@@ -144,6 +156,14 @@ mod tests {
         assert_eq!(words, "why");
         assert!(ours.receive::<String>().unwrap().is_none());
         assert_eq!(ours.send(&"nobody there", &[]).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn nobody_waits_for_one_who_does_not_read() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let full = std::iter::repeat_with(|| ours.offer(&"word")).take(100_000).find_map(Result::err);
+        assert_eq!(full.unwrap().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(theirs.receive::<String>().unwrap().unwrap().0, "word");
     }
 
     #[test]

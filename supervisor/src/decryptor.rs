@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::channel::Channel;
 use crate::confine;
 use crate::exit::{Failure, Stage};
+use crate::permit::Permit;
 use crate::served::{self, Gate, THREADS};
 
 /// How long a release that is ready is kept waiting, which keeps the host's other programs waiting. It is given up then, and begun anew once
@@ -54,7 +55,9 @@ pub(crate) enum Word {
     Release,
     /// Serve on the FUSE descriptor that comes along; this process, in the supervisor's process namespace, is the reader.
     Serve(u32),
-    /// The run is over: have the kernel drop its decrypted pages, and say when.
+    /// Answer reads until then (CLOCK_BOOTTIME, milliseconds); later ones wait for another such word.
+    Until(u64),
+    /// The run is over: answer no read any more, have the kernel drop its decrypted pages, and say when.
     Forget,
 }
 
@@ -178,20 +181,29 @@ fn serve(channel: &Channel) -> Result<(), Failure> {
     let fuse = fds.pop().ok_or_else(|| other("no FUSE descriptor was handed over"))?;
     let words = channel.try_clone().map_err(other)?;
     let (begun, notifier) = std::sync::mpsc::sync_channel(1);
+    let permit = Arc::new(Permit::new());
+    let given = Arc::clone(&permit);
     let listening = std::thread::spawn(move || {
         let mut kernel = None;
         while let Ok(Some((word, _))) = words.receive::<Word>() {
-            if matches!(word, Word::Forget) {
-                kernel = kernel.or_else(|| notifier.recv().ok());
-                if let Some(kernel) = &kernel {
-                    let _ = served::forget(kernel);
+            match word {
+                Word::Until(until) => given.prolong(until),
+                Word::Forget => {
+                    // A page that is being read would be waited for.
+                    given.end();
+                    kernel = kernel.or_else(|| notifier.recv().ok());
+                    if let Some(kernel) = &kernel {
+                        let _ = served::forget(kernel);
+                    }
+                    let _ = words.send(&Report::Forgotten, &[]);
                 }
-                let _ = words.send(&Report::Forgotten, &[]);
+                Word::Prepare | Word::Release | Word::Serve(_) => {}
             }
         }
+        given.end();
     });
     let report = channel.try_clone().map_err(other)?;
-    served::serve(view, fuse, Gate::new(reader), report, |kernel| drop(begun.send(kernel))).map_err(other)?;
+    served::serve(view, fuse, Gate::new(reader), permit, report, |kernel| drop(begun.send(kernel))).map_err(other)?;
     // The last mount is gone, and the key with it. Why is for the stage to say: ending now would look like dying.
     let _ = listening.join();
     Ok(())

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::channel::Channel;
+use crate::ending::SAME;
 use crate::exit::{Failure, Stage};
 use crate::run::{Plan, Task, run_with, too_long};
 use crate::status::Status;
@@ -28,6 +29,9 @@ pub use stats::stats;
 
 /// How long a supervisor may take to end what it was told to end at once.
 const KILL: Duration = Duration::from_secs(15);
+
+/// More than that, since the supervisor heard of the first one later.
+const LATER: Duration = Duration::from_millis(100);
 
 /// How often a runtime's note is looked for.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -198,7 +202,10 @@ fn stop_one(instance: &Instance, note: &Note, grace: Duration) -> Result<&'stati
     if asked.is_err() || ends_within(&process, grace)? {
         return Ok("with grace");
     }
-    // The second one has its supervisor kill it and leave in order.
+    // The second one has its supervisor kill it and leave in order; too soon it would be taken for the first.
+    if ends_within(&process, SAME.saturating_sub(grace).saturating_add(LATER))? {
+        return Ok("with grace");
+    }
     let _ = pidfd_send_signal(&process, Signal::TERM);
     if ends_within(&process, KILL)? {
         return Ok("killed");

@@ -5,34 +5,41 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use countersign_attest::events::Subscription;
+use countersign_attest::lease::boot_time;
 use countersign_attest::{Config, Host};
 use countersign_sif::SifError;
 use countersign_wire::finding::Kind;
 use countersign_wire::id::RunId;
+use rustix::process::Pid;
 use serde_json::json;
 
+use crate::ending::{Ending, Fate, INTERRUPT, TERM};
 use crate::exit::{Failure, Stage};
 use crate::group::Group;
 use crate::monitor::{Act, Executions, Inbox, Judge, Notice, Outbox, Reactor, Scanner, Seen};
+use crate::permit::{Prolonging, millis};
 use crate::run::{Stop, died, ended_early};
+use crate::runtime::{self, Taken};
 use crate::status::Status;
-use crate::watch::{Heard, Watch};
-use crate::{decryptor, stage};
+use crate::watch::{Heard, SUSPEND, Watch, ends};
+use crate::{decryptor, out, stage};
 
-/// How long the workload may take to end after a signal; then, or at a second signal, it is killed.
-pub(crate) const GRACE: Duration = Duration::from_secs(10);
-/// SIGINT.
-const INTERRUPT: u8 = 2;
-/// SIGTERM.
-const TERM: u8 = 15;
+/// How often a terminal is looked at that the workload has.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long what is stopped there has to be.
+const SURE: Duration = Duration::from_millis(200);
 
 /// A run's main thread, and what it needs.
 pub(crate) struct Play<'a> {
     pub(crate) watch: &'a Watch,
     pub(crate) run: RunId,
     pub(crate) status: &'a mut Status,
-    /// Ctrl-C is for what the shell runs and ends nothing else.
+    /// Ctrl-C is for what runs in the foreground there and ends nothing else.
     pub(crate) at_terminal: bool,
+    /// The workload has the user's terminal.
+    pub(crate) lends: bool,
+    /// What is stopped there, and since when that is known.
+    pub(crate) stopped: Option<(Pid, Instant)>,
     pub(crate) reactor: Reactor,
     pub(crate) scanner: Option<Scanner>,
     pub(crate) executions: Option<Executions>,
@@ -43,28 +50,44 @@ pub(crate) struct Play<'a> {
     pub(crate) config: Config,
     pub(crate) outbox: Outbox<Notice>,
     pub(crate) started: bool,
-    /// The signal that the workload was sent, and when.
-    pub(crate) ending: Option<(u8, Instant)>,
+    pub(crate) prolonging: Prolonging,
+    /// How the workload was asked to end.
+    pub(crate) ending: Ending,
 }
 
 impl Play<'_> {
     /// Plays it; the workload's exit code.
     pub(crate) fn play(&mut self) -> Result<u8, Stop> {
+        self.prolong();
         // One that has ended has said why, and the decryptor before it.
         let _ = self.watch.stage.send(&stage::Word::Start, &[]);
         loop {
-            let grace = self.ending.map(|(_, asked)| GRACE.saturating_sub(asked.elapsed()));
-            let patience = grace.into_iter().chain(self.reactor.patience()).min();
+            // As what was heard wants it.
+            self.prolong();
+            let grace = self.ending.left(Instant::now());
+            let beat = self.prolonging.patience(boot_time());
+            let look = self.lends.then_some(if self.stopped.is_some() { SURE } else { LOOK });
+            let patience = grace.into_iter().chain(self.reactor.patience()).chain(look).chain([beat]).min();
             let heard = self.watch.next(patience)?;
+            // Before anything is done: whoever waits for a read can be neither frozen nor ended.
+            self.prolong();
             if let Some(code) = self.hear(heard)? {
                 return Ok(code);
             }
             let due = self.reactor.tick(self.status);
             self.act(due)?;
+            self.look_at_terminal()?;
             // Whatever was heard: a workload that keeps us busy has no longer grace.
-            if let Some((number, _)) = self.ending.filter(|(_, asked)| asked.elapsed() >= GRACE) {
-                return Err(self.ended_by(number));
+            if self.ending.left(Instant::now()) == Some(Duration::ZERO) {
+                return Err(self.because(ended_early()));
             }
+        }
+    }
+
+    /// Lets the decryptor answer reads for a while. One that is stopped reads no word, and answers nothing.
+    fn prolong(&mut self) {
+        if let Some(until) = self.prolonging.next(boot_time(), self.reactor.lease()) {
+            let _ = self.watch.decryptor.offer(&decryptor::Word::Until(millis(until)));
         }
     }
 
@@ -85,36 +108,89 @@ impl Play<'_> {
                 let act = self.reactor.told(said, self.status);
                 self.act(act)?;
             }
-            Heard::Signal(INTERRUPT) if self.started && self.at_terminal && self.ending.is_none() => {
-                self.watch.stage.send(&stage::Word::Interrupt, &[]).map_err(|_| ended_early())?;
-            }
-            // A frozen workload hears nothing.
-            Heard::Signal(number) if self.started && self.ending.is_none() && !self.reactor.is_frozen() => {
-                self.status.say("signal", json!({"signal": number}));
-                self.end_by(number)?;
-            }
-            Heard::Signal(number) => return Err(self.ended_by(number)),
+            Heard::Signal(number) => self.signal(number)?,
             Heard::Nothing => {}
         }
         Ok(None)
     }
 
-    fn ended_by(&mut self, number: u8) -> Stop {
-        let number = self.ending.map_or(number, |(first, _)| first);
-        self.reactor.violation().map_or(Stop::Signal(number), |violation| Stop::Violation(violation.clone()))
+    /// The workload decides what it makes of its user's signals.
+    fn signal(&mut self, number: u8) -> Result<(), Stop> {
+        // Also one that is frozen.
+        let deaf = !self.started || self.reactor.is_frozen();
+        if deaf && !ends(number) {
+            return Ok(());
+        }
+        if number == SUSPEND {
+            return self.suspend(None);
+        }
+        if number == INTERRUPT && self.at_terminal && !deaf {
+            return self.watch.stage.send(&stage::Word::Interrupt, &[]).map_err(|_| ended_early().into());
+        }
+        if deaf || self.ending.signal(number, Instant::now()) == Fate::Kills {
+            let violation = self.reactor.violation();
+            return Err(violation.map_or(Stop::Signal(number), |violation| Stop::Violation(violation.clone())));
+        }
+        self.status.say("signal", json!({"signal": number}));
+        self.send(number)
     }
 
-    fn end_by(&mut self, number: u8) -> Result<(), Stop> {
-        self.watch.stage.send(&stage::Word::Signal(number), &[]).map_err(|_| ended_early())?;
-        self.ending = Some((number, Instant::now()));
+    /// A key that stops what has the terminal is not heard here, and nobody else waits for what it stops. A shell takes its terminal from its own
+    /// stopped jobs at once.
+    fn look_at_terminal(&mut self) -> Result<(), Stop> {
+        if !self.lends || !self.started || self.reactor.is_frozen() {
+            return Ok(());
+        }
+        let now = runtime::stopped();
+        let before = self.stopped.take().filter(|(group, _)| now == Some(*group));
+        self.stopped = now.map(|group| before.unwrap_or((group, Instant::now())));
+        match self.stopped {
+            Some((group, since)) if since.elapsed() >= SURE => {
+                self.stopped = None;
+                self.suspend(Some(group))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Stands still with its workload, which would go on unwatched otherwise, until its user continues it. The terminal is given back to whoever
+    /// `has` it then.
+    fn suspend(&mut self, has: Option<Pid>) -> Result<(), Stop> {
+        if let Err(e) = self.group.freeze() {
+            out::warn(&format!("the run cannot be suspended: {e}"));
+            let _ = self.group.thaw();
+            return Ok(());
+        }
+        self.status.say("signal", json!({"signal": SUSPEND}));
+        let taken = has.map(runtime::take_from);
+        if let Err(e) = countersign_sys::suspend() {
+            out::warn(&format!("the run cannot be suspended: {e}"));
+        }
+        // What is due by now comes first.
+        self.prolong();
+        let due = self.reactor.tick(self.status);
+        self.act(due)?;
+        if self.reactor.is_frozen() {
+            return Ok(());
+        }
+        self.group.thaw().map_err(|e| Failure::new(Stage::Other, format!("the run cannot be continued: {e}"), ""))?;
+        taken.iter().for_each(Taken::give_back);
         Ok(())
+    }
+
+    fn send(&self, number: u8) -> Result<(), Stop> {
+        self.watch.stage.send(&stage::Word::Signal(number), &[]).map_err(|_| ended_early().into())
     }
 
     fn act(&mut self, act: Act) -> Result<(), Stop> {
         match act {
             Act::GoOn => Ok(()),
-            Act::Stop if self.started && self.ending.is_none() => self.end_by(TERM),
-            Act::Stop if self.ending.is_some() => Ok(()),
+            Act::Stop if self.started => {
+                if self.ending.stop(Instant::now()) {
+                    self.send(TERM)?;
+                }
+                Ok(())
+            }
             Act::Stop | Act::Kill => Err(self.because(ended_early())),
         }
     }
@@ -180,6 +256,7 @@ impl Play<'_> {
     fn started(&mut self, init: u32) -> Result<(), Stop> {
         let other = |e: std::io::Error| Failure::new(Stage::Other, e.to_string(), "");
         self.started = true;
+        self.watch.pass();
         let seen =
             if self.executions.is_some() { "every execution, and the rest at intervals" } else { "at intervals" };
         self.status.say("mounted", json!({}));

@@ -20,10 +20,12 @@ use serde_json::json;
 
 use crate::channel::Channel;
 use crate::daemon::Caller;
+use crate::ending::Ending;
 use crate::exit::{Failure, Stage};
 use crate::group::Group;
 use crate::monitor::{self, Executions, Judge, Reactor, Recorder, Webhook, now_ms};
 use crate::owner::{of_image, signer};
+use crate::permit::Prolonging;
 use crate::play::Play;
 use crate::runtime;
 pub use crate::runtime::{Given, Task};
@@ -223,7 +225,8 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     };
     // Mount tables have no links.
     let place = order.folder.canonicalize().unwrap_or_else(|_| order.folder.clone()).join(&order.name);
-    let lent = order.terminal.then_some(runtime::Lent);
+    let at_terminal = order.terminal;
+    let lent = at_terminal.then_some(runtime::Lent);
     let own = std::io::stdin();
     let stdin = caller.map_or_else(|| own.as_fd(), Caller::stdin);
     let entrance = group.entrance().into_iter().flatten().map(|file| file.as_fd());
@@ -288,7 +291,10 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
         watch: &watch,
         run,
         status,
-        at_terminal: matches!(plan.task, Task::Shell(_)) && stdin.is_terminal(),
+        // A program that has a session of its own gets no key's signal by itself.
+        at_terminal: matches!(plan.task, Task::Shell(_)) && stdin.is_terminal() || at_terminal && !runtime.is_nested(),
+        lends: at_terminal && (runtime.is_nested() || matches!(plan.task, Task::Shell(_))),
+        stopped: None,
         reactor: Reactor::new(Arc::clone(&group), Arc::clone(&judge), recorder, webhook),
         scanner: None,
         executions: Executions::open(),
@@ -298,7 +304,8 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
         config,
         outbox,
         started: false,
-        ending: None,
+        prolonging: Prolonging::default(),
+        ending: Ending::default(),
     };
     let outcome = play.play();
     let Play { reactor, scanner, outbox, .. } = play;

@@ -30,7 +30,7 @@ pub(crate) use arguments::split;
 pub(crate) use builtin::Settings;
 pub use flags::Given;
 pub(crate) use outer::{drop_privileges, main as agent};
-pub(crate) use terminal::{Lent, filter as terminal_filter, is_ours as has_terminal};
+pub(crate) use terminal::{Lent, Taken, filter as terminal_filter, is_ours as has_terminal, stopped, take_from};
 use version::Asked;
 pub(crate) use workload::Waiting;
 

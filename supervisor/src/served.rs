@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -13,6 +14,7 @@ use fuser::{
 
 use crate::channel::Channel;
 use crate::decryptor::Report;
+use crate::permit::Permit;
 
 /// FUSE threads: more add nothing.
 pub(crate) const THREADS: usize = 2;
@@ -51,6 +53,7 @@ pub(crate) fn serve(
     view: View,
     fuse: OwnedFd,
     gate: Gate,
+    permit: Arc<Permit>,
     report: Channel,
     begun: impl FnOnce(Notifier),
 ) -> std::io::Result<()> {
@@ -59,7 +62,7 @@ pub(crate) fn serve(
     config.clone_fd = true;
     // The opener is root of its own user namespace: its requests come with an id that is not ours. The gate decides.
     config.acl = SessionACL::All;
-    let served = Served { view, gate, report, reported: AtomicBool::new(false) };
+    let served = Served { view, gate, permit, report, reported: AtomicBool::new(false) };
     let session = Session::from_fd(served, fuse, SessionACL::All, config)?;
     begun(session.notifier());
     session.spawn()?.join().or_else(|e| if is_over(&e) { Ok(()) } else { Err(e) })
@@ -82,6 +85,7 @@ pub(crate) fn forget(notifier: &Notifier) -> std::io::Result<()> {
 struct Served {
     view: View,
     gate: Gate,
+    permit: Arc<Permit>,
     report: Channel,
     /// An integrity error was reported; the supervisor ends the run at the first.
     reported: AtomicBool,
@@ -160,6 +164,9 @@ impl Filesystem for Served {
         _lock: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        if !self.permit.wait() {
+            return reply.error(Errno::EIO);
+        }
         let mut reply = Some(reply);
         let size = usize::try_from(size).unwrap_or(0);
         // The bytes go from the buffer that they were decrypted in to the kernel.

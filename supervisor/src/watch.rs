@@ -1,6 +1,6 @@
 //! What a run waits for: its two helpers and the user's signals, whichever comes first.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -13,18 +13,47 @@ use crate::exit::{Failure, Stage};
 use crate::monitor::{Inbox, Notice};
 use crate::stage;
 
-/// Signals that end a run: SIGHUP, SIGINT, SIGTERM.
+/// Signals that end a start, and usually a workload: SIGHUP, SIGINT, SIGTERM.
 pub(crate) const ENDING: [i32; 3] = [1, 2, 15];
+/// Signals that end nothing here and are for the workload: SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGCONT, SIGWINCH.
+pub(crate) const PASSED: [i32; 6] = [3, 10, 12, 14, 18, 28];
+
+/// SIGTSTP, as of Ctrl-Z: for a run, not for its workload.
+pub(crate) const SUSPEND: u8 = 20;
+
+/// Every signal that a workload gets.
+pub(crate) fn all_signals() -> Vec<i32> {
+    ENDING.into_iter().chain(PASSED).collect()
+}
+
+/// Whether a signal ends a start, and what cannot be told of it.
+pub(crate) fn ends(number: u8) -> bool {
+    ENDING.contains(&i32::from(number))
+}
 
 /// The descriptors to wait on.
 pub(crate) struct Watch {
-    signals: OwnedFd,
+    signals: Signals,
     pub(crate) decryptor: Channel,
     pub(crate) stage: Channel,
     /// What the monitor's threads say; none once nobody is to be heard any more.
     pub(crate) monitor: Option<Inbox<Notice>>,
     /// What the verifier says by itself; none before the workload runs.
     pub(crate) events: OnceCell<Subscription>,
+}
+
+/// The user's signals.
+pub(crate) struct Signals {
+    ending: OwnedFd,
+    passed: OwnedFd,
+    /// There is a workload: [`PASSED`] and [`SUSPEND`] are heard.
+    passing: Cell<bool>,
+}
+
+impl Signals {
+    fn passed(&self) -> Option<&OwnedFd> {
+        Some(&self.passed).filter(|_| self.passing.get())
+    }
 }
 
 /// What came. A helper that is gone is `None`.
@@ -43,13 +72,22 @@ fn other(e: impl std::fmt::Display) -> Failure {
 }
 
 impl Watch {
-    /// From here on the ending signals are heard, by whoever waits on this: before there is anything that they would leave behind.
-    pub(crate) fn signals() -> Result<OwnedFd, Failure> {
-        countersign_sys::signals(&ENDING).map_err(other)
+    /// From here on signals are heard, by whoever waits on this: before there is anything that they would leave behind.
+    pub(crate) fn signals() -> Result<Signals, Failure> {
+        let passed: Vec<i32> = PASSED.into_iter().chain([SUSPEND.into()]).collect();
+        let passed = countersign_sys::signals(&passed).map_err(other)?;
+        let ending = countersign_sys::signals(&ENDING).map_err(other)?;
+        Ok(Signals { ending, passed, passing: Cell::new(false) })
     }
 
-    pub(crate) const fn new(signals: OwnedFd, decryptor: Channel, stage: Channel, monitor: Inbox<Notice>) -> Self {
+    pub(crate) const fn new(signals: Signals, decryptor: Channel, stage: Channel, monitor: Inbox<Notice>) -> Self {
         Self { signals, decryptor, stage, monitor: Some(monitor), events: OnceCell::new() }
+    }
+
+    /// There is a workload from here on; what came for it before is dropped.
+    pub(crate) fn pass(&self) {
+        while rustix::io::read(&self.signals.passed, &mut [0; 64]).is_ok_and(|n| n > 0) {}
+        self.signals.passing.set(true);
     }
 
     /// Waits for the next thing. What the decryptor says comes first: it explains what the stage says. That it is gone comes after
@@ -57,11 +95,14 @@ impl Watch {
     pub(crate) fn next(&self, patience: Option<Duration>) -> Result<Heard, Failure> {
         let patience = patience.map(Timespec::try_from).transpose().map_err(other)?;
         // A monitor that is not heard any more: the signals stand in for it, and nothing is read there.
-        let monitor = self.monitor.as_ref().map_or(self.signals.as_fd(), Inbox::as_fd);
-        let events = self.events.get().map_or(self.signals.as_fd(), Subscription::as_fd);
-        let [signals, decryptor, stage, monitor, events] = loop {
+        let ending = &self.signals.ending;
+        let monitor = self.monitor.as_ref().map_or(ending.as_fd(), Inbox::as_fd);
+        let events = self.events.get().map_or(ending.as_fd(), Subscription::as_fd);
+        let passed = self.signals.passed().unwrap_or(ending);
+        let [signals, passed, decryptor, stage, monitor, events] = loop {
             let mut fds = [
-                PollFd::new(&self.signals, PollFlags::IN),
+                PollFd::new(ending, PollFlags::IN),
+                PollFd::new(passed, PollFlags::IN),
                 PollFd::from_borrowed_fd(self.decryptor.as_fd(), PollFlags::IN),
                 PollFd::from_borrowed_fd(self.stage.as_fd(), PollFlags::IN),
                 PollFd::from_borrowed_fd(monitor, PollFlags::IN),
@@ -88,9 +129,13 @@ impl Watch {
         if gone {
             return Ok(Heard::Decryptor(None));
         }
-        let mut number = [0];
-        if signals && rustix::io::read(&self.signals, &mut number).is_ok_and(|n| n > 0) {
-            return Ok(Heard::Signal(number.first().copied().unwrap_or_default()));
+        let pipes = [Some(ending).filter(|_| signals), self.signals.passed().filter(|_| passed)];
+        for pipe in pipes.into_iter().flatten() {
+            let mut number = [0];
+            if rustix::io::read(pipe, &mut number).is_ok_and(|n| n > 0) {
+                let [number] = number;
+                return Ok(Heard::Signal(number));
+            }
         }
         let said = self.events.get().filter(|_| events).and_then(Subscription::next);
         if let Some(said) = said {
@@ -104,7 +149,7 @@ impl Watch {
     pub(crate) fn until(&self, fd: BorrowedFd<'_>) -> Result<bool, Failure> {
         loop {
             let mut fds = [
-                PollFd::new(&self.signals, PollFlags::IN),
+                PollFd::new(&self.signals.ending, PollFlags::IN),
                 PollFd::from_borrowed_fd(self.decryptor.as_fd(), PollFlags::IN),
                 PollFd::from_borrowed_fd(self.stage.as_fd(), PollFlags::IN),
                 PollFd::from_borrowed_fd(fd, PollFlags::IN),

@@ -260,20 +260,53 @@ fn a_signal_does_what_it_does_to_plain_apptainer() {
         run() {
             "$@" > "$OUT" 2> /dev/null &
             until grep -q ready "$OUT"; do sleep 0.05; done
-            kill -TERM $!
+            kill -$signal $!
             wait $!
             echo "code $?"
+            rm "$OUT"
         }
-        trap='trap "exit 9" TERM; echo ready; while :; do sleep 0.01; done'
-        run apptainer exec --userns "$1" sh -c "$trap"
-        rm "$OUT"
-        run "$0" exec --runtime apptainer --config "$2" --signer "$3" "$4" sh -c "$trap""#;
+        trap='trap "exit 9" TERM; trap "exit 8" USR1; echo ready; while :; do sleep 0.01; done'
+        for signal in TERM USR1; do
+            run apptainer exec --userns "$1" sh -c "$trap"
+            run "$0" exec --runtime apptainer --config "$2" --signer "$3" "$4" sh -c "$trap"
+        done"#;
     let mut all = Command::new(&pair.apptainer);
     all.env("COUNTERSIGN_ROOT_PROGRAM", "/bin/bash").env("OUT", pair.scene.path("out"));
     all.args(["-c", script, support::SUPERVISOR]).arg(&pair.plain).arg(pair.scene.path("attest.toml"));
     all.arg(pair.scene.owner.path("owner.pub.pem")).arg(pair.scene.owner.path("script.sif"));
     let out = all.stdin(Stdio::null()).output().unwrap();
-    assert_eq!(stdout(&out), "code 9\ncode 9\n", "{}", stderr(&out));
+    assert_eq!(stdout(&out), "code 9\ncode 9\ncode 8\ncode 8\n", "{}", stderr(&out));
+}
+
+#[test]
+fn a_key_that_stops_it_stops_its_supervisor_too() {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    use std::io::BufRead as _;
+    let Some(pair) = Pair::new() else { return };
+    let pty = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&pty).unwrap();
+    unlockpt(&pty).unwrap();
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
+    let terminal = rustix::fs::open(ptsname(&pty, Vec::new()).unwrap(), flags, rustix::fs::Mode::empty()).unwrap();
+    let mut keyboard = std::fs::File::from(pty);
+    let script = r#"exec setsid --ctty --wait bash -mc '"$@"; echo "stopped $?"; read x; fg; echo "ended $?"' bash \
+        "$0" exec --runtime apptainer --config "$1" --signer "$2" "$3" sh -c 'while :; do sleep 0.05; echo tick; done'"#;
+    let mut all = Command::new(&pair.apptainer);
+    all.env("COUNTERSIGN_ROOT_PROGRAM", "/bin/bash");
+    all.args(["-c", script, support::SUPERVISOR]).arg(pair.scene.path("attest.toml"));
+    all.arg(pair.scene.owner.path("owner.pub.pem")).arg(pair.scene.owner.path("script.sif"));
+    let again = || terminal.try_clone().unwrap();
+    let mut child = all.stdin(again()).stdout(again()).stderr(again()).spawn().unwrap();
+    let mut lines = std::io::BufReader::new(keyboard.try_clone().unwrap()).lines().map_while(Result::ok);
+    let mut shows = |words: &str| assert!(lines.any(|line| line.contains(words)), "{words}");
+    shows("tick");
+    keyboard.write_all(b"\x1a").unwrap();
+    shows("stopped 148");
+    keyboard.write_all(b"\n").unwrap();
+    shows("tick");
+    keyboard.write_all(b"\x03").unwrap();
+    shows("ended 130");
+    child.wait().unwrap();
 }
 
 #[test]

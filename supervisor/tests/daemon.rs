@@ -20,6 +20,7 @@ use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -364,14 +365,24 @@ fn streams_exit_codes_and_signals_are_the_workloads() {
     signal(run.pid(), Signal::INT);
     assert_eq!(run.end().0, Some(9));
 
+    let traps = "for name in HUP USR1 WINCH TERM; do trap \"echo $name\" $name; done";
+    let mut run = host.started(&format!("{traps}; echo ready; while :; do sleep 0.01; done"));
+    for (number, name) in [
+        (Signal::HUP, "HUP"),
+        (Signal::USR1, "USR1"),
+        (Signal::WINCH, "WINCH"),
+        (Signal::HUP, "HUP"),
+        (Signal::TERM, "TERM"),
+    ] {
+        signal(run.pid(), number);
+        let mut line = String::new();
+        run.stdout.read_line(&mut line).unwrap();
+        assert_eq!(line, format!("{name}\n"));
+    }
     // It does not want to hear it: the second one kills.
-    let mut run = host.started("trap 'echo not me' HUP; echo ready; while :; do sleep 0.01; done");
-    signal(run.pid(), Signal::HUP);
-    let mut line = String::new();
-    run.stdout.read_line(&mut line).unwrap();
-    assert_eq!(line, "not me\n");
+    std::thread::sleep(Duration::from_millis(1100));
     signal(run.pid(), Signal::TERM);
-    assert_eq!(run.end().0, Some(129));
+    assert_eq!(run.end().0, Some(143));
     failed(&host.exec(ALICE, "alice.sif", &[], &["/bin/nothing"]), 213, &["\"/bin/nothing\""]);
     // The image at the path is another one by now: what was opened counts.
     let mut run = host.started("echo ready; read x; cat /secret.txt");

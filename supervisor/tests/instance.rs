@@ -207,7 +207,7 @@ fn one_that_was_killed_or_does_not_want_to_end() {
     let rootfs = scene.owner.path("rootfs");
     std::fs::create_dir_all(rootfs.join(".singularity.d")).unwrap();
     let script = rootfs.join(".singularity.d/startscript");
-    std::fs::write(&script, "#!/bin/sh\necho \"script: $*\"\ntrap 'echo not me' TERM\nwhile :; do sleep 0.01; done\n")
+    std::fs::write(&script, "#!/bin/sh\ntrap 'echo not me' TERM\necho \"script: $*\"\nwhile :; do sleep 0.01; done\n")
         .unwrap();
     std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     assert!(scene.owner.protect(&rootfs, "script.sif", &[]).status.success());
@@ -215,6 +215,9 @@ fn one_that_was_killed_or_does_not_want_to_end() {
 
     let note = json(&start(&scene, "script.sif", builtin, "stubborn", &[]));
     let family = Family::of(pid(&note, "pid"));
+    while !std::fs::read_to_string(scene.path("instances/stubborn/out")).unwrap().contains("script") {
+        std::thread::yield_now();
+    }
     let stopped = json(&ask(&scene, &["--json", "instance", "stop", "-t", "0", "stubborn"]));
     assert_eq!(stopped["stopped"][0]["how"], "killed", "{stopped}");
     family.all_gone();

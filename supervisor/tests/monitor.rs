@@ -16,7 +16,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use countersign_verifier::admin::{Request, RunOrder};
 use countersign_wire::runlog::{Event, RunLog};
@@ -182,6 +182,31 @@ fn a_stranger_is_killed_with_all_that_escaped() {
     for (finding, reaction) in [("process-not-in-image", "kill"), ("process-not-in-image", "stop")] {
         assert!(log.windows(2).any(|pair| pair == [finding, reaction]), "{log:?}");
     }
+}
+
+#[test]
+fn a_stop_that_is_not_heeded_kills_after_its_grace() {
+    let Some(scene) = Scene::new() else { return };
+    let script =
+        "trap '' HUP; trap 'echo not me' TERM; echo ready; read x; cp /bin/busybox /tmp/sleep; /tmp/sleep 1000 &
+        while :; do sleep 0.01; done";
+    let mut run = Watched::new(&scene, "grace", &policy(600, 300, "stop", &[]), script);
+    let family = run.family();
+    run.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    let found = run.finding("process-not-in-image");
+    let began = Instant::now();
+    assert_eq!(found["reaction"], "stop", "{found}");
+    let mut line = String::new();
+    run.stdout.read_line(&mut line).unwrap();
+    assert_eq!(line, "not me\n");
+    // It prolongs nothing.
+    signal(i32::try_from(run.child.id()).unwrap(), rustix::process::Signal::HUP);
+    let (code, words) = run.end();
+    assert_eq!(code, Some(217), "{words}");
+    let took = began.elapsed().as_secs_f64();
+    assert!((9.5..60.0).contains(&took), "{took} s");
+    family.all_gone();
+    assert_eq!(logged(&scene), ["process-not-in-image", "stop", "violation"]);
 }
 
 #[test]
@@ -601,6 +626,67 @@ fn a_lease_that_nobody_renews_ends() {
     assert!(words.contains("the lease is not renewed"), "{words}");
     family.ended();
     drop((sim, owner, dir));
+}
+
+/// Whether the workload says something within a while.
+fn says(run: &Watched, patience: Duration) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::new(run.stdout.get_ref(), PollFlags::IN)];
+    !run.stdout.buffer().is_empty() || poll(&mut fds, Some(&Timespec::try_from(patience).unwrap())).unwrap() > 0
+}
+
+/// Its own user can stop the supervisor as he can any process of his.
+#[test]
+fn a_stopped_supervisor_lifts_no_lease() {
+    let Some(scene) = Scene::new() else { return };
+    let script = "echo ready; read x; cat /big > /dev/null && echo read; sleep 1000";
+    let mut runs: Vec<(&str, Watched)> = ["alert", "freeze", "stop", "kill"]
+        .map(|reaction| (reaction, Watched::new(&scene, reaction, &policy(5, 2, reaction, &[]), script)))
+        .into();
+    let mut long = Watched::new(&scene, "long", &policy(600, 300, "kill", &[]), script);
+    let pid = |run: &Watched| i32::try_from(run.child.id()).unwrap();
+    let stopped = Instant::now();
+    for run in runs.iter().map(|(_, run)| run).chain([&long]) {
+        signal(pid(run), rustix::process::Signal::STOP);
+    }
+    std::thread::sleep(Duration::from_secs(5));
+    // Nothing that was not read before is to be had.
+    for (reaction, run) in &mut runs {
+        run.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+        assert!(!says(run, Duration::from_millis(500)), "{reaction}: it reads on");
+    }
+    let next = |run: &mut Watched| {
+        let mut line = String::new();
+        run.stdout.read_line(&mut line).unwrap();
+        line
+    };
+    for (reaction, mut run) in runs {
+        let family = run.family();
+        signal(pid(&run), rustix::process::Signal::CONT);
+        let found = run.finding("lease-expired");
+        assert_eq!((found["accepted"].as_bool(), found["reaction"].as_str()), (Some(false), Some(reaction)), "{found}");
+        match reaction {
+            // It goes on as policy has it, and so do its reads.
+            "alert" => assert_eq!(next(&mut run), "read\n"),
+            "freeze" => assert!(run.is_frozen()),
+            _ => {
+                let (code, words) = run.end();
+                assert_eq!(code, Some(217), "{words}");
+                assert!(!words.contains("the container's processes"), "{words}");
+                family.all_gone();
+            }
+        }
+    }
+    // Long before the lease ends: what was not watched for so long has to wait, and nothing is lost.
+    std::thread::sleep(Duration::from_secs(11).saturating_sub(stopped.elapsed()));
+    long.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    assert!(!says(&long, Duration::from_secs(1)), "it reads on");
+    signal(pid(&long), rustix::process::Signal::CONT);
+    assert_eq!(next(&mut long), "read\n");
+    signal(pid(&long), rustix::process::Signal::USR1);
+    let (code, words) = long.end();
+    assert_eq!(code, Some(138), "{words}");
+    assert!(!words.contains("lease-expired"), "{words}");
 }
 
 #[test]

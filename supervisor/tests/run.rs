@@ -13,6 +13,7 @@ mod support;
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -219,16 +220,16 @@ fn signals_end_the_container_in_order() {
     signal(run.pid(), Signal::INT);
     assert_eq!(run.end().0, Some(7));
     // It does not want to hear it: the second one kills.
-    let mut run = scene.started("trap 'echo not me' HUP; echo ready; while :; do sleep 0.01; done");
-    signal(run.pid(), Signal::HUP);
-    let mut line = String::new();
-    std::io::BufRead::read_line(&mut run.stdout, &mut line).unwrap();
-    assert_eq!(line, "not me\n");
-    let family = support::processes::Family::of(run.pid());
+    let mut run = scene.started("trap 'echo not me' TERM; echo ready; while :; do sleep 0.01; done");
     signal(run.pid(), Signal::TERM);
-    assert_eq!(run.end().0, Some(129));
+    assert_eq!(next_line(&mut run), "not me\n");
+    let family = support::processes::Family::of(run.pid());
+    // Sooner it would be the first one, come twice.
+    std::thread::sleep(Duration::from_millis(1100));
+    signal(run.pid(), Signal::TERM);
+    assert_eq!(run.end().0, Some(143));
     family.all_gone();
-    assert_eq!(scene.runs(), ["start", "exit 143", "start", "exit 7", "start", "signal 1"]);
+    assert_eq!(scene.runs(), ["start", "exit 143", "start", "exit 7", "start", "signal 15"]);
 
     // Before anything has started: while the machine's lock is held by another.
     let lock = std::fs::OpenOptions::new().write(true).open(scene.path("host/lock")).unwrap();
@@ -245,10 +246,51 @@ fn signals_end_the_container_in_order() {
             break family;
         }
     };
-    signal(i32::try_from(child.id()).unwrap(), Signal::INT);
+    let pid = i32::try_from(child.id()).unwrap();
+    // For a workload that is not there yet.
+    [Signal::USR1, Signal::QUIT, Signal::ALARM].into_iter().for_each(|number| signal(pid, number));
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(child.try_wait().unwrap().is_none());
+    signal(pid, Signal::INT);
     assert_eq!(child.wait().unwrap().code(), Some(130));
     helpers.ended();
     assert_eq!(scene.runs().len(), 6);
+}
+
+fn next_line(run: &mut support::Started) -> String {
+    let mut line = String::new();
+    run.stdout.read_line(&mut line).unwrap();
+    line
+}
+
+#[test]
+fn what_a_signal_means_is_for_the_workload_to_say() {
+    let Some(scene) = Scene::new() else { return };
+    let passed = [
+        (Signal::HUP, "HUP"),
+        (Signal::QUIT, "QUIT"),
+        (Signal::USR1, "USR1"),
+        (Signal::USR2, "USR2"),
+        (Signal::ALARM, "ALRM"),
+        (Signal::CONT, "CONT"),
+        (Signal::WINCH, "WINCH"),
+    ];
+    let traps: String = passed.iter().map(|(_, name)| format!("trap 'echo {name}' {name}; ")).collect();
+    let script = format!("{traps}trap 'echo saved; exit 6' TERM; echo ready; while :; do sleep 0.01; done");
+    let mut run = scene.started(&script);
+    // A reload, and another one later: no number of them ends it.
+    for (number, name) in passed.into_iter().chain(passed) {
+        signal(run.pid(), number);
+        assert_eq!(next_line(&mut run), format!("{name}\n"));
+    }
+    signal(run.pid(), Signal::TERM);
+    assert_eq!(next_line(&mut run), "saved\n");
+    assert_eq!(run.end().0, Some(6));
+    // By the signal's default: it is the workload that ends, and its end is logged.
+    let run = scene.started("echo ready; exec sleep 1000");
+    signal(run.pid(), Signal::USR1);
+    assert_eq!(run.end().0, Some(138));
+    assert_eq!(scene.runs(), ["start", "exit 6", "start", "exit 138"]);
 }
 
 #[test]
@@ -273,6 +315,67 @@ fn an_interrupt_at_a_terminal_is_for_what_the_shell_runs() {
     pty.write_all(b"echo ali''ve; exit 5\n").unwrap();
     assert!(lines.any(|line| line.contains("alive")), "the shell goes on");
     assert_eq!(child.wait().unwrap().code(), Some(5));
+}
+
+#[test]
+fn the_keys_of_a_terminal_are_for_what_runs_there() {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let Some(scene) = Scene::new() else { return };
+    let pty = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&pty).unwrap();
+    unlockpt(&pty).unwrap();
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
+    let terminal = rustix::fs::open(ptsname(&pty, Vec::new()).unwrap(), flags, rustix::fs::Mode::empty()).unwrap();
+    let mut keyboard = std::fs::File::from(pty);
+    // The user's shell, which has job control. Echoed is what is typed only.
+    let job = "\"$@\"; echo \"stopped $?\"; read x; fg; echo \"ended $?\"";
+    let inner = "trap 'echo inner; exit 3' INT; echo ready; while :; do sleep 0.05; echo tick; done";
+    let outer = format!("trap 'echo outer' INT; sh -c \"{inner}\"; exit $?");
+    let given = scene.command("exec", &[], &scene.owner.path("app.sif"), &["sh", "-c", &outer]);
+    let again = || terminal.try_clone().unwrap();
+    let in_shell = |given: &Command| {
+        let mut command = Command::new("setsid");
+        command.args(["--ctty", "--wait", "bash", "-mc", job, "bash"]).arg(given.get_program()).args(given.get_args());
+        command.env("COUNTERSIGN_RUNTIME", "builtin");
+        command.stdin(again()).stdout(again()).stderr(again()).spawn().unwrap()
+    };
+    let mut child = in_shell(&given);
+    let screen = keyboard.try_clone().unwrap();
+    let mut lines = BufReader::new(keyboard.try_clone().unwrap()).lines().map_while(Result::ok);
+    let mut shows = |words: &str| assert!(lines.any(|line| line.contains(words)), "{words}");
+    shows("tick");
+    keyboard.write_all(b"\x1a").unwrap();
+    // The user's shell has its terminal again, and the workload stands still.
+    shows("stopped 148");
+    let half = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
+    assert_eq!(poll(&mut [PollFd::new(&screen, PollFlags::IN)], Some(&half)).unwrap(), 0, "it goes on");
+    keyboard.write_all(b"\n").unwrap();
+    shows("tick");
+    // Each of the program's own processes hears it.
+    keyboard.write_all(b"\x03").unwrap();
+    shows("inner");
+    shows("outer");
+    shows("ended 3");
+    child.wait().unwrap();
+    assert_eq!(scene.runs(), ["start", "exit 3"]);
+
+    // A shell's keys are its own; what took its place is stopped with its supervisor, and neither takes the terminal with it.
+    let mut child = in_shell(&scene.command::<&str>("shell", &[], &scene.owner.path("app.sif"), &[]));
+    keyboard.write_all(b"sleep 1000\n").unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    keyboard.write_all(b"\x1a").unwrap();
+    keyboard.write_all(b"kill %1; echo ba''ck; exec sh -c 'while :; do sleep 0.05; echo tock; done'\n").unwrap();
+    shows("back");
+    shows("tock");
+    keyboard.write_all(b"\x1a").unwrap();
+    shows("stopped 148");
+    keyboard.write_all(b"\n").unwrap();
+    shows("tock");
+    keyboard.write_all(b"\x03").unwrap();
+    shows("ended 130");
+    child.wait().unwrap();
+    assert_eq!(scene.runs(), ["start", "exit 3", "start", "exit 130"]);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::exit::{Failure, Stage};
 use crate::owner::signer;
 use crate::run::{Plan, Task, config};
 use crate::runtime;
-use crate::watch::ENDING;
+use crate::watch::{all_signals, ends};
 
 /// SIGWINCH.
 const RESIZED: i32 = 28;
@@ -112,8 +112,7 @@ pub(crate) fn run(socket: &Path, plan: &Plan) -> Result<u8, Failure> {
         let hint = "give an open descriptor, for example --status-fd 3 3>FILE";
         Failure::new(Stage::Usage, format!("--status-fd: {e}"), hint)
     })?;
-    let numbers: Vec<i32> = ENDING.into_iter().chain([RESIZED]).collect();
-    let signals = countersign_sys::signals(&numbers).map_err(other)?;
+    let signals = countersign_sys::signals(&all_signals()).map_err(other)?;
     let terminal = matches!(plan.task, Task::Shell(_)) && terminal::is_there();
     let value = |name: &str| std::env::var(name).ok().filter(|value| value.len() <= VALUE);
     let environment = ENVIRONMENT.iter().filter_map(|name| Some(((*name).to_owned(), value(name)?))).collect();
@@ -142,10 +141,10 @@ fn wait(channel: &Channel, signals: &OwnedFd) -> Result<u8, Failure> {
         let mut number = [0];
         if signal && rustix::io::read(signals, &mut number).is_ok_and(|n| n > 0) {
             let [number] = number;
-            if i32::from(number) == RESIZED {
-                relay.iter().for_each(Relay::resize);
+            if let Some(relay) = relay.as_ref().filter(|_| i32::from(number) == RESIZED) {
+                relay.resize();
             } else {
-                sent = Some(number);
+                sent = Some(number).filter(|number| ends(*number)).or(sent);
                 // A daemon that is gone is heard below.
                 let _ = channel.send(&Word::Signal(number), &[]);
             }

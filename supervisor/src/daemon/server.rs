@@ -19,6 +19,7 @@ use super::socket::Listener;
 use super::turns::Turns;
 use super::uids::Pool;
 use crate::channel::Channel;
+use crate::ending::GRACE;
 use crate::exit::{Failure, Stage};
 use crate::out;
 use crate::run::config;
@@ -142,8 +143,10 @@ impl Server {
     fn play(mut self, signals: &OwnedFd, listener: Listener) -> Result<u8, Failure> {
         let mut listener = Some(listener);
         let mut stopping: Option<Instant> = None;
+        // When those that still run then are told once more: that kills them.
+        let mut again: Option<Instant> = None;
         loop {
-            let (signal, connection, ready) = self.wait(signals, listener.as_ref(), stopping)?;
+            let (signal, connection, ready) = self.wait(signals, listener.as_ref(), again.or(stopping))?;
             if signal {
                 let mut number = [0];
                 match rustix::io::read(signals, &mut number) {
@@ -153,6 +156,7 @@ impl Server {
                         // No new ones; those that run are told to end.
                         listener = None;
                         stopping = Instant::now().checked_add(STOP);
+                        again = Instant::now().checked_add(GRACE);
                         self.tell_all_to_end();
                     }
                     _ => {}
@@ -162,6 +166,10 @@ impl Server {
                 self.hear(id);
             }
             self.end_late_ones();
+            if again.is_some_and(|at| at <= Instant::now()) {
+                again = None;
+                self.tell_all_to_end();
+            }
             self.give_turns();
             if let Some(listener) = listener.as_ref().filter(|_| connection) {
                 self.accept(listener);

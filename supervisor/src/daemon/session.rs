@@ -14,10 +14,10 @@ use rustix::process::{Signal, getpid, kill_process};
 use super::caller::{Caller, daemon_gone};
 use super::message::{Answer, Ask, Brief, Reply, Request, Word};
 use crate::channel::Channel;
+use crate::ending::GRACE;
 use crate::exit::{Failure, Stage};
-use crate::play::GRACE;
 use crate::run::{Plan, Task, run};
-use crate::watch::ENDING;
+use crate::watch::{ENDING, PASSED};
 
 /// How long a client may take to say what it wants.
 const REQUEST: Duration = Duration::from_secs(10);
@@ -131,8 +131,10 @@ impl Ear {
 
 fn listen(client: &Channel, process: Option<&OwnedFd>, over: &AtomicBool, told: &Sender<()>) {
     while let Some(number) = heard(client, process) {
-        if let Some(signal) = Signal::from_named_raw(i32::from(number)).filter(|_| ENDING.contains(&i32::from(number)))
-        {
+        let number = i32::from(number);
+        // What is for a workload alone would end this process before it listens.
+        let known = ENDING.contains(&number) || (PASSED.contains(&number) && countersign_sys::is_heard(number));
+        if let Some(signal) = Signal::from_named_raw(number).filter(|_| known) {
             let _ = kill_process(getpid(), signal);
         }
     }
@@ -140,9 +142,11 @@ fn listen(client: &Channel, process: Option<&OwnedFd>, over: &AtomicBool, told: 
     if over.load(Ordering::Relaxed) {
         return;
     }
-    // As if it had asked for it. Whatever holds the run up then, it ends with this process.
-    let _ = kill_process(getpid(), Signal::TERM);
-    std::thread::sleep(GRACE.saturating_add(LEAVE).saturating_add(LEAVE));
+    // As if it had asked for it, and again. Whatever holds the run up then, it ends with this process.
+    for patience in [GRACE, LEAVE.saturating_add(LEAVE)] {
+        let _ = kill_process(getpid(), Signal::TERM);
+        std::thread::sleep(patience);
+    }
     let _ = kill_process(getpid(), Signal::KILL);
 }
 

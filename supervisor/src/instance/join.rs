@@ -16,6 +16,7 @@ use super::folder::Instances;
 use super::{handle, living, other, stats};
 use crate::exit::{Failure, Stage};
 use crate::run::{Given, Task};
+use crate::watch::all_signals;
 
 /// How long bubblewrap may take to make the container.
 const SET_UP: Duration = Duration::from_secs(10);
@@ -68,7 +69,7 @@ pub fn join(instances: Option<&Path>, name: &str, task: &Task, flags: &[Given]) 
         }
     }
     countersign_sys::keep_descriptors().map_err(other)?;
-    let signals = countersign_sys::signals(&[1, 2, 15]).map_err(other)?;
+    let signals = countersign_sys::signals(&all_signals()).map_err(other)?;
     move_into_thread_name_spaces(init.as_fd(), kinds).map_err(|e| entering(&e))?;
     crate::runtime::drop_privileges(note.runtime.is_nested()).map_err(|e| entering(&e))?;
     // Where the user is, in a runtime that shows the machine; else at the root.
@@ -127,8 +128,8 @@ fn wait(mut child: Child, signals: &std::os::fd::OwnedFd, terminal: bool) -> Res
         let mut number = [0];
         if signalled && rustix::io::read(signals, &mut number).is_ok_and(|n| n > 0) {
             let number = i32::from(number.first().copied().unwrap_or_default());
-            if let Some(signal) = Signal::from_named_raw(number).filter(|signal| !(terminal && *signal == Signal::INT))
-            {
+            let keys = [Signal::INT, Signal::QUIT, Signal::WINCH];
+            if let Some(signal) = Signal::from_named_raw(number).filter(|signal| !(terminal && keys.contains(signal))) {
                 let _ = kill_process(pid, signal);
             }
         }

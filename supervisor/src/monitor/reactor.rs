@@ -64,6 +64,11 @@ impl Reactor {
         self.frozen.is_some()
     }
 
+    /// End of the lease (CLOCK_BOOTTIME), while there is one to lose.
+    pub(crate) const fn lease(&self) -> Option<Duration> {
+        self.lease
+    }
+
     /// How long nothing happens here by itself.
     pub(crate) fn patience(&self) -> Option<Duration> {
         let lease = self.lease.map(|until| until.saturating_sub(boot_time()));
@@ -78,12 +83,18 @@ impl Reactor {
             // As a stop, without letting it run once more to be asked.
             return self.end("nobody approved the frozen run in time", Act::Kill, status);
         }
-        if self.lease.is_some_and(|until| until <= boot_time()) {
-            self.lease = None;
-            let what = "the lease ended before the verifier renewed it";
-            return self.saw(&Seen::now(Kind::LeaseExpired, what, ""), status);
+        self.lapse(status)
+    }
+
+    /// A lease that has ended is a finding, also when another one is about to take its place: nobody has watched the run meanwhile (stopped with
+    /// its supervisor, or the machine slept), or the verifier was away.
+    fn lapse(&mut self, status: &mut Status) -> Act {
+        if self.lease.is_none_or(|until| boot_time() < until) {
+            return Act::GoOn;
         }
-        Act::GoOn
+        self.lease = None;
+        let what = "the lease ended before the verifier renewed it";
+        self.saw(&Seen::now(Kind::LeaseExpired, what, ""), status)
     }
 
     /// Takes in what a thread says.
@@ -91,8 +102,10 @@ impl Reactor {
         match notice {
             Notice::Saw(seen) => return self.saw(&seen, status),
             Notice::Lease { until, terms } => {
+                let act = self.lapse(status);
                 self.lease = Some(until);
                 self.terms = terms;
+                return act;
             }
             Notice::Warning(text) => {
                 out::warn(&text);

@@ -22,6 +22,7 @@ use super::{Make, Place, Task, flags, obliged, said, terminal};
 use crate::channel::Channel;
 use crate::exit::{Failure, Stage};
 use crate::stage::start;
+use crate::watch::all_signals;
 
 /// The runtime's program and the flags that it gets.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -177,7 +178,7 @@ pub(crate) fn main(gate: u32, root: &Path, terminal: bool, instance: Option<&Pat
 
 /// Stays until the instance that the command starts has ended: the namespaces end with this process.
 fn keep(mut command: Command, pid_file: &Path) -> io::Result<u8> {
-    let signals = countersign_sys::signals(&[1, 2, 15])?;
+    let signals = countersign_sys::signals(&all_signals())?;
     let started = command.status()?;
     if !started.success() {
         return Ok(started.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(Stage::Start.code()));
@@ -195,9 +196,12 @@ fn keep(mut command: Command, pid_file: &Path) -> io::Result<u8> {
         if ended {
             return Ok(0);
         }
-        if signalled && rustix::io::read(&signals, &mut [0]).is_ok() {
-            // As the runtime's own `instance stop` does.
-            let _ = pidfd_send_signal(&process, Signal::INT);
+        let mut number = [0];
+        if signalled && rustix::io::read(&signals, &mut number).is_ok() {
+            let [number] = number.map(i32::from);
+            // What is to end it does so as the runtime's own `instance stop`.
+            let signal = Signal::from_named_raw(number).filter(|signal| *signal != Signal::TERM).unwrap_or(Signal::INT);
+            let _ = pidfd_send_signal(&process, signal);
         }
     }
 }

@@ -4,12 +4,66 @@ use std::io;
 use std::io::IsTerminal as _;
 use std::process::Command;
 
-use rustix::process::{getpgrp, setpgid};
+use rustix::process::{Pid, getpgrp, getpid, setpgid};
+
+/// Most processes that are looked at.
+const NEAR: usize = 64;
 
 /// Whether standard input is this session's terminal and this process belongs to its foreground.
 #[must_use]
 pub(crate) fn is_ours() -> bool {
     io::stdin().is_terminal() && countersign_sys::foreground().is_ok_and(|group| group == getpgrp())
+}
+
+/// State, parent and process group from /proc/PID/stat: what stands behind the name, which may hold anything.
+fn stat(process: i32) -> Option<(char, i32, i32)> {
+    let stat = std::fs::read(format!("/proc/{process}/stat")).ok()?;
+    let stat = String::from_utf8_lossy(&stat);
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+}
+
+/// The terminal's foreground, where it is what this process has started and a key (Ctrl-Z) has stopped some of it.
+pub(crate) fn stopped() -> Option<Pid> {
+    let foreground = countersign_sys::foreground().ok().filter(|group| *group != getpgrp())?;
+    let (group, own) = (foreground.as_raw_nonzero().get(), getpid().as_raw_nonzero().get());
+    let mut ancestors = std::iter::successors(Some(group), |process| stat(*process).map(|(_, parent, _)| parent));
+    if !ancestors.by_ref().take(NEAR).any(|process| process == own) {
+        return None;
+    }
+    let mut members = vec![group];
+    let mut next = 0;
+    while let Some(&process) = members.get(next).filter(|_| next < NEAR) {
+        next = next.saturating_add(1);
+        match stat(process) {
+            Some(('T', _, of)) if of == group => return Some(foreground),
+            None => continue,
+            Some(_) => {}
+        }
+        let children = std::fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap_or_default();
+        members.extend(children.split_whitespace().filter_map(|child| child.parse::<i32>().ok()));
+    }
+    None
+}
+
+/// Takes the terminal from `group`, which gets it back when it is given back.
+pub(crate) fn take_from(group: Pid) -> Taken {
+    let _ = countersign_sys::set_foreground(getpgrp());
+    Taken(group)
+}
+
+/// A terminal that was taken back from what had it.
+#[derive(Debug)]
+pub(crate) struct Taken(Pid);
+
+impl Taken {
+    /// Gives it back, where it is this process's to give, and continues what was stopped.
+    pub(crate) fn give_back(&self) {
+        if is_ours() {
+            let _ = countersign_sys::set_foreground(self.0);
+        }
+        let _ = rustix::process::kill_process_group(self.0, rustix::process::Signal::CONT);
+    }
 }
 
 /// Moves this process into a group of its own, and that to the foreground.

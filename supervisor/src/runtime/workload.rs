@@ -17,6 +17,7 @@ use super::outer::Cue;
 use crate::channel::Channel;
 use crate::exit::{Failure, Stage};
 use crate::stage::{Program, Report, Word, missing, start};
+use crate::watch::ends;
 
 /// Longest line of bubblewrap's status that is read.
 const STATUS: usize = 64 * 1024;
@@ -271,8 +272,8 @@ fn watch(
         } else if is_ready(1) {
             return Ok(Some(told));
         } else if is_ready(0) {
-            let signal = match channel.receive::<Word>().map_err(start)? {
-                Some((Word::Signal(number), _)) => Signal::from_named_raw(i32::from(number)).unwrap_or(Signal::TERM),
+            let number = match channel.receive::<Word>().map_err(start)? {
+                Some((Word::Signal(number), _)) => number,
                 Some((Word::Interrupt, _)) => {
                     // The group is the container's (--new-session): its number 1 is bubblewrap's, which the kernel spares.
                     let group = told.workload().and_then(|pid| getpgid(Some(pid)).ok());
@@ -288,10 +289,11 @@ fn watch(
                 }
                 Some((Word::Runtime(_) | Word::Make(_), _)) | None => return Ok(None),
             };
-            match told.workload() {
-                Some(pid) => drop(kill_process(pid, signal)),
+            match (told.workload(), Signal::from_named_raw(i32::from(number))) {
+                (Some(pid), Some(signal)) => drop(kill_process(pid, signal)),
                 // Not there yet, or not any more.
-                None => drop(bubblewrap.kill()),
+                (None, _) if ends(number) => drop(bubblewrap.kill()),
+                _ => {}
             }
         }
     }

@@ -13,7 +13,7 @@ use std::process::Command;
 use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
 
 pub use peer::{peer, peer_groups, peer_process};
-pub use signals::signals;
+pub use signals::{is_heard, signals, suspend};
 pub use spawn::{Spawned, spawn_into};
 pub use user::{become_user, with_ids};
 

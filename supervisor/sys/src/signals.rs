@@ -2,22 +2,37 @@
 
 use std::io;
 use std::os::fd::{IntoRawFd as _, OwnedFd};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use rustix::pipe::{PipeFlags, pipe_with};
 
-/// Where the handler writes to; -1 before [`signals`] was called.
-static WRITER: AtomicI32 = AtomicI32::new(-1);
+/// Numbers of signals: standard ones, and those for real time.
+const NUMBERS: usize = 65;
+
+/// Where the handler writes each signal to; -1 before [`signals`] was called for it.
+static WRITERS: [AtomicI32; NUMBERS] = [const { AtomicI32::new(-1) }; NUMBERS];
+
+/// A bit for each signal that ends nothing any more.
+static HEARD: AtomicU64 = AtomicU64::new(0);
+
+fn place(signal: i32) -> Option<&'static AtomicI32> {
+    usize::try_from(signal).ok().and_then(|number| WRITERS.get(number))
+}
+
+fn bit(signal: i32) -> u64 {
+    u32::try_from(signal).ok().and_then(|number| 1_u64.checked_shl(number.wrapping_sub(1))).unwrap_or(0)
+}
 
 /// What a signal does: its number goes into the pipe.
 extern "C" fn note(signal: libc::c_int) {
     let byte = u8::try_from(signal).unwrap_or(0);
+    let Some(writer) = place(signal) else { return };
     // SAFETY: __errno_location gives this thread's own errno; write is async-signal-safe, and the byte outlives the call. The pipe does not
     // block: when it is full, enough signals are in it.
     unsafe {
         let errno = libc::__errno_location();
         let saved = *errno;
-        libc::write(WRITER.load(Ordering::Relaxed), std::ptr::from_ref(&byte).cast(), 1);
+        libc::write(writer.load(Ordering::Relaxed), std::ptr::from_ref(&byte).cast(), 1);
         *errno = saved;
     }
 }
@@ -26,14 +41,15 @@ extern "C" fn note(signal: libc::c_int) {
 /// signal that was ignored when this process began (nohup) stays ignored.
 ///
 /// # Errors
-/// The second call in a process, or a number that is no signal's.
+/// The second call for a signal, or a number that is no signal's.
 pub fn signals(numbers: &[i32]) -> io::Result<OwnedFd> {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
     let writer = writer.into_raw_fd();
-    if WRITER.compare_exchange(-1, writer, Ordering::Relaxed, Ordering::Relaxed).is_err() {
-        return Err(io::ErrorKind::AlreadyExists.into());
-    }
     for &number in numbers {
+        let place = place(number).ok_or(io::ErrorKind::InvalidInput)?;
+        if place.compare_exchange(-1, writer, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
         // SAFETY: all-zero bytes are a sigaction: default action, empty mask, no flags.
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
         // SAFETY: only reads the present action into `action`.
@@ -41,6 +57,7 @@ pub fn signals(numbers: &[i32]) -> io::Result<OwnedFd> {
             return Err(io::Error::last_os_error());
         }
         if action.sa_sigaction == libc::SIG_IGN {
+            HEARD.fetch_or(bit(number), Ordering::Relaxed);
             continue;
         }
         #[expect(clippy::as_conversions, reason = "sigaction takes a handler's address as a number")]
@@ -52,8 +69,34 @@ pub fn signals(numbers: &[i32]) -> io::Result<OwnedFd> {
         if unsafe { libc::sigaction(number, &raw const action, std::ptr::null_mut()) } != 0 {
             return Err(io::Error::last_os_error());
         }
+        HEARD.fetch_or(bit(number), Ordering::Relaxed);
     }
     Ok(reader)
+}
+
+/// Whether a signal ends nothing here any more, by [`signals`].
+#[must_use]
+pub fn is_heard(signal: i32) -> bool {
+    HEARD.load(Ordering::Relaxed) & bit(signal) != 0
+}
+
+/// Stops this process as SIGTSTP does where nobody handles it: not in a process group that nobody would continue (an orphaned one). Returns when
+/// it goes on, and then the signal is handled as before.
+///
+/// # Errors
+/// A system call fails.
+pub fn suspend() -> io::Result<()> {
+    // SAFETY: all-zero bytes are a sigaction: default action, empty mask, no flags.
+    let (default, mut before): (libc::sigaction, libc::sigaction) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+    // SAFETY: sets the default action, which runs nothing of this process's, and reads the present one into `before`.
+    if unsafe { libc::sigaction(libc::SIGTSTP, &raw const default, &raw mut before) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: sends this thread a signal, which is taken before the call returns; then the action is what it was.
+    let results = unsafe {
+        [libc::raise(libc::SIGTSTP), libc::sigaction(libc::SIGTSTP, &raw const before, std::ptr::null_mut())]
+    };
+    if results == [0, 0] { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]
@@ -63,7 +106,11 @@ mod tests {
 
     #[test]
     fn one_byte_a_signal() {
+        assert!(!super::is_heard(libc::SIGUSR1));
         let reader = super::signals(&[libc::SIGUSR1, libc::SIGUSR2]).unwrap();
+        let other = super::signals(&[libc::SIGALRM]).unwrap();
+        assert!([libc::SIGUSR1, libc::SIGUSR2, libc::SIGALRM].into_iter().all(super::is_heard));
+        assert!([libc::SIGHUP, 0, -1, 64, 1000].into_iter().all(|number| !super::is_heard(number)));
         let mut bytes = [0; 4];
         assert!(rustix::io::read(&reader, &mut bytes).is_err(), "nothing there yet, and no waiting for it");
         for (signal, number) in [(Signal::USR1, libc::SIGUSR1), (Signal::USR2, libc::SIGUSR2)] {
@@ -74,6 +121,12 @@ mod tests {
             assert_eq!(rustix::io::read(&reader, &mut bytes).unwrap(), 1);
             assert_eq!(i32::from(bytes.first().copied().unwrap()), number);
         }
+        assert!(rustix::io::read(&other, &mut bytes).is_err(), "each in the pipe that was asked for it");
+        kill_process(getpid(), Signal::ALARM).unwrap();
+        while rustix::io::read(&other, &mut bytes).is_err() {}
+        assert_eq!(i32::from(bytes.first().copied().unwrap()), libc::SIGALRM);
+        assert!(rustix::io::read(&reader, &mut bytes).is_err());
         assert!(super::signals(&[libc::SIGUSR1]).is_err(), "once in a process");
+        assert!(super::signals(&[-1]).is_err() && super::signals(&[65]).is_err(), "no signals");
     }
 }
