@@ -205,6 +205,8 @@ enum InstanceCommand {
     List {
         #[command(flatten)]
         place: PlaceArgs,
+        /// Those of this name; `*` at the end stands for any more of it
+        name: Option<String>,
     },
     /// Stop an instance: ask it, and kill it when it does not end
     Stop {
@@ -216,6 +218,12 @@ enum InstanceCommand {
         /// All of the user's instances
         #[arg(short, long, conflicts_with = "name")]
         all: bool,
+        /// What it is asked with: HUP, INT, QUIT, USR1, USR2, TERM, or the signal's number
+        #[arg(short, long, value_parser = instance::signal, default_value = "TERM")]
+        signal: rustix::process::Signal,
+        /// Kill it at once, in order
+        #[arg(short = 'F', long, conflicts_with_all = ["signal", "timeout"])]
+        force: bool,
         /// Seconds that it may take to end by itself
         #[arg(short = 't', long, value_name = "SECONDS", default_value_t = 10)]
         timeout: u32,
@@ -517,10 +525,10 @@ fn on_instances(command: InstanceCommand, flags: Vec<Given>, json: bool) -> Resu
             signed(&plan)?;
             instance::start(place.instance_dir.as_deref(), &name, arguments, plan)?
         }
-        InstanceCommand::List { place } => instance::list(place.instance_dir.as_deref())?,
-        InstanceCommand::Stop { place, name, all: _, timeout } => {
-            let grace = std::time::Duration::from_secs(timeout.into());
-            instance::stop(place.instance_dir.as_deref(), name.as_deref(), grace)?
+        InstanceCommand::List { place, name } => instance::list(place.instance_dir.as_deref(), name.as_deref())?,
+        InstanceCommand::Stop { place, name, all: _, signal, force, timeout } => {
+            let grace = std::time::Duration::from_secs(if force { 0 } else { timeout.into() });
+            instance::stop(place.instance_dir.as_deref(), name.as_deref(), (signal, grace))?
         }
         InstanceCommand::Stats { place, name } => instance::stats(place.instance_dir.as_deref(), &name)?,
         InstanceCommand::Join { place, verb, name, arguments } => {

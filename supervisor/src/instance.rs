@@ -169,20 +169,43 @@ fn shown(note: &Note) -> Value {
     })
 }
 
-/// The user's running instances: `{"instances": [...]}`.
+/// The user's running instances, all or those of a name: `{"instances": [...]}`.
 ///
 /// # Errors
 /// [`Stage::Configuration`].
-pub fn list(instances: Option<&Path>) -> Result<Value, Failure> {
+pub fn list(instances: Option<&Path>, name: Option<&str>) -> Result<Value, Failure> {
+    let asked = |note: &&Note| match name.map(|name| (name, name.strip_suffix('*'))) {
+        None => true,
+        Some((_, Some(beginning))) => note.name.starts_with(beginning),
+        Some((name, None)) => note.name == name,
+    };
     let notes = Instances::open(instances)?.running()?;
-    Ok(json!({"instances": notes.iter().map(shown).collect::<Vec<_>>()}))
+    Ok(json!({"instances": notes.iter().filter(asked).map(shown).collect::<Vec<_>>()}))
 }
 
-/// Stops instances (all of them without a name): asks, waits for `grace`, then kills.
+/// A signal that an instance can be asked to end with, by its name or number.
+///
+/// # Errors
+/// In words: there is none, or it does not reach a workload.
+pub fn signal(word: &str) -> Result<Signal, String> {
+    let known = [
+        ("HUP", Signal::HUP),
+        ("INT", Signal::INT),
+        ("QUIT", Signal::QUIT),
+        ("USR1", Signal::USR1),
+        ("USR2", Signal::USR2),
+        ("TERM", Signal::TERM),
+    ];
+    let name = word.strip_prefix("SIG").unwrap_or(word);
+    let found = known.iter().find(|(known, signal)| *known == name || signal.as_raw().to_string() == word);
+    found.map(|(_, signal)| *signal).ok_or_else(|| "HUP, INT, QUIT, USR1, USR2 or TERM; --force kills".to_owned())
+}
+
+/// Stops instances (all of them without a name): asks with a signal, waits for `grace`, then kills.
 ///
 /// # Errors
 /// [`Stage::Usage`] for one that does not run.
-pub fn stop(instances: Option<&Path>, name: Option<&str>, grace: Duration) -> Result<Value, Failure> {
+pub fn stop(instances: Option<&Path>, name: Option<&str>, how: (Signal, Duration)) -> Result<Value, Failure> {
     let instances = Instances::open(instances)?;
     let notes = match name {
         Some(name) => vec![instances.named(name)?.running()?],
@@ -190,14 +213,21 @@ pub fn stop(instances: Option<&Path>, name: Option<&str>, grace: Duration) -> Re
     };
     let mut stopped = Vec::new();
     for note in notes {
-        let how = stop_one(&instances.named(&note.name)?, &note, grace)?;
+        let how = stop_one(&instances.named(&note.name)?, &note, how)?;
         stopped.push(json!({"name": note.name, "how": how}));
     }
     Ok(json!({"stopped": stopped}))
 }
 
-fn stop_one(instance: &Instance, note: &Note, grace: Duration) -> Result<&'static str, Failure> {
+fn stop_one(instance: &Instance, note: &Note, (signal, grace): (Signal, Duration)) -> Result<&'static str, Failure> {
     let Some(process) = living(instance, note)? else { return Ok("it had ended") };
+    let mut grace = grace;
+    if signal != Signal::TERM {
+        if pidfd_send_signal(&process, signal).is_err() || ends_within(&process, grace)? {
+            return Ok("with grace");
+        }
+        grace = Duration::ZERO;
+    }
     let asked = pidfd_send_signal(&process, Signal::TERM);
     if asked.is_err() || ends_within(&process, grace)? {
         return Ok("with grace");
@@ -235,6 +265,21 @@ fn ends_within(process: &OwnedFd, time: Duration) -> Result<bool, Failure> {
         match poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&left)) {
             Err(rustix::io::Errno::INTR) => {}
             ready => return Ok(ready.map_err(other)? > 0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_by_name_and_number() {
+        for word in ["USR1", "SIGUSR1", "10"] {
+            assert_eq!(signal(word), Ok(Signal::USR1), "{word}");
+        }
+        for word in ["KILL", "9", "SIG", "", "usr1", "SIG10", "STOP"] {
+            assert!(signal(word).is_err(), "{word}");
         }
     }
 }

@@ -235,7 +235,15 @@ fn one_that_was_killed_or_does_not_want_to_end() {
     json(&start(&scene, "script.sif", builtin, "gone", &[]));
     json(&start(&scene, "app.sif", builtin, "another", &[]));
     assert_eq!(names(&scene), ["another", "gone"]);
-    let stopped = json(&ask(&scene, &["--json", "instance", "stop", "--all", "-t", "0"]));
+    let listed = json(&ask(&scene, &["--json", "instance", "list", "an*"]));
+    assert_eq!(listed["instances"].as_array().unwrap().len(), 1, "{listed}");
+    assert_eq!(listed["instances"][0]["name"], "another");
+    failed(&ask(&scene, &["instance", "stop", "-s", "KILL", "gone"]), 200, &["USR2 or TERM"]);
+    // Its shell does not listen to TERM, but to this.
+    let stopped = json(&ask(&scene, &["--json", "instance", "stop", "-s", "SIGUSR1", "gone"]));
+    assert_eq!(stopped["stopped"][0]["how"], "with grace", "{stopped}");
+    json(&start(&scene, "script.sif", builtin, "gone", &[]));
+    let stopped = json(&ask(&scene, &["--json", "instance", "stop", "--all", "--force"]));
     assert_eq!(stopped["stopped"].as_array().unwrap().len(), 2);
     assert_eq!(names(&scene), Vec::<String>::new());
 }
