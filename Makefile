@@ -33,7 +33,7 @@ opa: ## a real Open Policy Agent for the tests: built once and cached, or the re
 	@scripts/opa-for-tests.sh
 
 unit: # a shell that runs this in its background has SIGINT ignored, and tests send it
-	env --default-signal=INT,QUIT $(CARGO) test --workspace --locked
+	env --default-signal=INT,QUIT $(CARGO) test --workspace --locked --no-fail-fast
 
 deny: ## licences, sources and duplicate crates (offline part of cargo-deny)
 	@scripts/deny.sh
