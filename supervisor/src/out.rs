@@ -1,6 +1,9 @@
 //! What `supervisor` prints: results on standard output, `error:` and `hint:` on standard error.
 
 use std::io::Write as _;
+use std::sync::OnceLock;
+use std::sync::mpsc::SyncSender;
+use std::time::Duration;
 
 use anstream::AutoStream;
 use anstyle::{AnsiColor, Style};
@@ -58,14 +61,57 @@ pub fn wants_json() -> bool {
     std::env::args_os().take_while(|given| given != "--").any(|given| given == "--json")
 }
 
-/// Says on standard error what went wrong without being a failure.
+/// Says on standard error what went wrong without being a failure. Who says it watches runs, and waits for no reader: what nobody reads is left
+/// out once [`PENDING`] texts wait.
 pub fn warn(text: &str) {
-    say(&format!("{HINT}warning:{HINT:#} {text}\n"));
+    later(Said::Text(format!("{HINT}warning:{HINT:#} {text}\n")));
 }
 
-/// A line of a service's log, on standard error.
+/// A line of a service's log, on standard error; as [`warn`].
 pub fn note(text: &str) {
-    say(&format!("{text}\n"));
+    later(Said::Text(format!("{text}\n")));
+}
+
+/// Most texts that wait to be written.
+const PENDING: usize = 256;
+/// How long the last ones may take.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+enum Said {
+    Text(String),
+    /// Whoever sends it waits until all before is written.
+    Mark(SyncSender<()>),
+}
+
+/// The thread that writes; none where it cannot be started.
+static WRITER: OnceLock<Option<SyncSender<Said>>> = OnceLock::new();
+
+fn later(said: Said) {
+    let writer = WRITER.get_or_init(|| {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(PENDING);
+        let write = move || {
+            for said in receiver {
+                match said {
+                    Said::Text(text) => say(&text),
+                    Said::Mark(done) => drop(done.try_send(())),
+                }
+            }
+        };
+        std::thread::Builder::new().name("warnings".into()).spawn(write).ok().map(|_| sender)
+    });
+    match (writer, said) {
+        (Some(writer), said) => drop(writer.try_send(said)),
+        (None, Said::Text(text)) => say(&text),
+        (None, Said::Mark(_)) => {}
+    }
+}
+
+/// Waits a moment for what was said to be written; false when nobody reads it.
+fn settle() -> bool {
+    let Some(Some(_)) = WRITER.get() else { return true };
+    let (done, written) = std::sync::mpsc::sync_channel(1);
+    later(Said::Mark(done));
+    written.recv_timeout(PATIENCE).is_ok()
 }
 
 /// Writes to standard error at once: the status lines of `--status-fd 2`, which come from another thread, do not get between.
@@ -78,6 +124,7 @@ fn say(text: &str) {
 /// Prints a failure, if it is one, and returns the exit code.
 #[must_use]
 pub fn finish(result: Result<u8, Failure>, json: bool) -> u8 {
+    let read = settle();
     let failure = match result {
         Ok(code) => return code,
         Err(failure) => failure,
@@ -89,6 +136,8 @@ pub fn finish(result: Result<u8, Failure>, json: bool) -> u8 {
     if !failure.hint.is_empty() {
         text.push_str(&format!("{HINT}hint:{HINT:#} {}\n", failure.hint));
     }
-    say(&text);
+    if read {
+        say(&text);
+    }
     failure.stage.code()
 }

@@ -21,7 +21,7 @@ const ENDING: [i32; 3] = [1, 2, 15];
 static ENDING_NOW: AtomicBool = AtomicBool::new(false);
 
 /// What the folders' names begin with.
-const PREFIX: &str = ".countersign-";
+const PREFIX: &str = ".countersign-half-";
 /// A folder that is younger may be about to be locked.
 const YOUNG: Duration = Duration::from_secs(60);
 
@@ -93,7 +93,14 @@ fn sweep(folder: &Path) {
             && let Ok(lock) = File::open(entry.path())
             && flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok()
         {
-            let _ = std::fs::remove_dir_all(entry.path());
+            for file in std::fs::read_dir(entry.path()).into_iter().flatten().flatten() {
+                let name = file.file_name();
+                if name == "image" || name.to_string_lossy().starts_with(".countersign-") {
+                    let _ = std::fs::remove_file(file.path());
+                }
+            }
+            // Only where that was all.
+            let _ = std::fs::remove_dir(entry.path());
         }
     }
 }
@@ -150,14 +157,19 @@ mod tests {
             open.set_times(FileTimes::new().set_modified(then)).unwrap();
             (path, open)
         };
-        let (left, _) = make(".countersign-left", 61);
-        let (used, lock) = make(".countersign-used", 3600);
+        let (left, _) = make(".countersign-half-left", 61);
+        let (used, lock) = make(".countersign-half-used", 3600);
         flock(&lock, FlockOperation::LockExclusive).unwrap();
-        let (young, _) = make(".countersign-young", 0);
-        let (other, _) = make("countersign", 3600);
+        let (young, _) = make(".countersign-half-young", 0);
+        let (other, _) = make(".countersign-keys", 3600);
         let workshop = Workshop::beside(&folder.path().join("out.sif")).unwrap();
         assert!(!left.exists());
         assert!(used.exists() && young.exists() && other.exists());
+        let (mixed, open) = make(".countersign-half-mixed", 0);
+        std::fs::write(mixed.join("owner.pem"), "a key").unwrap();
+        open.set_times(FileTimes::new().set_modified(SystemTime::UNIX_EPOCH)).unwrap();
+        sweep(folder.path());
+        assert!(mixed.join("owner.pem").exists(), "nobody's but ours are removed");
         // As long as it works, another one leaves it alone, however long that takes.
         let own = workshop.path().to_owned();
         File::open(&own).unwrap().set_times(FileTimes::new().set_modified(SystemTime::UNIX_EPOCH)).unwrap();

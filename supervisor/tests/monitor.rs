@@ -306,6 +306,23 @@ fn what_is_alerted_or_accepted_goes_on_and_is_told() {
 }
 
 #[test]
+fn a_standard_error_that_nobody_reads_stops_no_supervision() {
+    let Some(scene) = Scene::new() else { return };
+    let (_reader, writer) = std::io::pipe().unwrap();
+    rustix::fs::fcntl_setfl(&writer, rustix::fs::OFlags::NONBLOCK).unwrap();
+    for size in [4096, 1] {
+        while rustix::io::write(&writer, &vec![b'x'; size]).is_ok() {}
+    }
+    rustix::fs::fcntl_setfl(&writer, rustix::fs::OFlags::empty()).unwrap();
+    let image = scene.with_policy("mute", &policy(600, 300, "stop", &[]));
+    let script = "cp /bin/busybox /tmp/sleep; exec /tmp/sleep 1000";
+    let mut command = scene.command("exec", &[], &image, &["sh", "-c", script]);
+    command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null()).stderr(writer);
+    assert_eq!(command.status().unwrap().code(), Some(217));
+    assert_eq!(logged(&scene), ["process-not-in-image", "stop", "violation"]);
+}
+
+#[test]
 fn a_frozen_run_that_is_approved_goes_on() {
     let Some(scene) = Scene::new() else { return };
     let script = "echo ready; read x; cp /bin/busybox /tmp/sleep; /tmp/sleep 0.1; echo on; exit 5";

@@ -12,6 +12,7 @@ pub use workloads::LEAST_SELECTION;
 
 use countersign_wire::enrol::HostState;
 use countersign_wire::event::HostEvent;
+use countersign_wire::eventlog::PcrSet;
 use serde_json::{Value, json};
 
 use crate::error::Error;
@@ -107,7 +108,8 @@ pub async fn perform(service: &Service, request: Request, actor: &str) -> Result
         Request::EkList {} => service.allowed_eks().await,
         Request::EkRemove { ek } => service.disallow_ek(&hex_prefix(&ek)?, actor).await,
         Request::ReferenceAdd { name, eventlog, pcrs } => {
-            reference::add_boot(service, &name, &bytes("eventlog", &eventlog)?, &pcrs, actor).await
+            let log = bytes("eventlog", &eventlog)?;
+            reference::add_boot(service, &name, (&log, PcrSet::ALL), &pcrs, actor).await
         }
         Request::ReferenceAddVerdict { name, id, pcrs } => {
             let (log, vouched) = service.boot_log(&id).await?;

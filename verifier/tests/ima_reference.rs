@@ -322,18 +322,19 @@ fn appended_signatures() {
         }
     }
     // A signature of the file's own that nobody knows does not stand in the way of an appended one, and is told of where that fails too.
-    let both = |content: &[u8]| {
+    let both = |content: &[u8], key: [u8; 4]| {
         let mut list = Synthetic::default();
         let appended = read("rsa-keyid.p7s");
-        // Version 2, SHA-256, a key that nobody has.
-        let own = [&[3, 2, 4, 0xde, 0xad, 0xbe, 0xef, 1, 0][..], &[7; 256]].concat();
+        // Version 2, SHA-256.
+        let own = [&[3, 2, 4][..], &key, &[1, 0], &[7; 256]].concat();
         let d_modsig = d_ng("sha256", HashAlg::Sha256.digest(&[content]).as_bytes());
         let whole = d_ng("sha256", &sha256(&[content, &appended[..]].concat()));
         list.push("ima-modsig", &[&whole, &n_ng("/lib/modules/a.ko"), &own, &d_modsig, &appended]);
         judged(&list, Some(&reference))
     };
-    assert_eq!(both(CONTENT).tally.signed, 1);
-    let neither = both(b"another module");
+    const NOBODY: [u8; 4] = [0xde, 0xad, 0xbe, 0xef];
+    assert_eq!(both(CONTENT, NOBODY).tally.signed, 1);
+    let neither = both(b"another module", NOBODY);
     let reason = &reasons(&neither, FindingKind::Unknown)[0].2;
     assert!(
         reason.contains("key deadbeef") && reason.contains("; appended: the signature does not verify"),

@@ -358,7 +358,7 @@ fn logs_that_do_not_lead_to_the_pcrs() {
             let at = log.first(4, T::EFI_BOOT_SERVICES_APPLICATION);
             log.events[at].pcr = 0xffff_ffff;
         }),
-        ("an event relabelled as one that extends nothing", "no-action", |log| {
+        ("an event relabelled as one that extends nothing", "pcr 4", |log| {
             let at = log.first(4, T::EFI_BOOT_SERVICES_APPLICATION);
             log.events[at].kind = T::NO_ACTION;
         }),
@@ -429,6 +429,10 @@ fn what_real_machines_do_passes() {
             let event = log.event(0, T::NO_ACTION, b"StartupLocality\0\0");
             log.events.insert(0, event.clone());
             log.events.push(event);
+        }),
+        ("a digest of what extends nothing", |log| {
+            let action = log.event(0, T::POST_CODE, b"x");
+            log.events.insert(0, support::Event { kind: T::NO_ACTION, ..action });
         }),
         ("a vendor's event in PCR 2 behind the separator", |log| {
             let event = log.event(2, T(0x8401), &[1]);

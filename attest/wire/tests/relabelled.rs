@@ -144,10 +144,6 @@ fn the_structure_of_a_log() {
                 let event = log.event(0, T::NO_ACTION, b"Spec ID Event03\0\0\0\0\0\0\x02\0\x02");
                 log.events.push(event);
             }),
-            ("a digest of what extends nothing", "no-action", |log| {
-                let action = log.event(0, T::POST_CODE, b"x");
-                log.events.insert(0, support::Event { kind: T::NO_ACTION, ..action });
-            }),
             ("SecureBoot in an event that extends nothing", "relabelled", |log| {
                 let event = log.event(7, T::NO_ACTION, &variable(GLOBAL, "SecureBoot", &[0]));
                 log.events.insert(0, event);

@@ -83,7 +83,11 @@ pub(crate) struct Lent;
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        let _ = countersign_sys::set_foreground(getpgrp());
+        // What it was lent to has ended. Of a run that goes on in the background the shell has it.
+        let ended = |group: Pid| rustix::process::test_kill_process_group(group).is_err();
+        if countersign_sys::foreground().is_ok_and(|group| group == getpgrp() || ended(group)) {
+            let _ = countersign_sys::set_foreground(getpgrp());
+        }
     }
 }
 

@@ -31,14 +31,15 @@ pub fn become_user(uid: u32, gid: u32) -> io::Result<()> {
 /// # Errors
 /// The process may not.
 pub fn with_ids<T: Send>(uid: u32, gid: u32, work: impl FnOnce() -> T + Send) -> io::Result<T> {
-    use rustix::process::{dumpable_behavior, set_dumpable_behavior};
+    use rustix::process::{DumpableBehavior, dumpable_behavior, set_dumpable_behavior};
     let dumpable = dumpable_behavior()?;
     let done = std::thread::scope(|scope| {
         let thread = scope.spawn(|| take_ids(uid, gid).map(|()| work()));
         thread.join().map_err(|_| io::Error::other("the thread has ended"))?
     });
     // The kernel changes that for the whole process when the ids of a thread change.
-    set_dumpable_behavior(dumpable)?;
+    let before = if dumpable == DumpableBehavior::Dumpable { dumpable } else { DumpableBehavior::NotDumpable };
+    set_dumpable_behavior(before)?;
     done
 }
 

@@ -24,9 +24,14 @@ pub const DEFAULT_PCRS: [u8; 8] = [0, 2, 3, 4, 7, 8, 9, 14];
 /// # Errors
 /// The log does not replay in the SHA-256 bank, or lies.
 pub fn reference_values(name: &str, log: &[u8], pcrs: &[u8]) -> Result<Vec<ReferenceValue>, String> {
+    values_of(name, log, pcrs, PcrSet::ALL)
+}
+
+/// As [`reference_values`], of a log of which these PCRs are judged.
+fn values_of(name: &str, log: &[u8], pcrs: &[u8], judged: PcrSet) -> Result<Vec<ReferenceValue>, String> {
     let log = EventLog::parse(log).map_err(|e| e.to_string())?;
     let alg = HashAlg::Sha256;
-    let examined = log.examine(&[(alg, PcrSet::ALL)], Registers::Tpm).map_err(|refusal| match refusal {
+    let examined = log.examine(&[(alg, judged)], Registers::Tpm).map_err(|refusal| match refusal {
         Refusal::Replay(e) => e.to_string(),
         Refusal::Lie(lie) => format!("{}: {}", lie.event, lie.got),
     })?;
@@ -63,13 +68,14 @@ pub(super) async fn add_vouched(
         let what = format!("PCR {pcr} of the SHA-256 bank was not quoted: nothing vouches for what the log says of it");
         return Err(Error::request("eventlog", what, Some("name the quoted ones: --pcr N")));
     }
-    add_boot(service, name, log, pcrs, actor).await
+    add_boot(service, name, (log, vouched), pcrs, actor).await
 }
 
+/// Adds the reference values of a boot log of which some PCRs are judged.
 pub(super) async fn add_boot(
     service: &Service,
     name: &str,
-    log: &[u8],
+    (log, judged): (&[u8], PcrSet),
     pcrs: &[u8],
     actor: &str,
 ) -> Result<Value, Error> {
@@ -77,7 +83,7 @@ pub(super) async fn add_boot(
         return Err(Error::request("malformed", "a set's name has 1 to 128 characters", None));
     }
     let refuse = |e: String| Error::request("eventlog", e, Some("verifier check eventlog FILE --pcrs PCRS.json"));
-    let values = reference_values(name, log, pcrs).map_err(refuse)?;
+    let values = values_of(name, log, pcrs, judged).map_err(refuse)?;
     let pcrs = if pcrs.is_empty() { &DEFAULT_PCRS[..] } else { pcrs };
     let data = serde_json::to_string(&values).map_err(|e| Error::Internal(e.to_string()))?;
     let mut transaction = service.store.write().await?;

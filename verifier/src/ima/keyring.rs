@@ -149,8 +149,8 @@ impl Keyring {
         self.check_with(None, entry)
     }
 
-    /// As [`Keyring::check`], with a second ring beside this one. Either signature will do, the file's own or an appended one, as it does for
-    /// the kernel (`appraise_type=imasig|modsig`).
+    /// As [`Keyring::check`], with a second ring beside this one. An appended signature counts where there is none of the file's own, or none that
+    /// a key here could have made (`appraise_type=imasig|modsig`); one that a known key is said to have made has to be good.
     ///
     /// # Errors
     /// Why not, in words.
@@ -161,9 +161,18 @@ impl Keyring {
         if entry.signature.is_empty() {
             return self.check_appended(more, entry, appended);
         }
-        self.check_own(more, entry).or_else(|own| {
+        let own = self.check_own(more, entry);
+        if own.is_ok() || FileSignature::parse(entry.signature).is_ok_and(|signature| self.knows(more, &signature)) {
+            return own;
+        }
+        own.or_else(|own| {
             self.check_appended(more, entry, appended).map_err(|appended| format!("{own}; appended: {appended}"))
         })
+    }
+
+    fn knows(&self, more: Option<&Self>, signature: &FileSignature<'_>) -> bool {
+        let mut all = self.keys.iter().chain(more.iter().flat_map(|ring| &ring.keys));
+        all.any(|key| key.ids.contains(&signature.key_id))
     }
 
     /// The file's own signature: over the digest that the list has.

@@ -161,6 +161,7 @@ fn short(text: &str) -> &str {
 const COLUMNS: &str = "SELECT runs.*, hosts.name AS host_name, workloads.name AS workload_name, \
     CASE WHEN runs.status IS NULL THEN (SELECT json_extract(text, '$.reaction') FROM run_entries \
     WHERE run_entries.host = runs.host AND run_entries.run = runs.run AND kind = 'reaction' \
+    AND json_extract(text, '$.reaction') <> 'alert' \
     ORDER BY run_entries.rowid DESC LIMIT 1) END AS reaction FROM runs \
     LEFT JOIN hosts ON hosts.host = runs.host LEFT JOIN workloads ON workloads.id = runs.workload";
 

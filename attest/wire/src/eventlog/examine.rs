@@ -114,7 +114,7 @@ impl<'a> EventLog<'a> {
                     bank.note_locality(event, pcr);
                 }
                 if event.kind == EventType::NO_ACTION {
-                    rules.no_action(event, pcr, *alg).map_err(Refusal::Lie)?;
+                    rules.no_action(event, pcr).map_err(Refusal::Lie)?;
                     continue;
                 }
                 let digest = digest_of(event, *alg)?;

@@ -10,7 +10,7 @@ pub(super) fn words(data: &[u8]) -> bool {
 /// One line of printable characters and its NULs.
 pub(super) fn is_line(data: &[u8]) -> bool {
     let end = data.iter().rposition(|byte| *byte != 0).map_or(0, |last| last.saturating_add(1));
-    end > 0 && data.iter().take(end).all(|byte| matches!(byte, 0x20..=0x7e | b'\t' | b'\n'))
+    end > 0 && data.iter().take(end).all(|byte| matches!(byte, 0x20..=0x7e | b'\t' | b'\r' | b'\n'))
 }
 
 /// Kernel parameters in UTF-16, as systemd-boot and systemd-stub log them: words without control characters. What they call the initial RAM
