@@ -122,7 +122,10 @@ pub fn parse(bytes: &[u8]) -> Result<Logs, BadCel> {
             userspace.push(Record { index, pcr, digests, text, event_type });
         }
     }
-    let firmware = if sha1 && !events.first().is_some_and(is_spec_id) { of_tpm_1_2(&events) } else { binary(&events) };
+    // At the end of a log of TPM 1.2 an event of zeros could not be told from padding.
+    let blank = events.last().is_some_and(is_blank);
+    let old = sha1 && !blank && !events.first().is_some_and(is_spec_id);
+    let firmware = if old { of_tpm_1_2(&events) } else { binary(&events) };
     Ok(Logs { firmware, userspace })
 }
 
@@ -160,6 +163,11 @@ fn content(content: &Content) -> Result<(EventType, Vec<u8>), &'static str> {
 
 fn is_spec_id(event: &Event) -> bool {
     event.kind == EventType::NO_ACTION && event.data.starts_with(b"Spec ID Event03\0")
+}
+
+fn is_blank(event: &Event) -> bool {
+    let zeros = |(_, digest): &(HashAlg, Vec<u8>)| digest.iter().all(|byte| *byte == 0);
+    event.pcr == 0 && event.kind.0 == 0 && event.data.is_empty() && event.digests.iter().all(zeros)
 }
 
 fn length(n: usize) -> u32 {
