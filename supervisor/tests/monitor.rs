@@ -317,7 +317,7 @@ fn a_standard_error_that_nobody_reads_stops_no_supervision() {
     let image = scene.with_policy("mute", &policy(600, 300, "stop", &[]));
     let script = "cp /bin/busybox /tmp/sleep; exec /tmp/sleep 1000";
     let mut command = scene.command("exec", &[], &image, &["sh", "-c", script]);
-    command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null()).stderr(writer);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(writer);
     assert_eq!(command.status().unwrap().code(), Some(217));
     assert_eq!(logged(&scene), ["process-not-in-image", "stop", "violation"]);
 }
