@@ -100,7 +100,7 @@ fn events_left_out_repeated_exchanged_or_moved_to_another_pcr() {
         vec![event(pcr, given.kind.0, &given.digests().collect::<Vec<_>>(), given.data)]
     });
     refused(&with_log(nowhere).judge(), "boot-log", "event_log");
-    // An event that extends nothing: with its digest it gives itself away, and without it PCR 8 does.
+    // An event that extends nothing is missed in PCR 8, whatever digest it has.
     let hidden = |digests: fn(&[u8]) -> Vec<u8>| {
         let bytes = rewritten(|given| {
             let all: Vec<(u16, &[u8])> = given.digests().collect();
@@ -113,8 +113,7 @@ fn events_left_out_repeated_exchanged_or_moved_to_another_pcr() {
         });
         with_log(bytes).judge()
     };
-    let described = first.describe().replace("EV_IPL", "EV_NO_ACTION");
-    refused(&hidden(<[u8]>::to_vec), "boot-log", &described);
+    refused(&hidden(<[u8]>::to_vec), "pcr-values", "PCR 8, sha256");
     refused(&hidden(|digest| vec![0; digest.len()]), "pcr-values", "PCR 8, sha256");
 }
 
