@@ -237,7 +237,8 @@ fn executables_under_other_types() {
             }
         }
     }
-    assert!(tried >= 9 * kinds.len(), "{tried}");
+    // Those of our own fixtures alone.
+    assert!(tried >= 7 * kinds.len(), "{tried}");
 }
 
 #[test]
