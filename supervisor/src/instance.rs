@@ -174,10 +174,10 @@ fn shown(note: &Note) -> Value {
 /// # Errors
 /// [`Stage::Configuration`].
 pub fn list(instances: Option<&Path>, name: Option<&str>) -> Result<Value, Failure> {
-    let asked = |note: &&Note| match name.map(|name| (name, name.strip_suffix('*'))) {
-        None => true,
-        Some((_, Some(beginning))) => note.name.starts_with(beginning),
-        Some((name, None)) => note.name == name,
+    let name = name.unwrap_or("*");
+    let asked = |note: &&Note| match name.strip_suffix('*') {
+        Some(beginning) => note.name.starts_with(beginning),
+        None => note.name == name,
     };
     let notes = Instances::open(instances)?.running()?;
     Ok(json!({"instances": notes.iter().filter(asked).map(shown).collect::<Vec<_>>()}))

@@ -280,15 +280,9 @@ fn a_signal_does_what_it_does_to_plain_apptainer() {
 
 #[test]
 fn a_key_that_stops_it_stops_its_supervisor_too() {
-    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
     use std::io::BufRead as _;
     let Some(pair) = Pair::new() else { return };
-    let pty = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-    grantpt(&pty).unwrap();
-    unlockpt(&pty).unwrap();
-    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
-    let terminal = rustix::fs::open(ptsname(&pty, Vec::new()).unwrap(), flags, rustix::fs::Mode::empty()).unwrap();
-    let mut keyboard = std::fs::File::from(pty);
+    let (mut keyboard, terminal) = support::terminal();
     let script = r#"exec setsid --ctty --wait bash -mc '"$@"; echo "stopped $?"; read x; fg; echo "ended $?"' bash \
         "$0" exec --runtime apptainer --config "$1" --signer "$2" "$3" sh -c 'while :; do sleep 0.05; echo tick; done'"#;
     let mut all = Command::new(&pair.apptainer);

@@ -393,13 +393,9 @@ fn streams_exit_codes_and_signals_are_the_workloads() {
 
 #[test]
 fn a_shell_has_a_terminal_of_its_own() {
-    use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
     use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
     let Some(host) = Host::of_alice() else { return };
-    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-    let pty = openpt(flags).unwrap();
-    unlockpt(&pty).unwrap();
-    let terminal = ioctl_tiocgptpeer(&pty, flags).unwrap();
+    let (pty, terminal) = support::terminal();
     let size = |rows| tcsetwinsize(&pty, Winsize { ws_row: rows, ws_col: 91, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
     size(37);
     let before = format!("{:?}", tcgetattr(&terminal).unwrap());
@@ -409,9 +405,9 @@ fn a_shell_has_a_terminal_of_its_own() {
     command.arg(host.path("supervisor")).arg("shell").arg(format!("--daemon={}", host.socket().display()));
     let mut child = command.arg(host.path("alice.sif")).stdin(again()).stdout(again()).stderr(again()).spawn().unwrap();
     drop(command);
-    let mut keyboard = File::from(pty.try_clone().unwrap());
+    let mut keyboard = pty.try_clone().unwrap();
     // What is typed is echoed: hence the quotes.
-    let mut lines = BufReader::new(File::from(pty.try_clone().unwrap())).lines().map_while(Result::ok);
+    let mut lines = BufReader::new(pty.try_clone().unwrap()).lines().map_while(Result::ok);
     let mut shows = |words: &str| assert!(lines.any(|line| line.contains(words)), "{words}");
     // It is the foreground of its terminal, whose name leads to it, and as large as the user's.
     keyboard.write_all(b"echo rea''dy > /proc/self/fd/1; stty size\n").unwrap();

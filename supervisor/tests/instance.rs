@@ -54,13 +54,7 @@ fn names(scene: &Scene) -> Vec<String> {
 
 /// How many of a shell in an instance that gets the user's terminal have a seccomp filter: one or none.
 fn filters_of_a_shell_at_a_terminal(scene: &Scene, name: &str) -> u32 {
-    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-    let pty = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-    grantpt(&pty).unwrap();
-    unlockpt(&pty).unwrap();
-    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
-    let terminal = rustix::fs::open(ptsname(&pty, Vec::new()).unwrap(), flags, rustix::fs::Mode::empty()).unwrap();
-    let mut pty = std::fs::File::from(pty);
+    let (mut pty, terminal) = support::terminal();
     // The terminal belongs to the session of who asks, in its foreground.
     let mut command = Command::new("setsid");
     command.args(["--ctty", "--wait", SUPERVISOR, "shell", &format!("instance://{name}")]);

@@ -295,14 +295,8 @@ fn what_a_signal_means_is_for_the_workload_to_say() {
 
 #[test]
 fn an_interrupt_at_a_terminal_is_for_what_the_shell_runs() {
-    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
     let Some(scene) = Scene::new() else { return };
-    let pty = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-    grantpt(&pty).unwrap();
-    unlockpt(&pty).unwrap();
-    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
-    let terminal = rustix::fs::open(ptsname(&pty, Vec::new()).unwrap(), flags, rustix::fs::Mode::empty()).unwrap();
-    let mut pty = std::fs::File::from(pty);
+    let (mut pty, terminal) = support::terminal();
     let mut command = scene.command::<&str>("shell", &[], &scene.owner.path("app.sif"), &[]);
     let again = || terminal.try_clone().unwrap();
     let mut child = command.stdin(again()).stdout(again()).stderr(again()).spawn().unwrap();
@@ -320,14 +314,8 @@ fn an_interrupt_at_a_terminal_is_for_what_the_shell_runs() {
 #[test]
 fn the_keys_of_a_terminal_are_for_what_runs_there() {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
     let Some(scene) = Scene::new() else { return };
-    let pty = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-    grantpt(&pty).unwrap();
-    unlockpt(&pty).unwrap();
-    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
-    let terminal = rustix::fs::open(ptsname(&pty, Vec::new()).unwrap(), flags, rustix::fs::Mode::empty()).unwrap();
-    let mut keyboard = std::fs::File::from(pty);
+    let (mut keyboard, terminal) = support::terminal();
     // The user's shell, which has job control. Echoed is what is typed only.
     let job = "\"$@\"; echo \"stopped $?\"; read x; fg; echo \"ended $?\"";
     let inner = "trap 'echo inner; exit 3' INT; echo ready; while :; do sleep 0.05; echo tick; done";

@@ -225,20 +225,21 @@ struct Change {
 #[derive(Debug, Subcommand)]
 enum Reference {
     /// Accept what a boot log measured, or the files of a reference set
+    #[command(group(clap::ArgGroup::new("source").required(true).args(["eventlog", "verdict", "file"])))]
     Add {
         /// Name of the set
         name: String,
         /// The firmware's event log
-        #[arg(long, value_name = "FILE", required_unless_present_any = ["file", "verdict"])]
+        #[arg(long, value_name = "FILE")]
         eventlog: Option<PathBuf>,
         /// The boot log in the evidence of this verdict, which its quoted PCRs must vouch for
-        #[arg(long, value_name = "ID", conflicts_with_all = ["eventlog", "file"])]
+        #[arg(long, value_name = "ID")]
         verdict: Option<VerdictId>,
         /// PCRs to take (default: 0, 2, 3, 4, 7, 8, 9, 14)
         #[arg(long, conflicts_with = "file")]
         pcr: Vec<u8>,
         /// A reference set, as `attest learn` writes it or `attest reference sign` signs it
-        #[arg(long, value_name = "FILE", conflicts_with = "eventlog")]
+        #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
         /// Key (PEM) that must have signed the set
         #[arg(long, value_name = "FILE", requires = "file")]

@@ -14,6 +14,7 @@ use super::{LearnError, about};
 
 /// Longest control file, and `status` entry.
 const CONTROL: u64 = 1024 * 1024;
+
 fn invalid(what: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.into())
 }

@@ -5,6 +5,7 @@ pub(crate) mod processes;
 pub(crate) mod secrets;
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -528,4 +529,14 @@ pub(crate) fn failed(out: &Output, code: i32, words: &[&str]) {
     for word in words {
         assert!(text.contains(word), "{word:?} is not in\n{text}");
     }
+}
+
+/// A terminal of its own: what types at it and reads its screen, and the end for programs.
+pub(crate) fn terminal() -> (File, OwnedFd) {
+    use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let keyboard = openpt(flags).unwrap();
+    unlockpt(&keyboard).unwrap();
+    let terminal = ioctl_tiocgptpeer(&keyboard, flags).unwrap();
+    (File::from(keyboard), terminal)
 }
