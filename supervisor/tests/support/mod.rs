@@ -3,6 +3,8 @@
 
 pub(crate) mod processes;
 pub(crate) mod secrets;
+pub(crate) mod stalling;
+pub(crate) mod watched;
 
 use std::ffi::OsStr;
 use std::fs::File;
