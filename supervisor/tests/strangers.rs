@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use support::processes::{Family, Process};
+use support::processes::Family;
 use support::watched::{Watched, logged, policy};
 use support::{Scene, as_nobody, is_root};
 
@@ -96,13 +96,13 @@ fn an_idle_container_is_no_finding() {
 struct Intruder(Child);
 
 impl Intruder {
-    /// The process that runs this command line, below it or in its place.
-    fn process(&self, command: &str) -> Process {
+    /// Those below it, once one of them runs this command line.
+    fn processes(&self, command: &str) -> Vec<i64> {
         let began = Instant::now();
         loop {
             let family = Family::of(i32::try_from(self.0.id()).unwrap());
-            if let Some(found) = family.0.into_iter().find(|process| process.command.starts_with(command)) {
-                return found;
+            if family.0.iter().any(|process| process.command.starts_with(command)) {
+                return family.0.iter().skip(1).map(|process| process.pid.into()).collect();
             }
             assert!(began.elapsed() < Duration::from_secs(60), "no {command}");
         }
@@ -138,13 +138,14 @@ fn whoever_is_put_into_the_container_is_found() {
         let mut number = 2000;
         let mut enters = |target: i32, namespaces: &[&str], what: &[&str]| {
             number += 1;
-            // By the same user.
-            let mut command = if who == "an ordinary user" { as_nobody(&nsenter) } else { Command::new(&nsenter) };
+            // By the same user, each from a process of its own: what is found once of one is not told again of another that is the same.
+            let mut command = if who == "an ordinary user" { as_nobody("sh") } else { Command::new("sh") };
+            command.args(["-c", "\"$@\" & wait", "sh"]).arg(&nsenter);
             command.args(["--target", &target.to_string(), "-U", "--preserve-credentials"]).args(namespaces);
             command.args(["/bin/sleep", &number.to_string()]).stdin(Stdio::null());
             let intruder = Intruder(command.spawn().unwrap());
             // Who goes in, and whom it starts there.
-            let pids = [i64::from(intruder.0.id()), intruder.process(&format!("/bin/sleep {number}")).pid.into()];
+            let pids = intruder.processes(&format!("/bin/sleep {number}"));
             // Its entrance first: who put it there, or where else it is.
             let mut missing = what.to_vec();
             while !missing.is_empty() {
