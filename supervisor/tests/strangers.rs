@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use support::processes::Family;
+use support::processes::{Family, Process};
 use support::watched::{Watched, logged, policy};
 use support::{Scene, as_nobody, is_root};
 
@@ -111,10 +111,8 @@ impl Intruder {
 
 impl Drop for Intruder {
     fn drop(&mut self) {
-        // With what it has started.
-        for process in Family::of(i32::try_from(self.0.id()).unwrap()).0.iter().rev() {
-            process.kill();
-        }
+        // Before what it has started, whose end would be its own.
+        Family::of(i32::try_from(self.0.id()).unwrap()).0.iter().for_each(Process::kill);
         let _ = self.0.wait();
     }
 }
@@ -172,7 +170,7 @@ fn whoever_is_put_into_the_container_is_found() {
         if let Some(helper) = helper {
             enters(helper, &["-m", "-p"], &[put]);
             enters(helper, &["-m"], &[put]);
-            enters(helper, &["-p"], &[put, "process-not-in-image"]);
+            enters(helper, &["-p"], &[put]);
         }
         run.say("go");
         let (code, words) = run.end();
