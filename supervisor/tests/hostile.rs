@@ -372,9 +372,14 @@ fn another_ordinary_user_reaches_nothing_of_a_run() {
         return;
     }
     let Some(scene) = Scene::new() else { return };
+    // Words that no other test has.
+    let words = format!("the secret of {}", hex::encode(countersign_attest::random::random::<16>()));
+    std::fs::write(scene.owner.path("rootfs/words.txt"), &words).unwrap();
+    assert!(scene.owner.protect(&scene.owner.path("rootfs"), "words.sif", &[]).status.success());
+    scene.owner.register(&scene.verifier, "words.sif");
     // It has a file of the image open and mapped, and stands in a folder of it.
-    let script = "cd /etc; echo ready; exec sleep 1000 < /secret.txt";
-    let given = scene.command("exec", &[], &scene.owner.path("app.sif"), &["sh", "-c", script]);
+    let script = "cd /etc; echo ready; exec sleep 1000 < /words.txt";
+    let given = scene.command("exec", &[], &scene.owner.path("words.sif"), &["sh", "-c", script]);
     let began = SystemTime::now();
     let run = Started::new(scene.given_away(&given));
     let family = Family::of(run.pid());
@@ -385,7 +390,7 @@ fn another_ordinary_user_reaches_nothing_of_a_run() {
         let folders = ["root/", "cwd/", "fd/", "map_files/", "ns/", "root/etc/", "cwd/../bin/"];
         places.extend(folders.map(|name| process.file(name)));
         places.extend(
-            ["root/secret.txt", "cwd/../secret.txt", "exe", "mem", "maps", "environ"].map(|name| process.file(name)),
+            ["root/words.txt", "cwd/../words.txt", "exe", "mem", "maps", "environ"].map(|name| process.file(name)),
         );
         for folder in ["fd", "map_files"] {
             places.extend(std::fs::read_dir(process.file(folder)).unwrap().flatten().map(|entry| entry.path()));
@@ -396,7 +401,7 @@ fn another_ordinary_user_reaches_nothing_of_a_run() {
     assert_eq!(reached(54322), "");
     // The attempt itself works: the user's own processes reach what they may, decision 0024 says what is done about that.
     let own = reached(54321);
-    for name in ["root/secret.txt", "cwd/", "root/", "fd/0"] {
+    for name in ["root/words.txt", "cwd/", "root/", "fd/0"] {
         let path = workload.file(name).display().to_string();
         assert!(own.lines().any(|line| line == path), "{path} is not among\n{own}");
     }
@@ -409,22 +414,21 @@ fn another_ordinary_user_reaches_nothing_of_a_run() {
         command.args(["--reuid", "54322", "--regid", "54322", "--clear-groups"]).args(arguments).output().unwrap()
     };
     for namespaces in [&["-U", "-m"][..], &["-m"], &["-U", "-m", "-p"]] {
-        let out = other(&[&["nsenter", "-t", &pid], namespaces, &["cat", "/secret.txt"]].concat());
-        assert!(!out.status.success() && !stdout(&out).contains(SECRET), "{namespaces:?}");
+        let out = other(&[&["nsenter", "-t", &pid], namespaces, &["cat", "/words.txt"]].concat());
+        assert!(!out.status.success() && !stdout(&out).contains(&words), "{namespaces:?}");
     }
     let mounts = stdout(&other(&["cat", "/proc/self/mountinfo"]));
     assert!(!mounts.contains("squashfuse") && !mounts.contains("fuse countersign"), "{mounts}");
     let since = began.elapsed().unwrap().as_secs() / 60 + 2;
     let search = ["/tmp", "/var/tmp", "/dev/shm", "/run"].join(" ");
-    let search = format!(
-        "find {search} -type f -mmin -{since} -size -64k -exec grep -lF 'the seventh secret' {{}} + 2> /dev/null"
-    );
-    // The owners' folders that images were made of, of all tests, lie open.
+    let search =
+        format!("find {search} -type f -mmin -{since} -size -64k -exec grep -lF '{words}' {{}} + 2> /dev/null");
+    // The owner's folder that the image was made of lies open.
     let found = stdout(&other(&["sh", "-c", &search]));
-    assert!(found.lines().all(|path| path.ends_with("/owner/rootfs/secret.txt")), "{found}");
+    assert!(found.lines().all(|path| path.ends_with("/owner/rootfs/words.txt")), "{found}");
     let all = Command::new("sh").args(["-c", &search]).output().unwrap();
     assert!(
-        stdout(&all).contains("rootfs/secret.txt"),
+        stdout(&all).contains("rootfs/words.txt"),
         "root finds the owner's own, so the search works: {}",
         stdout(&all)
     );
