@@ -191,7 +191,7 @@ fn heap(maps: &str) -> Option<(usize, usize)> {
         Some((address(start)?, address(end)?))
     };
     let (start, end) = ends(lines.next()?)?;
-    let last = lines.last().map_or(Some(end), |line| Some(ends(line)?.1));
+    let last = lines.next_back().map_or(Some(end), |line| Some(ends(line)?.1));
     Some((start, last?))
 }
 
