@@ -209,6 +209,7 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     if early {
         tell(&watch, &decryptor::Word::Prepare, &[], status)?;
     }
+    let binds = caller.map(Caller::binds).transpose()?.unwrap_or_default();
     let mut on_stage = helper(STAGE, theirs, caller)?;
     let folder = std::path::absolute(&config.state_dir).map_err(other)?;
     let mut host = Host::open(config)?;
@@ -220,6 +221,7 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
         task: plan.task.clone(),
         ids: caller.map(Caller::ids),
         folder: if caller.is_some() { Caller::FOLDER.into() } else { folder },
+        binds: binds.len(),
         name: plan.image.file_name().unwrap_or_default().to_owned(),
         terminal: runtime::has_terminal(),
     };
@@ -230,8 +232,9 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     let own = std::io::stdin();
     let stdin = caller.map_or_else(|| own.as_fd(), Caller::stdin);
     let entrance = group.entrance().into_iter().flatten().map(|file| file.as_fd());
-    let given: Vec<_> = std::iter::once(stdin).chain(entrance).collect();
+    let given: Vec<_> = std::iter::once(stdin).chain(binds.iter().map(OwnedFd::as_fd)).chain(entrance).collect();
     watch.stage.send(&order, &given).map_err(too_long)?;
+    drop(binds);
     // Where namespaces or FUSE are missing nothing is released.
     let (reader, fuse) = mounted(&watch)?;
     let turn = match caller.map(|caller| caller.turn(run, &watch)).transpose()? {
