@@ -27,6 +27,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::host::{ALICE, BOB, Daemon, Host, as_user, connect, reacts, rule, settings};
 use support::processes::{Family, Process, signal};
+use support::secrets::Secrets;
 use support::{SECRET, failed, receive, send, stderr, stdout};
 
 fn field(process: &Process, name: &str) -> String {
@@ -455,21 +456,70 @@ fn whoever_is_killed_nothing_is_left() {
 }
 
 #[test]
-fn many_starts_of_several_users() {
-    let Some(host) = Host::new(&format!("{}{}", rule("alice", ALICE, "runs = 6"), rule("bob", BOB, ""))) else {
+fn fifty_starts_of_two_users_at_once() {
+    let Some(host) = Host::new(&format!("{}{}", rule("alice", ALICE, "runs = 20"), rule("bob", BOB, "runs = 25")))
+    else {
         return;
     };
     let start = |user, image: &str, n: usize| {
         let mut command = host.exec_command(user, image, &[], &["sh", "-c", &format!("cat /secret.txt; exit {n}")]);
-        (n, command.spawn().unwrap())
+        (user, n, command.spawn().unwrap())
     };
-    let mut starts: Vec<_> = (0..6).map(|n| start(ALICE, "alice.sif", n)).collect();
-    starts.extend((6..9).map(|n| start(BOB, "bob.sif", n)));
-    for (n, child) in starts {
+    // Alice's rule may be in the way of some of hers, and of nothing of Bob's.
+    let starts: Vec<_> = (0..25).flat_map(|n| [start(ALICE, "alice.sif", n), start(BOB, "bob.sif", n + 25)]).collect();
+    let mut ran = Vec::new();
+    for (user, n, child) in starts {
         let out = child.wait_with_output().unwrap();
+        if user == ALICE && out.status.code() == Some(208) {
+            failed(&out, 208, &["rule \"alice\" allows 20 runs at a time"]);
+            continue;
+        }
         assert_eq!((out.status.code(), stdout(&out).as_str()), (i32::try_from(n).ok(), SECRET), "{}", stderr(&out));
+        ran.push(n);
     }
-    assert_eq!(host.scene.runs().len(), 18);
+    assert!(ran.len() >= 45, "{ran:?}");
+    // None lost a session; nothing of the queue is left, and nothing of the runs.
+    assert_eq!(fs::read_dir(host.scene.path("host/queue")).unwrap().count(), 0);
+    let mut expected: Vec<String> = ran.iter().map(|n| format!("exit {n}")).collect();
+    expected.extend(std::iter::repeat_n("start".to_owned(), ran.len()));
+    let mut runs = host.scene.runs();
+    runs.sort();
+    expected.sort();
+    assert_eq!(runs, expected);
+    let out = host.exec(ALICE, "alice.sif", &[], &["cat", "/secret.txt"]);
+    assert_eq!(stdout(&out), SECRET, "{}", stderr(&out));
+}
+
+#[test]
+fn the_key_is_in_the_runs_decryptor_and_nowhere_else() {
+    let Some(host) = Host::of_alice() else { return };
+    let (image, passphrase) = host.scene.with_passphrase("locked.sif", &reacts("alert"));
+    let secrets = Secrets::new(&host.scene.owner.volume_key_by("locked.sif", &passphrase), &passphrase);
+    host.image_of(ALICE, &image, "locked.sif");
+    let script = "echo ready; cat /big > /dev/null; echo read; exec sleep 1000";
+    let start = || {
+        let run = host.exec_command(ALICE, "locked.sif", &["--status-fd", "2"], &["sh", "-c", script]);
+        let mut run = support::Started::new(run);
+        let mut line = String::new();
+        run.stdout.read_line(&mut line).unwrap();
+        assert_eq!(line, "read\n");
+        run
+    };
+    let run = start();
+    let mut family = host.family();
+    family.0.extend(Family::of(run.pid()).0);
+    assert!(family.0.len() >= 9, "daemon, session, decryptor, stage, squashfuse, bubblewrap twice, workload; client");
+    secrets.only_in_the_decryptor(&family);
+    // It is no process of the caller's, and has long given up being root.
+    assert_eq!(user_of(family.find("decryptor-process")), user_of(family.find("stage-process")) + 1);
+    signal(run.pid(), Signal::TERM);
+    let (code, _, err) = run.end();
+    assert!(code == Some(143) && !secrets.within(err.as_bytes()), "{code:?} {err}");
+    // The daemon goes on, and has nothing of it.
+    family.ended_but(" daemon ");
+    let left = host.family();
+    assert_eq!(left.0.len(), 1);
+    secrets.nowhere(&left);
 }
 
 #[test]
