@@ -123,7 +123,7 @@ fn as_plain_apptainer_does() {
     let script = format!("cat /secret.txt; ls -A {state}; grep -E '^(CapEff|CapPrm):' /proc/self/status");
     let out = with_input(pair.ours("exec", &[], &["sh", "-c", &script]), "");
     let none = "0000000000000000";
-    assert_eq!(stdout(&out), format!("{SECRET}script.sif\nCapPrm:\t{none}\nCapEff:\t{none}\n"), "{}", stderr(&out));
+    assert_eq!(stdout(&out), format!("{SECRET}image\nCapPrm:\t{none}\nCapEff:\t{none}\n"), "{}", stderr(&out));
 }
 
 #[test]
