@@ -128,18 +128,24 @@ fn whoever_is_put_into_the_container_is_found() {
     let nsenter = ["/usr/bin/nsenter", "/bin/nsenter"].map(PathBuf::from).into_iter().find(|path| path.exists());
     let Some(nsenter) = nsenter else { return println!("skipped: nsenter is not installed") };
     each(&scene, &image, "sleep 1000 & echo ready; read x; exit 5", |who, mut run| {
-        let family = run.family();
-        // It may be on its way from one to the other.
-        let is_workload = |process: &&Process| ["sh -c", "sleep 1000"].iter().any(|it| process.command.starts_with(it));
-        let workload = family.0.iter().rev().find(is_workload).unwrap().pid;
+        // What has just been forked is on its way to be this.
+        let mut family = run.family();
+        while !family.0.iter().any(|process| process.command.starts_with("sleep 1000")) {
+            family = run.family();
+        }
+        let workload = family.0.iter().rev().find(|process| process.command.starts_with("sleep 1000")).unwrap().pid;
         let helper = family.0.iter().find(|process| process.command.starts_with("Apptainer runtime")).map(|it| it.pid);
+        let stage = family.find("stage-process").pid;
         let mut number = 2000;
         let mut enters = |target: i32, namespaces: &[&str], what: &[&str]| {
             number += 1;
             // By the same user, each from a process of its own: what is found once of one is not told again of another that is the same.
             let mut command = if who == "an ordinary user" { as_nobody("sh") } else { Command::new("sh") };
             command.args(["-c", "\"$@\" & wait", "sh"]).arg(&nsenter);
-            command.args(["--target", &target.to_string(), "-U", "--preserve-credentials"]).args(namespaces);
+            // He has privileges in what the stage has made, and so over all that was made in there.
+            let user = if who == "an ordinary user" { stage } else { target };
+            command.args(["--target", &target.to_string(), &format!("--user=/proc/{user}/ns/user")]);
+            command.arg("--preserve-credentials").args(namespaces);
             command.args(["/bin/sleep", &number.to_string()]).stdin(Stdio::null());
             let intruder = Intruder(command.spawn().unwrap());
             // Who goes in, and whom it starts there.
@@ -161,8 +167,8 @@ fn whoever_is_put_into_the_container_is_found() {
             drop(intruder);
         };
         let put = "new-namespace: was put into the container's namespaces from outside";
-        // In all of them, with a program of the image's own and no more privileges than it has.
-        enters(workload, &["-m", "-p", "-i", "-u"], &[put]);
+        // Among its files and processes, with a program of the image's own.
+        enters(workload, &["-m", "-p"], &[put]);
         // Where its files are, and nowhere else.
         enters(workload, &["-m"], &[put, "new-namespace: in another pid namespace"]);
         // With a program of the machine.
