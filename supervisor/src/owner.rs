@@ -77,7 +77,7 @@ pub fn signers(paths: &[PathBuf]) -> Result<Vec<SignerKey>, Failure> {
 /// # Errors
 /// [`Stage::Escrow`].
 pub fn escrow(path: &Path) -> Result<Escrow, Failure> {
-    let hint = "--escrow takes an RSA public key: openssl genrsa -out escrow.pem 3072; openssl rsa -in escrow.pem -pubout -out escrow.pub.pem";
+    let hint = "--escrow takes an RSA public key: openssl genrsa -traditional -out escrow.pem 3072; openssl rsa -in escrow.pem -pubout -out escrow.pub.pem";
     read(Stage::Escrow, path, hint, |pem| Escrow::from_pem(&pem))
 }
 
