@@ -107,7 +107,7 @@ fn later(said: Said) {
 }
 
 /// Waits a moment for what was said to be written; false when nobody reads it.
-fn settle() -> bool {
+pub(crate) fn settle() -> bool {
     let Some(Some(_)) = WRITER.get() else { return true };
     let (done, written) = std::sync::mpsc::sync_channel(1);
     later(Said::Mark(done));

@@ -1,4 +1,5 @@
-//! The owner's way back without this program: a real Apptainer, as root in a VM whose kernel has dm-crypt, opens protected images by their escrow.
+//! The owner's escrow: by keys, by passphrases from files and from a terminal; and without this program, by a real Apptainer, as root in a VM whose
+//! kernel has dm-crypt.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -13,13 +14,15 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use openssl::sha::sha256;
+use rustix::termios::SpecialCodeIndex;
 
-use support::{Owner, SUPERVISOR, stderr, stdout};
+use support::{Owner, SUPERVISOR, failed, stderr, stdout};
 
 const PASSPHRASE: &str = "correct horse battery staple";
 
@@ -44,6 +47,8 @@ export APPTAINER_ENCRYPTION_PASSPHRASE='correct horse battery staple'
 reads passphrase apptainer exec /given/passphrase.sif
 export APPTAINER_ENCRYPTION_PASSPHRASE='correct horse battery stable'
 reads wrong-passphrase apptainer exec /given/passphrase.sif
+export APPTAINER_ENCRYPTION_PASSPHRASE='another one since today'
+reads rekeyed apptainer exec /given/rekeyed.sif
 "#;
 
 /// A program that starts a VM (`scripts/vm.sh build` makes one); `None`, said aloud, where there is none.
@@ -55,6 +60,59 @@ fn vm() -> Option<PathBuf> {
         return None;
     }
     Some(PathBuf::from(stdout(&out).trim()))
+}
+
+fn protect(owner: &Owner, output: &Path) -> Command {
+    let mut command = Command::new(SUPERVISOR);
+    command.arg("protect").arg(owner.path("rootfs")).arg("--sign").arg(owner.path("owner.pem"));
+    command.arg("-o").arg(output).stdin(Stdio::null());
+    command
+}
+
+fn rekey(owner: &Owner, image: &Path, output: &Path) -> Command {
+    let mut command = Command::new(SUPERVISOR);
+    command.arg("rekey").arg(image).arg("--signer").arg(owner.path("owner.pub.pem"));
+    command.arg("--sign").arg(owner.path("owner.pem")).arg("-o").arg(output).stdin(Stdio::null());
+    command
+}
+
+/// Runs a command at a terminal of its own, where each question gets its answer; exit code, and what was on the screen.
+fn typed(command: &Command, answers: &[(&str, &str)]) -> (Option<i32>, String) {
+    let (mut keyboard, terminal) = support::terminal();
+    let mut all = Command::new("setsid");
+    all.args(["--ctty", "--wait"]).arg(command.get_program()).args(command.get_args()).env("NO_COLOR", "1");
+    let again = || terminal.try_clone().unwrap();
+    let mut child = all.stdin(again()).stdout(again()).stderr(again()).spawn().unwrap();
+    // Nothing but this process and its child has it open.
+    drop(all);
+    let mut screen = String::new();
+    let mut part = [0; 4096];
+    let mut answers = answers.iter().peekable();
+    let mut seen = 0;
+    let before = rustix::termios::tcgetattr(&terminal).unwrap();
+    let after = loop {
+        // No terminal in between: what it shows comes at once.
+        let mut ready = [rustix::event::PollFd::new(&keyboard, rustix::event::PollFlags::IN)];
+        let wait = rustix::event::Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+        if rustix::event::poll(&mut ready, Some(&wait)).unwrap() > 0 {
+            let n = keyboard.read(&mut part).unwrap();
+            screen.push_str(&String::from_utf8_lossy(&part[..n]));
+        } else if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if let Some((question, answer)) = answers.peek()
+            && let Some(at) = screen[seen..].find(&format!("{question}: "))
+        {
+            seen += at + question.len();
+            keyboard.write_all(answer.as_bytes()).unwrap();
+            answers.next();
+        }
+    };
+    assert_eq!(answers.next(), None, "not asked: {screen}");
+    let modes =
+        |termios: &rustix::termios::Termios| (termios.local_modes, termios.special_codes[SpecialCodeIndex::VEOL]);
+    assert_eq!(modes(&rustix::termios::tcgetattr(&terminal).unwrap()), modes(&before), "the terminal is as it was");
+    (after.code(), screen)
 }
 
 /// What the VM said of one attempt.
@@ -92,12 +150,15 @@ fn a_real_apptainer_opens_our_images_by_their_escrow() {
     write(&given.join("run"), RUN.as_bytes(), 0o755);
     std::fs::copy(owner.path("app.sif"), given.join("pem.sif")).unwrap();
 
-    let passphrase = owner.path("passphrase");
+    let (passphrase, new) = (owner.path("passphrase"), owner.path("new-passphrase"));
     write(&passphrase, PASSPHRASE.as_bytes(), 0o600);
-    let mut command = Command::new(SUPERVISOR);
-    command.arg("protect").arg(owner.path("rootfs")).arg("--sign").arg(owner.path("owner.pem"));
-    command.arg("--escrow-passphrase-file").arg(&passphrase).arg("-o").arg(given.join("passphrase.sif"));
-    let out = command.stdin(Stdio::null()).output().unwrap();
+    write(&new, b"another one since today\nand a second line\n", 0o600);
+    let mut command = protect(&owner, &given.join("passphrase.sif"));
+    let out = command.arg("--escrow-passphrase-file").arg(&passphrase).output().unwrap();
+    assert!(out.status.success(), "{}", stderr(&out));
+    let mut command = rekey(&owner, &given.join("passphrase.sif"), &given.join("rekeyed.sif"));
+    command.arg("--escrow-passphrase-file").arg(&passphrase).arg("--new-passphrase-file").arg(&new);
+    let out = command.output().unwrap();
     assert!(out.status.success(), "{}", stderr(&out));
 
     // Apptainer reads PKCS#1 only, and openssl 3 writes PKCS#8 unless told otherwise.
@@ -117,7 +178,7 @@ fn a_real_apptainer_opens_our_images_by_their_escrow() {
     let files = ["secret.txt", "big"].map(|name| std::fs::read(owner.path("rootfs").join(name)).unwrap());
     let (content, nothing) = (hex::encode(sha256(&files.concat())), hex::encode(sha256(&[])));
     assert_eq!(all["version"].code, "0");
-    for name in ["pem", "passphrase"] {
+    for name in ["pem", "passphrase", "rekeyed"] {
         let attempt = &all[name];
         assert_eq!((attempt.code.as_str(), &attempt.sha256), ("0", &content), "{name}: {}", attempt.said);
     }
@@ -131,4 +192,106 @@ fn a_real_apptainer_opens_our_images_by_their_escrow() {
         assert_eq!((attempt.code.as_str(), &attempt.sha256), ("255", &nothing), "{name}: {}", attempt.said);
         assert!(attempt.said.contains(word), "{name}: {}", attempt.said);
     }
+}
+
+/// Where cryptsetup and mksquashfs are installed.
+fn owner() -> Option<(tempfile::TempDir, Owner)> {
+    for name in ["/usr/sbin/cryptsetup", "/usr/bin/mksquashfs", "/bin/busybox"] {
+        if !Path::new(name).exists() {
+            println!("skipped: {name} is missing");
+            return None;
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let owner = Owner::with_image(dir.path().join("owner"));
+    Some((dir, owner))
+}
+
+const OLD: &str = "Passphrase of the image's escrow";
+const NEW: &str = "Passphrase for the new image's escrow";
+const AGAIN: &str = "The same again";
+
+#[test]
+fn an_image_is_rekeyed_by_passphrases_that_are_typed_and_not_shown() {
+    let Some((_dir, owner)) = owner() else { return };
+    let (first, second, third) = (owner.path("first.sif"), owner.path("second.sif"), owner.path("third.sif"));
+    let mut command = protect(&owner, &first);
+    command.arg("--escrow-passphrase");
+    // The keys that change a line do so.
+    let (code, screen) = typed(&command, &[(NEW, "correx\x7fct horse\n"), (AGAIN, "correct horse\n")]);
+    assert_eq!(code, Some(0), "{screen}");
+    assert!(!screen.contains("horse"), "{screen}");
+    let key = owner.volume_key_by("first.sif", "correct horse");
+
+    // From a passphrase to another one.
+    let mut command = rekey(&owner, &first, &second);
+    command.args(["--escrow-passphrase", "--new-passphrase"]);
+    let answers = [(OLD, "correct horse\n"), (NEW, "battery staple\n"), (AGAIN, "battery staple\n")];
+    let (code, screen) = typed(&command, &answers);
+    assert_eq!(code, Some(0), "{screen}");
+    assert!(!screen.contains("horse") && !screen.contains("staple"), "{screen}");
+    assert_ne!(owner.volume_key_by("second.sif", "battery staple").as_slice(), key.as_slice());
+
+    // And to a key.
+    let mut command = rekey(&owner, &second, &third);
+    command.arg("--escrow-passphrase").arg("--escrow").arg(owner.path("escrow.pub.pem"));
+    let (code, screen) = typed(&command, &[(OLD, "correct horse\n")]);
+    assert_eq!(code, Some(215), "{screen}");
+    assert!(screen.contains("error: ") && screen.contains("hint: give the passphrase that"), "{screen}");
+    assert!(!third.exists());
+    let (code, screen) = typed(&command, &[(OLD, "battery staple\n")]);
+    assert_eq!(code, Some(0), "{screen}");
+    owner.volume_key("third.sif");
+    // The passphrase opens nothing of that one.
+    let mut command = Command::new(SUPERVISOR);
+    command.arg("unprotect").arg(&third).arg("--signer").arg(owner.path("owner.pub.pem"));
+    command.arg("--escrow-passphrase").arg("-o").arg(owner.path("plain.sif"));
+    let (code, screen) = typed(&command, &[(OLD, "battery staple\n")]);
+    assert_eq!(code, Some(215), "{screen}");
+    assert!(!owner.path("plain.sif").exists());
+}
+
+#[test]
+fn what_is_typed_wrong_makes_nothing() {
+    let Some((_dir, owner)) = owner() else { return };
+    let made = owner.path("made.sif");
+    let image = owner.path("app.sif");
+    let by_key = || {
+        let mut command = rekey(&owner, &image, &made);
+        command.arg("--escrow-key").arg(owner.path("escrow.pem")).arg("--new-passphrase");
+        command
+    };
+    let long = "x".repeat(600) + "\n";
+    for (answers, word) in [
+        (&[(NEW, "correct horse\n"), (AGAIN, "correct house\n")][..], "not the same twice"),
+        (&[(NEW, "short\n"), (AGAIN, "short\n")], "fewer than 8 bytes"),
+        (&[(NEW, "correct hor\x03")], "no passphrase was typed"),
+        (&[(NEW, "\x04")], "no passphrase was typed"),
+        (&[(NEW, &long)], "more than 512 bytes"),
+    ] {
+        let (code, screen) = typed(&by_key(), answers);
+        assert_eq!(code, Some(215), "{word}: {screen}");
+        assert!(screen.contains(word) && screen.contains("hint: ") && !screen.contains("correct"), "{screen}");
+        assert!(!made.exists(), "{word}");
+    }
+    // Without a terminal it says what needs none.
+    let mut alone = Command::new("setsid");
+    alone.arg("--wait").arg(SUPERVISOR).args(by_key().get_args()).stdin(Stdio::null());
+    failed(&alone.output().unwrap(), 215, &["no passphrase from the terminal", "--new-passphrase-file"]);
+    // One new escrow, not none and not two.
+    let key = owner.path("escrow.pub.pem");
+    failed(&by_key().arg("--escrow").arg(&key).output().unwrap(), 200, &["--escrow", "--new-passphrase"]);
+    let mut none = rekey(&owner, &image, &made);
+    none.arg("--escrow-key").arg(owner.path("escrow.pem"));
+    failed(&none.output().unwrap(), 200, &["--escrow"]);
+    // A wrong passphrase from a file, and a file that is not there.
+    let file = owner.path("passphrase");
+    std::fs::write(&file, "no passphrase of this image").unwrap();
+    let by_file = |file: &Path| {
+        let mut command = rekey(&owner, &image, &made);
+        command.arg("--escrow-passphrase-file").arg(file).arg("--escrow").arg(&key).output().unwrap()
+    };
+    failed(&by_file(&file), 215, &["hint: give the passphrase that"]);
+    failed(&by_file(&owner.path("nothing")), 215, &["nothing"]);
+    assert!(!made.exists());
 }
