@@ -41,6 +41,9 @@ struct Cli {
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
+    /// Say errors only, and what a command is asked to show
+    #[arg(short, long, global = true)]
+    quiet: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -512,6 +515,9 @@ pub fn main() -> u8 {
         Ok(cli) => cli,
         Err(e) => return out::usage(&e),
     };
+    if cli.quiet {
+        out::be_quiet();
+    }
     let flags = split.flags;
     match cli.command {
         Command::Instance(command) => out::finish(on_instances(command, flags, cli.json), cli.json),
@@ -537,6 +543,7 @@ pub fn main() -> u8 {
 }
 
 fn on_instances(command: InstanceCommand, flags: Vec<Given>, json: bool) -> Result<u8, Failure> {
+    let shows = matches!(command, InstanceCommand::List { .. } | InstanceCommand::Stats { .. });
     let value = match command {
         InstanceCommand::Start { run, place, name, arguments } => {
             if run.status_fd.is_some() {
@@ -570,7 +577,8 @@ fn on_instances(command: InstanceCommand, flags: Vec<Given>, json: bool) -> Resu
             return instance::join(place.instance_dir.as_deref(), &name, &task, &flags);
         }
     };
-    print(json, &value).map(|()| 0)
+    let say = if shows { print } else { done };
+    say(json, &value).map(|()| 0)
 }
 
 /// Every finding; exit code 219 when one of them is a problem.
@@ -655,7 +663,7 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
                 output,
                 force: given.force,
             })?;
-            print(json, &made)
+            done(json, &made)
         }
         Command::Register(given) => {
             let file_name = given.image.file_name().map(|name| name.to_string_lossy().into_owned());
@@ -667,7 +675,7 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
                 verifier: given.verifier.verifier(),
                 name: &name,
             })?;
-            print(json, &registered)
+            done(json, &registered)
         }
         Command::Grant(given) => {
             let verifier = given.verifier();
@@ -684,10 +692,10 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
                     verifier: verifier.as_ref(),
                 })
             })?;
-            print(json, &made)
+            done(json, &made)
         }
         Command::Unprotect { from, output, force } => {
-            print(json, &from.with(|protected| unprotect::unprotect(protected, &output, force))?)
+            done(json, &from.with(|protected| unprotect::unprotect(protected, &output, force))?)
         }
         Command::Rekey(given) => {
             let made = given.from.with(|protected| {
@@ -700,7 +708,7 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
                 };
                 unprotect::rekey(protected, new)
             });
-            print(json, &made?)
+            done(json, &made?)
         }
         Command::Inspect { image, signer, full } => {
             let seen = if signer.is_empty() {
@@ -726,6 +734,11 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
         | Command::Instance(_)
         | Command::Doctor(_) => Ok(()),
     }
+}
+
+/// What was done: nothing of it when only errors are to be said, unless JSON was asked for.
+fn done(json: bool, value: &Value) -> Result<(), Failure> {
+    if out::is_quiet() && !json { Ok(()) } else { print(json, value) }
 }
 
 /// JSON, or a line a field and a line an object.

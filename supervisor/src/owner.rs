@@ -262,9 +262,12 @@ pub(crate) fn not_written(output: &Path, error: SifError) -> Failure {
     error.into()
 }
 
-/// A bar on standard error, on a terminal only.
+/// A bar on standard error, on a terminal only, and not with `--quiet`.
 pub(crate) fn progress(verb: &str) -> ProgressBar {
     let style = ProgressStyle::with_template(&format!("{verb} {{bar:40}} {{bytes}}/{{total_bytes}} {{bytes_per_sec}}"));
+    if out::is_quiet() {
+        return ProgressBar::hidden();
+    }
     let bar = ProgressBar::new(0);
     if let Ok(style) = style {
         bar.set_style(style);

@@ -14,17 +14,18 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
-use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use openssl::sha::sha256;
-use rustix::termios::SpecialCodeIndex;
 
-use support::{Owner, SUPERVISOR, failed, stderr, stdout};
+use support::{Owner, SUPERVISOR, failed, stderr, stdout, typed};
 
 const PASSPHRASE: &str = "correct horse battery staple";
+
+/// Most seconds that the VM may take: it needs one or two minutes, and far more on a machine that does much else.
+const PATIENCE: &str = "1500";
 
 /// What the VM does: each line says a name, the status, the SHA-256 of the output; then what was said, behind the name.
 const RUN: &str = r#"#!/bin/sh
@@ -74,45 +75,6 @@ fn rekey(owner: &Owner, image: &Path, output: &Path) -> Command {
     command.arg("rekey").arg(image).arg("--signer").arg(owner.path("owner.pub.pem"));
     command.arg("--sign").arg(owner.path("owner.pem")).arg("-o").arg(output).stdin(Stdio::null());
     command
-}
-
-/// Runs a command at a terminal of its own, where each question gets its answer; exit code, and what was on the screen.
-fn typed(command: &Command, answers: &[(&str, &str)]) -> (Option<i32>, String) {
-    let (mut keyboard, terminal) = support::terminal();
-    let mut all = Command::new("setsid");
-    all.args(["--ctty", "--wait"]).arg(command.get_program()).args(command.get_args()).env("NO_COLOR", "1");
-    let again = || terminal.try_clone().unwrap();
-    let mut child = all.stdin(again()).stdout(again()).stderr(again()).spawn().unwrap();
-    // Nothing but this process and its child has it open.
-    drop(all);
-    let mut screen = String::new();
-    let mut part = [0; 4096];
-    let mut answers = answers.iter().peekable();
-    let mut seen = 0;
-    let before = rustix::termios::tcgetattr(&terminal).unwrap();
-    let after = loop {
-        // No terminal in between: what it shows comes at once.
-        let mut ready = [rustix::event::PollFd::new(&keyboard, rustix::event::PollFlags::IN)];
-        let wait = rustix::event::Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
-        if rustix::event::poll(&mut ready, Some(&wait)).unwrap() > 0 {
-            let n = keyboard.read(&mut part).unwrap();
-            screen.push_str(&String::from_utf8_lossy(&part[..n]));
-        } else if let Some(status) = child.try_wait().unwrap() {
-            break status;
-        }
-        if let Some((question, answer)) = answers.peek()
-            && let Some(at) = screen[seen..].find(&format!("{question}: "))
-        {
-            seen += at + question.len();
-            keyboard.write_all(answer.as_bytes()).unwrap();
-            answers.next();
-        }
-    };
-    assert_eq!(answers.next(), None, "not asked: {screen}");
-    let modes =
-        |termios: &rustix::termios::Termios| (termios.local_modes, termios.special_codes[SpecialCodeIndex::VEOL]);
-    assert_eq!(modes(&rustix::termios::tcgetattr(&terminal).unwrap()), modes(&before), "the terminal is as it was");
-    (after.code(), screen)
 }
 
 /// What the VM said of one attempt.
@@ -169,7 +131,7 @@ fn a_real_apptainer_opens_our_images_by_their_escrow() {
     let key = openssl::pkey::PKey::from_rsa(key).unwrap();
     std::fs::write(given.join("pkcs8.pem"), key.private_key_to_pem_pkcs8().unwrap()).unwrap();
 
-    let out = Command::new(vm).arg(&given).stdin(Stdio::null()).output().unwrap();
+    let out = Command::new(vm).arg(&given).arg(PATIENCE).stdin(Stdio::null()).output().unwrap();
     let said = stdout(&out);
     assert!(said.ends_with("\nended 0\n"), "the VM did not get to the end: {said}{}", stderr(&out));
     println!("{said}");
