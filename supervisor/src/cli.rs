@@ -163,7 +163,7 @@ enum Helper {
         #[arg(long)]
         root: PathBuf,
         #[arg(long)]
-        terminal: bool,
+        terminal: runtime::Share,
         #[arg(long)]
         instance: Option<PathBuf>,
         #[arg(last = true)]

@@ -619,7 +619,7 @@ fn clients_that_send_nonsense_are_told_so_and_hold_nobody_up() {
     send(&client, b"{\"Signal\": 9}", &[]);
     send(&client, b"{", &[]);
     assert_eq!(out.read_to_string(&mut line).unwrap(), 0);
-    assert_eq!(receive(&client).unwrap(), json!({"Ended": 143}));
+    assert_eq!(receive(&client).unwrap(), json!({"Ended": {"code": 143, "by_key": false}}));
 }
 
 #[test]
