@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use countersign_attest::events::Subscription;
 use countersign_attest::lease::boot_time;
+use countersign_attest::rest::without_lock;
 use countersign_attest::{Config, Host};
 use countersign_sif::SifError;
 use countersign_wire::finding::Kind;
@@ -23,6 +24,9 @@ use crate::runtime::Lending;
 use crate::status::Status;
 use crate::watch::{CONTINUE, Heard, KEYS, SUSPEND, Watch, ends};
 use crate::{decryptor, out, stage};
+
+/// How long a suspension waits for an attestation under way: a receipt is extended or given up within fifteen seconds.
+const RECEIPT: Duration = Duration::from_secs(20);
 
 /// A run's main thread, and what it needs.
 pub(crate) struct Play<'a> {
@@ -167,8 +171,11 @@ impl Play<'_> {
             return Ok(());
         }
         self.lending.iter_mut().for_each(Lending::take);
-        if let Err(e) = countersign_sys::suspend(signal, others) {
-            out::warn(&format!("the run cannot be suspended: {e}"));
+        // Not while the host's other programs would wait for it.
+        match without_lock(RECEIPT, || countersign_sys::suspend(signal, others)) {
+            Some(Ok(())) => {}
+            Some(Err(e)) => out::warn(&format!("the run cannot be suspended: {e}")),
+            None => out::warn("the run is not suspended: its attestation takes too long; try again"),
         }
         // What is due by now comes first.
         self.prolong();

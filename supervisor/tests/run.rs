@@ -447,6 +447,56 @@ fn whom_somebody_else_stops_stops_alone() {
 }
 
 #[test]
+fn a_key_stops_nothing_that_nobody_would_continue() {
+    let Some(scene) = Scene::new() else { return };
+    let reader = scene.command("exec", &[], &scene.owner.path("app.sif"), &["sh", "-c", READER]);
+    // No shell above it.
+    let mut desk = support::Desk::new(&[], "exec \"$@\"", &reader);
+    desk.types("zero\n");
+    desk.shows(":zero");
+    desk.types("\x1a");
+    std::thread::sleep(Duration::from_millis(2500));
+    desk.types("one\n");
+    desk.shows(":one");
+    desk.types("\x04");
+    desk.end();
+    assert_eq!(scene.runs(), ["start", "exit 4"]);
+}
+
+#[test]
+fn a_run_that_is_suspended_keeps_nobody_from_the_tpm() {
+    let Some(scene) = Scene::new() else { return };
+    // It attests all the time: sooner or later a key comes when it has its turn.
+    let policy = "package countersign.workload\n\ndefault verdict := {\"allow\": true, \"reasons\": [], \"obligations\": {\"reattest_s\": 1, \"lease_s\": 3600}}\n";
+    let image = scene.with_policy("often", policy);
+    let script = "\"$@\"; echo \"stopped $?\"; while read x; do fg; echo \"stopped $?\"; done";
+    let ticks = scene.command("exec", &[], &image, &["sh", "-c", "while :; do sleep 0.05; echo tick; done"]);
+    let mut desk = support::Desk::new(&[], script, &ticks);
+    desk.shows("tick");
+    for _ in 0..5 {
+        signal(desk.supervisor().pid, Signal::TSTP);
+        desk.shows("stopped 148");
+        let out = scene.exec(&["cat", "/secret.txt"]);
+        assert_eq!((out.status.code(), stdout(&out).as_str()), (Some(0), SECRET), "{}", stderr(&out));
+        desk.types("\n");
+        desk.shows("tick");
+    }
+    // Whom nothing can keep from being stopped with it is named.
+    let lock = scene.path("host/lock");
+    let mut holder = Command::new("flock").arg("--no-fork").arg(&lock).args(["sleep", "1000"]).spawn().unwrap();
+    let file = std::fs::File::open(&lock).unwrap();
+    while rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok() {
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::Unlock).unwrap();
+    }
+    kill_process(Pid::from_child(&holder), Signal::STOP).unwrap();
+    let out = scene.exec(&["true"]);
+    let words = format!("process {} (sleep), which is stopped, keeps it", holder.id());
+    failed(&out, 201, &[words.as_str(), "hint: continue a program that is stopped"]);
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+}
+
+#[test]
 fn a_shell_by_exec_has_job_control_and_types_nothing() {
     let Some(scene) = Scene::new() else { return };
     let given = scene.command("exec", &[], &scene.owner.path("app.sif"), &["sh", "-i"]);
