@@ -161,8 +161,6 @@ enum Helper {
         #[arg(long)]
         gate: u32,
         #[arg(long)]
-        root: PathBuf,
-        #[arg(long)]
         terminal: runtime::Share,
         #[arg(long)]
         instance: Option<PathBuf>,
@@ -179,8 +177,8 @@ impl Helper {
             Self::Namespace => doctor::namespace_process(),
             Self::Instance => instance::main(),
             Self::Session => daemon::session(),
-            Self::Runtime { gate, root, terminal, instance, program } => {
-                runtime::agent(gate, &root, terminal, instance.as_deref(), &program)
+            Self::Runtime { gate, terminal, instance, program } => {
+                runtime::agent(gate, terminal, instance.as_deref(), &program)
             }
         }
     }

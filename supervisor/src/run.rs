@@ -204,12 +204,14 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<Ended, Stop> {
     let signals = Watch::signals()?;
     let (to_decryptor, theirs) = Channel::pair().map_err(other)?;
     let mut decryptor = helper(DECRYPTOR, theirs, None)?;
+    let (to_stage, theirs) = Channel::pair().map_err(other)?;
+    let mut on_stage = helper(STAGE, theirs, caller)?;
     let keys: Result<Vec<(SignerKey, String)>, Failure> = match caller {
         Some(caller) => caller.signers(),
         None => plan.signers.iter().map(|path| signer(path)).collect(),
     };
     let (trusted, signers): (Vec<SignerKey>, Vec<String>) = keys?.into_iter().unzip();
-    // Before anybody is asked for anything: one descriptor, opened here or by the caller, is checked and used throughout.
+    // Before anybody is asked for anything, or told: one descriptor, opened here or by the caller, is checked and used throughout.
     let image = match caller {
         Some(caller) => caller.image(&trusted)?,
         None => Image::open(&plan.image, &trusted).map_err(|e| of_image(&plan.image, e))?,
@@ -217,7 +219,6 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<Ended, Stop> {
     let workload = image.binding().workload;
     status.say("verified", json!({"workload": workload, "signer": image.signer}));
     let run = RunId(countersign_attest::random::random());
-    let (to_stage, theirs) = Channel::pair().map_err(other)?;
     let (outbox, inbox) = monitor::channel().map_err(other)?;
     let mut watch = Watch::new(signals, to_decryptor, to_stage, inbox);
     let order = decryptor::Order {
@@ -236,7 +237,6 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<Ended, Stop> {
     if early {
         tell(&watch, &decryptor::Word::Prepare, &[], status)?;
     }
-    let mut on_stage = helper(STAGE, theirs, caller)?;
     let folder = std::path::absolute(&config.state_dir).map_err(other)?;
     let mut host = Host::open(config)?;
     let config = host.config().clone();
@@ -251,7 +251,8 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<Ended, Stop> {
         terminal: Share::now(),
     };
     // Mount tables have no links.
-    let place = order.folder.canonicalize().unwrap_or_else(|_| order.folder.clone()).join(&order.name);
+    let place = order.folder.canonicalize().unwrap_or_else(|_| order.folder.clone());
+    let place = stage::shown(&place, &order.name);
     let lends = order.terminal.is_any();
     let lent = lends.then_some(runtime::Lent);
     let own = std::io::stdin();

@@ -5,6 +5,7 @@
 
 mod ahead;
 mod arguments;
+mod barrier;
 mod builtin;
 mod flags;
 mod obliged;
@@ -169,6 +170,8 @@ pub(crate) enum Chosen {
 pub(crate) struct Place<'a> {
     /// The container's root file system.
     pub(crate) root: &'a Path,
+    /// Where another runtime than the built-in one gets it.
+    pub(crate) shown: &'a Path,
     pub(crate) ids: Ids,
     /// What the workload gets of the user's terminal.
     pub(crate) terminal: Share,
@@ -235,8 +238,8 @@ impl Chosen {
         }
     }
 
-    /// Starts what is around the runtime, before there is a file system; it waits for that. `None` where it cannot, or not without notes that
-    /// would be in the way when it has to be done anew. For a policy that demands nothing of it.
+    /// Starts the runtime before there is a file system, which it waits for. `None` where it cannot, or not without notes that would be in the
+    /// way when it has to be done anew. For a policy that demands nothing of it.
     ///
     /// # Errors
     /// [`Failure`]: it cannot be started.
@@ -249,9 +252,8 @@ impl Chosen {
     ) -> Result<Option<Waiting>, Failure> {
         match self {
             Self::Program(program) if !matches!(task, Task::Start { .. }) => {
-                let (bubble, what) = program.command(place, task)?;
                 let stdin = stdin.try_clone().map_err(start)?;
-                bubble.start(what, stdin, workload::borrowed(cgroup)).map(Some)
+                program.start(place, task, stdin, workload::borrowed(cgroup)).map(Some)
             }
             Self::Builtin(_) | Self::Program(_) => Ok(None),
         }
@@ -269,8 +271,8 @@ impl Chosen {
         task: &Task,
         squashfuse: &Child,
     ) -> Result<Option<u8>, Failure> {
-        waiting.hand_over(place.root)?;
         self.read_ahead(place, task);
+        waiting.hand_over(place.root)?;
         waiting.run(channel, squashfuse)
     }
 
@@ -283,15 +285,21 @@ impl Chosen {
         channel: &Channel,
         place: &Place<'_>,
         task: &Task,
-        given: workload::Given,
+        (stdin, cgroup): workload::Given,
         squashfuse: &Child,
     ) -> Result<Option<u8>, Failure> {
-        self.read_ahead(place, task);
-        let (bubble, what) = match self {
-            Self::Builtin(settings) => settings.command(place, task)?,
-            Self::Program(program) => program.command(place, task)?,
-        };
-        workload::run(channel, bubble, what, given, place.root, squashfuse)
+        match self {
+            Self::Builtin(settings) => {
+                self.read_ahead(place, task);
+                let (bubble, what) = settings.command(place, task)?;
+                workload::run(channel, bubble, what, (stdin, cgroup), squashfuse)
+            }
+            Self::Program(program) => {
+                let waiting = program.start(place, task, stdin, workload::borrowed(cgroup.as_ref()))?;
+                drop(cgroup);
+                self.go_on(channel, waiting, place, task, squashfuse)
+            }
+        }
     }
 
     /// The workload's program is read while its container is made.

@@ -4,7 +4,7 @@
 //! that is before the key is asked for; squashfuse's opening of the image waits for the decryptor. Nothing is made outside of its namespace, so
 //! nothing is left when it is killed.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -85,7 +85,7 @@ pub(crate) fn main() -> u8 {
     }
 }
 
-fn namespaces(e: impl std::fmt::Display) -> Failure {
+pub(crate) fn namespaces(e: impl std::fmt::Display) -> Failure {
     let hint =
         "user namespaces and /dev/fuse are needed: check kernel.unprivileged_userns_clone and the mode of /dev/fuse";
     Failure::new(Stage::Namespaces, format!("a private mount cannot be made: {e}"), hint)
@@ -106,7 +106,7 @@ fn play(channel: &Channel) -> Result<(), Failure> {
     let cgroup = fds.next().zip(fds.next());
     let ids = order.ids.unwrap_or_else(Ids::own);
     let places = Places::make(&order)?;
-    let fuse = places.mount_fuse()?;
+    let fuse = fuse(&places.image, "countersign", &format!(",max_read={REQUEST}"))?;
     let before = device(&places.root).map_err(start)?;
     let mut squashfuse = squashfuse(&places)?;
     unmount(&places.image, UnmountFlags::DETACH).map_err(namespaces)?;
@@ -115,8 +115,8 @@ fn play(channel: &Channel) -> Result<(), Failure> {
     drop(fuse);
     // The supervisor says by what, and when the decryptor serves; without those words the run is over.
     let Some((Word::Runtime(mut runtime), _)) = channel.receive::<Word>().map_err(start)? else { return Ok(()) };
-    let place = Place { root: &places.root, ids, terminal: order.terminal };
-    // It takes as long as the release.
+    let place = Place { root: &places.root, shown: &places.shown, ids, terminal: order.terminal };
+    // What it does before it looks for its image, it does while the key is released.
     let ready = runtime.prepare(&place, &order.task, &stdin, cgroup.as_ref())?;
     let Some((Word::Make(demanded), _)) = channel.receive::<Word>().map_err(start)? else { return Ok(()) };
     let ready = if demanded.is_empty() {
@@ -142,7 +142,7 @@ fn play(channel: &Channel) -> Result<(), Failure> {
         Err(failure) => Report::Failed(failure),
     };
     channel.send(&report, &[]).map_err(start)?;
-    let _ = unmount(&places.root, UnmountFlags::DETACH);
+    places.unmount();
     finish(&mut squashfuse);
     Ok(())
 }
@@ -151,8 +151,15 @@ fn play(channel: &Channel) -> Result<(), Failure> {
 struct Places {
     /// Where the decryptor's file is.
     image: PathBuf,
-    /// Where the container's root is.
+    /// Where the container's root is mounted.
     root: PathBuf,
+    /// Where another runtime than the built-in one gets it.
+    shown: PathBuf,
+}
+
+/// Where another runtime than the built-in one gets the root of an image of this name, over the state folder.
+pub(crate) fn shown(folder: &Path, name: &OsStr) -> PathBuf {
+    folder.join("image").join(name)
 }
 
 impl Places {
@@ -164,23 +171,30 @@ impl Places {
         mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).map_err(namespaces)?;
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         mount("countersign", base, "tmpfs", flags, Some(c"mode=0700,size=64k")).map_err(namespaces)?;
-        let places = Self { image: base.join(".image"), root: base.join(&order.name) };
+        let places = Self { image: base.join(".image"), root: base.join(".root"), shown: shown(base, &order.name) };
         for folder in [&places.image, &places.root] {
             fs::create_dir(folder).map_err(namespaces)?;
         }
         Ok(places)
     }
 
-    /// Mounts FUSE for the decryptor. /dev/fuse must be opened in the namespace in which it is mounted.
-    fn mount_fuse(&self) -> Result<fs::File, Failure> {
-        let fuse = OpenOptions::new().read(true).write(true).open("/dev/fuse");
-        let fuse = fuse.map_err(|e| namespaces(format!("/dev/fuse: {e}")))?;
-        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0,max_read={REQUEST}", fuse.as_raw_fd());
-        let options = std::ffi::CString::new(options).map_err(namespaces)?;
-        let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        mount("countersign", &self.image, "fuse", flags, Some(options.as_c_str())).map_err(namespaces)?;
-        Ok(fuse)
+    /// Takes the container's root away, wherever it is.
+    fn unmount(&self) {
+        for place in [Some(self.root.as_path()), self.shown.parent()].into_iter().flatten() {
+            let _ = unmount(place, UnmountFlags::DETACH);
+        }
     }
+}
+
+/// Mounts FUSE at a folder. /dev/fuse must be opened in the namespace in which it is mounted.
+pub(crate) fn fuse(folder: &Path, source: &str, options: &str) -> Result<fs::File, Failure> {
+    let fuse = OpenOptions::new().read(true).write(true).open("/dev/fuse");
+    let fuse = fuse.map_err(|e| namespaces(format!("/dev/fuse: {e}")))?;
+    let options = format!("fd={},rootmode=40000,user_id=0,group_id=0{options}", fuse.as_raw_fd());
+    let options = std::ffi::CString::new(options).map_err(namespaces)?;
+    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount(source, folder, "fuse", flags, Some(options.as_c_str())).map_err(namespaces)?;
+    Ok(fuse)
 }
 
 /// Programs that a run needs.

@@ -123,7 +123,7 @@ fn as_plain_apptainer_does() {
     let script = format!("cat /secret.txt; ls -A {state}; grep -E '^(CapEff|CapPrm):' /proc/self/status");
     let out = with_input(pair.ours("exec", &[], &["sh", "-c", &script]), "");
     let none = "0000000000000000";
-    assert_eq!(stdout(&out), format!("{SECRET}script.sif\nCapPrm:\t{none}\nCapEff:\t{none}\n"), "{}", stderr(&out));
+    assert_eq!(stdout(&out), format!("{SECRET}image\nCapPrm:\t{none}\nCapEff:\t{none}\n"), "{}", stderr(&out));
 }
 
 #[test]
@@ -486,4 +486,62 @@ fn its_own_tools_read_our_images() {
     let escrow = scene.owner.path("escrow.pem").display().to_string();
     let out = apptainer(&["exec", "--pem-path", &escrow]);
     assert_eq!(stdout(&out), SECRET, "{}", stderr(&out));
+}
+
+/// Refuses every release.
+const REFUSES: &str = r#"package countersign.workload
+
+verdict := {"allow": false, "reasons": [{"id": "no", "message": "not today", "subject": ""}], "obligations": {}}
+"#;
+
+#[test]
+fn a_runtime_that_was_started_early_sees_nothing_before_it_may() {
+    let Some(scene) = Scene::new() else { return };
+    let (script, began, saw) = (scene.path("early"), scene.path("began"), scene.path("saw"));
+    let runtime = script.display().to_string();
+    let write = |then: &str| {
+        let head = "#!/bin/sh\nif [ \"$1\" = --version ]; then echo apptainer version 1.4.5; exit; fi\n";
+        let text = format!("{head}echo >'{}'\n{then}\n", began.display());
+        std::fs::write(&script, text).unwrap();
+        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    };
+    let run = |image: &Path| {
+        let _ = std::fs::remove_file(&began);
+        let child = scene.command("exec", &["--runtime", &runtime], image, &["true"]).spawn().unwrap();
+        let family = Family::of(i32::try_from(child.id()).unwrap());
+        (child.wait_with_output().unwrap(), family)
+    };
+    // It looks for its image at once, and at all that is beside it.
+    let look = "for word; do case \"$word\" in */image/*) ls -d \"$word\" && cat \"$word/secret.txt\" && echo >'SAW';; esac; done";
+    write(&look.replace("SAW", &saw.display().to_string()));
+    let refused = scene.with_policy("refuses", REFUSES);
+    let (out, family) = run(&refused);
+    failed(&out, 209, &["not today"]);
+    assert!(!saw.exists() && !stdout(&out).contains("image"), "{}", stdout(&out));
+    family.all_gone();
+    assert_eq!(scene.runs(), Vec::<String>::new());
+    let (out, _) = run(&scene.owner.path("app.sif"));
+    assert!(out.status.success() && saw.exists() && stdout(&out).ends_with(SECRET), "{}{}", stdout(&out), stderr(&out));
+    assert!(began.exists());
+    assert_eq!(scene.runs(), ["start", "exit 0"]);
+    // One that does not get as far as its image says why, as it does alone.
+    write("echo 'FATAL: no' >&2; exit 7");
+    let (out, _) = run(&scene.owner.path("app.sif"));
+    assert!(out.status.code() == Some(7) && stderr(&out).contains("FATAL: no"), "{}", stderr(&out));
+    assert_eq!(scene.runs(), ["start", "exit 0", "start", "exit 7"]);
+    // A start that is interrupted while it waits there leaves none of it.
+    write(&format!("sleep 1000 & ls \"{}\"/image/*; wait", scene.path("host").display()));
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    scene.write_config(&format!("verifier = \"https://{}\"\n", silent.local_addr().unwrap()));
+    let _ = std::fs::remove_file(&began);
+    let mut child =
+        scene.command("exec", &["--runtime", &runtime], &scene.owner.path("app.sif"), &["true"]).spawn().unwrap();
+    while !began.exists() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let family = Family::of(i32::try_from(child.id()).unwrap());
+    family.find("runtime-process");
+    signal(i32::try_from(child.id()).unwrap(), Signal::INT);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    family.all_gone();
 }

@@ -469,9 +469,10 @@ fn a_run_that_is_suspended_keeps_nobody_from_the_tpm() {
     // It attests all the time: sooner or later a key comes when it has its turn.
     let policy = "package countersign.workload\n\ndefault verdict := {\"allow\": true, \"reasons\": [], \"obligations\": {\"reattest_s\": 1, \"lease_s\": 3600}}\n";
     let image = scene.with_policy("often", policy);
-    let script = "\"$@\"; echo \"stopped $?\"; while read x; do fg; echo \"stopped $?\"; done";
+    // A loop would be left by it.
+    let script = format!("\"$@\"; echo \"stopped $?\"{}", "; read x; fg; echo \"stopped $?\"".repeat(5));
     let ticks = scene.command("exec", &[], &image, &["sh", "-c", "while :; do sleep 0.05; echo tick; done"]);
-    let mut desk = support::Desk::new(&[], script, &ticks);
+    let mut desk = support::Desk::new(&[], &script, &ticks);
     desk.shows("tick");
     for _ in 0..5 {
         signal(desk.supervisor().pid, Signal::TSTP);

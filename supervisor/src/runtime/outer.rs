@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -10,14 +10,14 @@ use std::process::Command;
 
 use countersign_wire::obligations::RuntimeFlag;
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::CWD;
-use rustix::mount::{MountFlags, MoveMountFlags, mount, move_mount};
+use rustix::mount::{MountFlags, mount};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use serde::{Deserialize, Serialize};
 
+use super::barrier::Mounted;
 use super::flags::Given;
-use super::workload::Bubble;
+use super::workload::{Bubble, Held, Waiting};
 use super::{Make, Place, Share, Task, flags, obliged, said, terminal};
 use crate::channel::Channel;
 use crate::exit::{Failure, Stage};
@@ -37,8 +37,32 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// The command line, and what it starts in words.
-    pub(super) fn command(&self, place: &Place<'_>, task: &Task) -> Result<(Bubble, String), Failure> {
+    /// Starts it, on a root that it finds when the barrier is opened.
+    pub(super) fn start(
+        &self,
+        place: &Place<'_>,
+        task: &Task,
+        stdin: OwnedFd,
+        cgroup: Option<(BorrowedFd<'_>, BorrowedFd<'_>)>,
+    ) -> Result<Waiting, Failure> {
+        let barrier = Mounted::around(place.shown)?;
+        let (bubble, agent) = self.bubble(place, task)?;
+        let waiting = bubble.start(said(Some(self.path.as_os_str())), stdin, cgroup)?;
+        // It is served by a thread, and a process with threads starts none in a cgroup.
+        let barrier = barrier.serve()?;
+        // A runtime that would have the terminal does not get it before it is needed: until then its keys are the supervisor's.
+        let agent = if place.terminal.is_any() {
+            Some(agent)
+        } else {
+            // One that has ended has said why, and is found to have ended.
+            let _ = agent.send(&Cue::Run, &[]);
+            None
+        };
+        Ok(waiting.held(Held { barrier, agent }))
+    }
+
+    /// The command line, and how to tell its first process that the barrier is there.
+    fn bubble(&self, place: &Place<'_>, task: &Task) -> Result<(Bubble, Channel), Failure> {
         let root = place.ids.user == 0;
         let mut bubble = Bubble::new(place.ids)?;
         let command = &mut bubble.command;
@@ -62,10 +86,10 @@ impl Program {
         if root {
             command.args(["--cap-add", "CAP_SETFCAP"]);
         }
-        let gate = bubble.gate()?;
+        let (gate, agent) = bubble.agent()?;
         let command = &mut bubble.command;
         command.arg("--").arg(std::env::current_exe().map_err(start)?).arg("runtime-process");
-        command.arg("--gate").arg(gate.to_string()).arg("--root").arg(place.root);
+        command.arg("--gate").arg(gate.to_string());
         command.args(["--terminal", place.terminal.word()]);
         let pid_file = |folder: &Path| folder.join("pid");
         if let Task::Start { folder, .. } = task {
@@ -79,13 +103,13 @@ impl Program {
         command.args(obliged::switches(&self.demanded, task));
         match task {
             Task::Run(arguments) | Task::Exec(arguments) | Task::Shell(arguments) => {
-                command.arg(place.root).args(arguments);
+                command.arg(place.shown).args(arguments);
             }
             Task::Start { name, folder, arguments } => {
-                command.arg("--pid-file").arg(pid_file(folder)).arg(place.root).arg(name).args(arguments);
+                command.arg("--pid-file").arg(pid_file(folder)).arg(place.shown).arg(name).args(arguments);
             }
         }
-        Ok((bubble, said(Some(self.path.as_os_str()))))
+        Ok((bubble, agent))
     }
 }
 
@@ -134,31 +158,20 @@ const fn verb(task: &Task) -> &'static [&'static str] {
 /// What the stage tells the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Cue {
-    /// The image's file system comes along, as a mount without a place.
-    Root,
     /// Become the runtime.
     Run,
 }
 
-/// The agent: first process of the machine's view that a runtime gets. It shows the processes of this namespace under /proc, puts the file system
-/// that it is told of at `root`, gives up all privileges, waits for the word on the descriptor `gate` and becomes the runtime. bubblewrap could
-/// mount /proc too, but hides parts of it from root: then no container may mount its own.
-pub(crate) fn main(gate: u32, root: &Path, terminal: Share, instance: Option<&Path>, program: &[OsString]) -> u8 {
+/// The agent: first process of the machine's view that a runtime gets. It shows the processes of this namespace under /proc, gives up all
+/// privileges, waits for the word on the descriptor `gate` and becomes the runtime. bubblewrap could mount /proc too, but hides parts of it from
+/// root: then no container may mount its own.
+pub(crate) fn main(gate: u32, terminal: Share, instance: Option<&Path>, program: &[OsString]) -> u8 {
     let failed = |what: &str, e: &dyn std::fmt::Display| {
         let _ = io::Write::write_all(&mut anstream::stderr(), format!("error: {what}: {e}\n").as_bytes());
         Stage::Start.code()
     };
-    if let Err(e) = own_processes() {
-        return failed("the runtime's namespace", &e);
-    }
-    let word = gate_of(gate).and_then(|gate| {
-        let Some(mount) = root_of(&gate)? else { return Ok(false) };
-        move_mount(&mount, "", CWD, root, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
-        drop(mount);
-        drop_privileges(true)?;
-        wait(&gate)
-    });
-    match word {
+    let word = own_processes().and_then(|()| drop_privileges(true)).map_err(io::Error::from);
+    match word.and_then(|()| wait(&gate_of(gate)?)) {
         Ok(true) => {}
         // The stage is gone, and nobody is there to be told.
         Ok(false) => return Stage::Start.code(),
@@ -212,21 +225,11 @@ fn gate_of(number: u32) -> io::Result<Channel> {
     Ok(countersign_sys::inherited_descriptor(number)?.into())
 }
 
-/// The mount that is to be the image's; `None` when the stage is gone.
-fn root_of(gate: &Channel) -> io::Result<Option<OwnedFd>> {
-    match gate.receive()? {
-        Some((Cue::Root, mut mounts)) if mounts.len() == 1 => Ok(mounts.pop()),
-        None => Ok(None),
-        Some(_) => Err(io::Error::other("not what is waited for")),
-    }
-}
-
 /// Whether the word came, and not the end.
 fn wait(gate: &Channel) -> io::Result<bool> {
     match gate.receive()? {
         Some((Cue::Run, _)) => Ok(true),
         None => Ok(false),
-        Some(_) => Err(io::Error::other("not what is waited for")),
     }
 }
 
@@ -252,9 +255,7 @@ pub(crate) fn drop_privileges(nested: bool) -> rustix::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd as _;
-
-    use super::{Cue, root_of, wait};
+    use super::{Cue, wait};
     use crate::channel::Channel;
 
     #[test]
@@ -268,21 +269,8 @@ mod tests {
         };
         assert!(wait(&told(Some(Cue::Run))).unwrap());
         assert!(!wait(&told(None)).unwrap());
-        assert!(wait(&told(Some(Cue::Root))).is_err());
-    }
-
-    #[test]
-    fn the_file_system_is_one_descriptor() {
-        let file = std::fs::File::open("/dev/null").unwrap();
-        for (cue, many, good) in
-            [(Cue::Root, 1, true), (Cue::Root, 0, false), (Cue::Root, 2, false), (Cue::Run, 1, false)]
-        {
-            let (inside, gate) = Channel::pair().unwrap();
-            gate.send(&cue, &vec![file.as_fd(); many]).unwrap();
-            assert_eq!(root_of(&inside).is_ok_and(|mount| mount.is_some()), good, "{cue:?} with {many}");
-        }
         let (inside, gate) = Channel::pair().unwrap();
-        drop(gate);
-        assert!(root_of(&inside).unwrap().is_none());
+        gate.send(&"another word", &[]).unwrap();
+        assert!(wait(&inside).is_err());
     }
 }

@@ -8,11 +8,10 @@ use std::process::{Child, Command, Stdio};
 
 use countersign_sys::Spawned;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::CWD;
-use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::{Pid, PidfdFlags, Signal, getpgid, kill_process, kill_process_group, pidfd_open};
 
 use super::Ids;
+use super::barrier::Barrier;
 use super::outer::Cue;
 use crate::channel::Channel;
 use crate::exit::{Failure, Stage};
@@ -29,11 +28,17 @@ pub(super) struct Bubble {
     status: PipeReader,
     /// What it inherits.
     kept: Vec<OwnedFd>,
-    /// To the agent in it. bubblewrap itself does not wait here: at the end of its `--block-fd` it goes on, and where that has no end it outlives
-    /// the run.
-    gate: Option<Channel>,
     /// It is to be the first process of a namespace, which a terminal's keys neither end nor stop.
     pub(super) is_first: bool,
+}
+
+/// What holds a runtime up.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) barrier: Barrier,
+    /// To the agent, which waits too where the runtime would take the terminal before it comes to the barrier. bubblewrap itself does not wait
+    /// here: at the end of its `--block-fd` it goes on, and where that has no end it outlives the run.
+    pub(super) agent: Option<Channel>,
 }
 
 /// bubblewrap at work.
@@ -41,7 +46,7 @@ pub(super) struct Bubble {
 pub(crate) struct Waiting {
     bubblewrap: Spawned,
     status: File,
-    gate: Option<Channel>,
+    held: Option<Held>,
     is_first: bool,
     /// What it is to start, in words.
     what: String,
@@ -57,18 +62,17 @@ impl Bubble {
         command.arg("--unshare-user").args(["--uid", &ids.user.to_string(), "--gid", &ids.group.to_string()]);
         command.args(["--unshare-pid", "--die-with-parent"]);
         let (status, writer) = std::io::pipe().map_err(start)?;
-        let mut bubble = Self { command, status, kept: Vec::new(), gate: None, is_first: false };
+        let mut bubble = Self { command, status, kept: Vec::new(), is_first: false };
         bubble.give("--json-status-fd", writer.into())?;
         Ok(bubble)
     }
 
-    /// What bubblewrap starts waits for the word to run anything: for each [`Cue`] on this descriptor. At its end there is nothing to be run any
-    /// more.
-    pub(super) fn gate(&mut self) -> Result<RawFd, Failure> {
+    /// What bubblewrap starts waits for the word ([`Cue`]) on this descriptor, and at its end there is nothing to be run any more; the word is said
+    /// on the channel.
+    pub(super) fn agent(&mut self) -> Result<(RawFd, Channel), Failure> {
         // Nobody else can open a socket by /proc, as he could a pipe.
-        let (inside, gate) = Channel::pair().map_err(start)?;
-        self.gate = Some(gate);
-        self.keep(inside.into_fd())
+        let (inside, agent) = Channel::pair().map_err(start)?;
+        Ok((self.keep(inside.into_fd())?, agent))
     }
 
     fn keep(&mut self, fd: OwnedFd) -> Result<RawFd, Failure> {
@@ -92,12 +96,12 @@ impl Bubble {
         stdin: OwnedFd,
         cgroup: Option<(BorrowedFd<'_>, BorrowedFd<'_>)>,
     ) -> Result<Waiting, Failure> {
-        let Self { mut command, status, kept, gate, is_first } = self;
+        let Self { mut command, status, kept, is_first } = self;
         command.stdin(Stdio::from(stdin));
         let bubblewrap =
             spawn(&mut command, cgroup, is_first).map_err(|e| missing(Path::new(command.get_program()), &e))?;
         drop(kept);
-        Ok(Waiting { bubblewrap, status: File::from(OwnedFd::from(status)), gate, is_first, what })
+        Ok(Waiting { bubblewrap, status: File::from(OwnedFd::from(status)), held: None, is_first, what })
     }
 }
 
@@ -123,28 +127,29 @@ fn spawn(
 }
 
 impl Waiting {
-    /// Gives the agent the file system at `root`, as a mount that is in no namespace yet.
+    /// What it holds it up.
+    pub(super) fn held(self, held: Held) -> Self {
+        Self { held: Some(held), ..self }
+    }
+
+    /// Puts the file system that is mounted at `root` behind the barrier.
     pub(super) fn hand_over(&self, root: &Path) -> Result<(), Failure> {
-        let Some(gate) = &self.gate else { return Ok(()) };
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let mount = open_tree(CWD, root, flags).map_err(start)?;
-        // One that has ended has said why, and is found to have ended.
-        let _ = gate.send(&Cue::Root, &[mount.as_fd()]);
-        Ok(())
+        self.held.as_ref().map_or(Ok(()), |held| held.barrier.take(root))
     }
 
     /// Ends it before it has run anything.
     pub(crate) fn end(self) -> Result<(), Failure> {
         let _ = self.bubblewrap.kill();
+        self.held.map(|held| held.barrier.remove()).transpose()?;
         self.bubblewrap.wait().map_err(start)?;
         Ok(())
     }
 
     /// The workload's exit code, or `None` when the supervisor is gone.
     pub(super) fn run(self, channel: &Channel, squashfuse: &Child) -> Result<Option<u8>, Failure> {
-        let Self { bubblewrap, status, gate, is_first, what } = self;
+        let Self { bubblewrap, status, held, is_first, what } = self;
         let told = Told { parent: is_first.then(|| bubblewrap.pid()), ..Told::default() };
-        let outcome = watch(channel, (status, told), gate, &bubblewrap, squashfuse);
+        let outcome = watch(channel, (status, told), held, &bubblewrap, squashfuse);
         if !matches!(outcome, Ok(Some(_))) {
             let _ = bubblewrap.kill();
         }
@@ -169,22 +174,20 @@ impl Waiting {
     }
 }
 
-/// Runs what bubblewrap is to start (`what` in words); the workload's exit code, or `None` when the supervisor is gone.
+/// Runs what bubblewrap is to start (`what` in words) and nothing holds up, once the word is said; the workload's exit code, or `None` when the
+/// supervisor is gone.
 pub(super) fn run(
     channel: &Channel,
     bubble: Bubble,
     what: String,
     (stdin, cgroup): Given,
-    root: &Path,
     squashfuse: &Child,
 ) -> Result<Option<u8>, Failure> {
-    // What does not wait is not started before the word.
-    if bubble.gate.is_none() && !matches!(channel.receive::<Word>().map_err(start)?, Some((Word::Start, _))) {
+    if !matches!(channel.receive::<Word>().map_err(start)?, Some((Word::Start, _))) {
         return Ok(None);
     }
     let waiting = bubble.start(what, stdin, borrowed(cgroup.as_ref()))?;
     drop(cgroup);
-    waiting.hand_over(root)?;
     waiting.run(channel, squashfuse)
 }
 
@@ -257,7 +260,7 @@ fn ends_soon(process: &OwnedFd) -> Result<bool, Failure> {
 fn watch(
     channel: &Channel,
     (mut status, mut told): (File, Told),
-    mut gate: Option<Channel>,
+    mut held: Option<Held>,
     bubblewrap: &Spawned,
     squashfuse: &Child,
 ) -> Result<Option<Told>, Failure> {
@@ -267,7 +270,7 @@ fn watch(
     let files = open_process(files).map_err(start)?;
     let (mut open, mut announced) = (true, false);
     loop {
-        if let Some(init) = told.init.filter(|_| !announced && gate.is_none()) {
+        if let Some(init) = told.init.filter(|_| !announced && held.is_none()) {
             announced = true;
             let init = u32::try_from(init.as_raw_nonzero().get()).unwrap_or_default();
             channel.send(&Report::Started(init), &[]).map_err(start)?;
@@ -292,8 +295,12 @@ fn watch(
             // Before bubblewrap's own end: a workload that loses its files dies of it (SIGBUS), and its code would say nothing of why.
             let hint = "the system's log may say why (out of memory?)";
             return Err(Failure::new(Stage::Namespaces, "squashfuse ended: the container has lost its files", hint));
-        } else if is_ready(1) && gate.is_some() {
-            return Err(start("what is around the runtime ended before it was told to run it"));
+        } else if is_ready(1) && held.is_some() {
+            // The runtime had no use for the image: what it says of that is what it would have said without us, once the run is logged.
+            return match told.code {
+                Some(_) => Ok(starts(channel)?.then_some(told)),
+                None => Err(start("what is around the runtime ended before the runtime did")),
+            };
         } else if is_ready(1) {
             return Ok(Some(told));
         } else if is_ready(0) {
@@ -309,8 +316,11 @@ fn watch(
                     continue;
                 }
                 Some((Word::Start, _)) => {
-                    // What waits has ended where this fails, and said why.
-                    let _ = gate.take().map(|gate| gate.send(&Cue::Run, &[]));
+                    if let Some(Held { barrier, agent }) = held.take() {
+                        // What waits has ended where this fails, and said why.
+                        let _ = agent.map(|agent| agent.send(&Cue::Run, &[]));
+                        barrier.open();
+                    }
                     continue;
                 }
                 Some((Word::Runtime(_) | Word::Make(_), _)) | None => return Ok(None),
@@ -321,6 +331,17 @@ fn watch(
                 (None, _) if ends(number) => drop(bubblewrap.kill()),
                 _ => {}
             }
+        }
+    }
+}
+
+/// Whether the word comes to start the workload, whatever comes before.
+fn starts(channel: &Channel) -> Result<bool, Failure> {
+    loop {
+        match channel.receive::<Word>().map_err(start)? {
+            Some((Word::Start, _)) => return Ok(true),
+            Some((Word::Signal(_) | Word::Key(_), _)) => {}
+            Some((Word::Runtime(_) | Word::Make(_), _)) | None => return Ok(false),
         }
     }
 }

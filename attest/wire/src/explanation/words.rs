@@ -61,7 +61,8 @@ fn list(lines: &mut Vec<String>, findings: &[Finding]) -> usize {
 }
 
 fn one(lines: &mut Vec<String>, finding: &Finding) {
-    let mut field = |name: &str, value: &str| lines.push(format!("  {name:8} {value}"));
+    // A policy may say nothing of a subject.
+    let mut field = |name: &str, value: &str| lines.extend((!value.is_empty()).then(|| format!("  {name:8} {value}")));
     if let Some(event) = &finding.event {
         field("where", &format!("event {} (PCR {}, {})", event.index, event.pcr, event.kind));
         if let Some(content) = &event.content {
