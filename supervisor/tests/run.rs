@@ -498,6 +498,27 @@ fn a_run_that_is_suspended_keeps_nobody_from_the_tpm() {
 }
 
 #[test]
+fn a_signal_to_its_own_group_reaches_nobody_outside() {
+    let Some(scene) = Scene::new() else { return };
+    let image = scene.owner.path("app.sif");
+    // All of its group, whatever process namespace they are in: neither the supervisor nor what is around the container.
+    let stops = scene.command("exec", &[], &image, &["sh", "-c", "echo ready; kill -STOP 0; kill -KILL 0"]);
+    let mut desk = support::Desk::new(&[], "\"$@\"; echo \"ended $?\"", &stops);
+    desk.shows("ready");
+    let supervisor = desk.supervisor();
+    let family = support::processes::Family::of(supervisor.pid);
+    let workload = family.find("sh -c echo ready");
+    std::thread::sleep(Duration::from_millis(2500));
+    let stopped: Vec<&str> =
+        family.0.iter().filter(|process| process.state() == 'T').map(|process| &*process.command).collect();
+    assert_eq!(stopped, [workload.command.as_str()]);
+    signal(workload.pid, Signal::CONT);
+    desk.shows("ended 137");
+    desk.end();
+    assert_eq!(scene.runs(), ["start", "exit 137"]);
+}
+
+#[test]
 fn a_shell_by_exec_has_job_control_and_types_nothing() {
     let Some(scene) = Scene::new() else { return };
     let given = scene.command("exec", &[], &scene.owner.path("app.sif"), &["sh", "-i"]);
