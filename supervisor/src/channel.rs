@@ -12,10 +12,12 @@ use rustix::net::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::daemon::BINDS;
+
 /// Longest message.
 const MAX: usize = 128 * 1024;
-/// Most descriptors in a message.
-pub(crate) const FDS: usize = 5;
+/// Most descriptors in a message: a client's image, streams, status and binds.
+const FDS: usize = 5 + BINDS;
 
 /// One end.
 #[derive(Debug)]
@@ -125,18 +127,19 @@ impl Channel {
                 other => break other?,
             }
         };
-        if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
-            let what = format!("a message of more than {MAX} bytes or {FDS} descriptors");
-            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
-        }
-        if received.bytes == 0 {
-            return Ok(None);
-        }
         let mut fds = Vec::new();
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = message {
                 fds.extend(rights);
             }
+        }
+        // The kernel rounds the room for descriptors up.
+        if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) || fds.len() > FDS {
+            let what = format!("a message of more than {MAX} bytes or {FDS} descriptors");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
+        if received.bytes == 0 {
+            return Ok(None);
         }
         Ok(Some((serde_json::from_slice(bytes.get(..received.bytes).unwrap_or_default())?, fds)))
     }

@@ -32,6 +32,7 @@ Examples:
 
 const DAEMON: &str = "\
 Users then run images with `supervisor run IMAGE`; docs/operations.md says how to set a host with several users up.
+A rule says who may run what, and whether containers may see their users' folders (--bind; not without binds = true).
 SIGHUP (systemctl reload) reads the rules again; SIGTERM ends the runs, then the daemon.";
 
 /// Protects container images, and runs them on hosts that TPM and policy accept.

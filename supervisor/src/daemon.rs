@@ -4,6 +4,7 @@
 //! say. For each client it starts a [session](mod@session), which reads the request and supervises the run as `supervisor run` does, but
 //! with the container under a user that nobody else is: the caller's other processes then have no way in through /proc.
 
+mod binds;
 mod caller;
 mod client;
 mod message;
@@ -17,6 +18,7 @@ mod terminal;
 mod turns;
 mod uids;
 
+pub(crate) use binds::BINDS;
 pub(crate) use caller::Caller;
 pub(crate) use client::{list, run, table, wanted};
 pub(crate) use message::HostPlace;

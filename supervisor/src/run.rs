@@ -205,16 +205,25 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<Ended, Stop> {
     let (to_decryptor, theirs) = Channel::pair().map_err(other)?;
     let mut decryptor = helper(DECRYPTOR, theirs, None)?;
     let (to_stage, theirs) = Channel::pair().map_err(other)?;
-    let mut on_stage = helper(STAGE, theirs, caller)?;
-    let keys: Result<Vec<(SignerKey, String)>, Failure> = match caller {
-        Some(caller) => caller.signers(),
-        None => plan.signers.iter().map(|path| signer(path)).collect(),
+    let read = || -> Result<(Image, Vec<String>), Failure> {
+        let keys: Vec<(SignerKey, String)> = match caller {
+            Some(caller) => caller.signers()?,
+            None => plan.signers.iter().map(|path| signer(path)).collect::<Result<_, _>>()?,
+        };
+        let (trusted, signers): (Vec<SignerKey>, Vec<String>) = keys.into_iter().unzip();
+        let image = match caller {
+            Some(caller) => caller.image(&trusted)?,
+            None => Image::open(&plan.image, &trusted).map_err(|e| of_image(&plan.image, e))?,
+        };
+        Ok((image, signers))
     };
-    let (trusted, signers): (Vec<SignerKey>, Vec<String>) = keys?.into_iter().unzip();
-    // Before anybody is asked for anything, or told: one descriptor, opened here or by the caller, is checked and used throughout.
-    let image = match caller {
-        Some(caller) => caller.image(&trusted)?,
-        None => Image::open(&plan.image, &trusted).map_err(|e| of_image(&plan.image, e))?,
+    // Before anybody is asked for anything, or told: one descriptor, opened here or by the caller, is checked and used throughout. Under the
+    // daemon the stage has no user before the image is admitted.
+    let (mut on_stage, (image, signers)) = if caller.is_some() {
+        let read = read()?;
+        (helper(STAGE, theirs, caller)?, read)
+    } else {
+        (helper(STAGE, theirs, caller)?, read()?)
     };
     let workload = image.binding().workload;
     status.say("verified", json!({"workload": workload, "signer": image.signer}));
@@ -237,6 +246,7 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<Ended, Stop> {
     if early {
         tell(&watch, &decryptor::Word::Prepare, &[], status)?;
     }
+    let binds = caller.map(Caller::binds).transpose()?.unwrap_or_default();
     let folder = std::path::absolute(&config.state_dir).map_err(other)?;
     let mut host = Host::open(config)?;
     let config = host.config().clone();
@@ -247,6 +257,7 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<Ended, Stop> {
         task: plan.task.clone(),
         ids: caller.map(Caller::ids),
         folder: if caller.is_some() { Caller::FOLDER.into() } else { folder },
+        binds: binds.len(),
         name: plan.image.file_name().unwrap_or_default().to_owned(),
         terminal: Share::now(),
     };
@@ -258,8 +269,9 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<Ended, Stop> {
     let own = std::io::stdin();
     let stdin = caller.map_or_else(|| own.as_fd(), Caller::stdin);
     let entrance = group.entrance().into_iter().flatten().map(|file| file.as_fd());
-    let given: Vec<_> = std::iter::once(stdin).chain(entrance).collect();
+    let given: Vec<_> = std::iter::once(stdin).chain(binds.iter().map(OwnedFd::as_fd)).chain(entrance).collect();
     watch.stage.send(&order, &given).map_err(too_long)?;
+    drop(binds);
     // Where namespaces or FUSE are missing nothing is released.
     let (reader, fuse) = mounted(&watch)?;
     let turn = match caller.map(|caller| caller.turn(run, &watch)).transpose()? {

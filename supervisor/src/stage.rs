@@ -7,14 +7,16 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use countersign_wire::obligations::RuntimeFlag;
-use rustix::fs::{Mode, OFlags, open};
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, open};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags, mount, mount_change, move_mount, unmount,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::channel::Channel;
@@ -29,7 +31,8 @@ const REQUEST: usize = 17 * 4096;
 /// How long it may take to end after its last unmount.
 const LEAVE: Duration = Duration::from_secs(1);
 
-/// What the supervisor tells it first; the user's standard input comes along, and behind it the entrance to the run's cgroup and its folder, if there is one.
+/// What the supervisor tells it first; the user's standard input comes along, behind it the mounts of the binds, and behind those the entrance to
+/// the run's cgroup and its folder, if there is one.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Order {
     /// What to run.
@@ -38,6 +41,8 @@ pub(crate) struct Order {
     pub(crate) ids: Option<Ids>,
     /// The host's state folder: the run's mounts go over it, so that it is out of the workload's reach.
     pub(crate) folder: PathBuf,
+    /// How many mounts come along, for [`place_of_bind`].
+    pub(crate) binds: usize,
     /// What the runtime shall take the container's name from.
     pub(crate) name: OsString,
     /// What the workload gets of the user's terminal.
@@ -72,6 +77,11 @@ pub(crate) enum Report {
     Failed(Failure),
 }
 
+/// Where the stage has a bind that came as a mount, below its folder.
+pub(crate) fn place_of_bind(folder: &Path, n: usize) -> PathBuf {
+    folder.join(format!(".bind-{n}"))
+}
+
 /// Runs the stage on its standard input.
 pub(crate) fn main() -> u8 {
     let Ok(channel) = Channel::from_stdin() else { return Stage::Start.code() };
@@ -103,9 +113,10 @@ fn play(channel: &Channel) -> Result<(), Failure> {
     let Some((order, fds)) = channel.receive::<Order>().map_err(start)? else { return Ok(()) };
     let mut fds = fds.into_iter();
     let stdin = fds.next().ok_or_else(|| start("no standard input was handed over"))?;
+    let binds = fds.by_ref().take(order.binds).collect();
     let cgroup = fds.next().zip(fds.next());
     let ids = order.ids.unwrap_or_else(Ids::own);
-    let places = Places::make(&order)?;
+    let places = Places::make(&order, binds)?;
     let fuse = fuse(&places.image, "countersign", &format!(",max_read={REQUEST}"))?;
     let before = device(&places.root).map_err(start)?;
     let mut squashfuse = squashfuse(&places)?;
@@ -164,7 +175,7 @@ pub(crate) fn shown(folder: &Path, name: &OsStr) -> PathBuf {
 
 impl Places {
     /// Enters namespaces of our own and makes them there.
-    fn make(order: &Order) -> Result<Self, Failure> {
+    fn make(order: &Order, binds: Vec<OwnedFd>) -> Result<Self, Failure> {
         let base = &order.folder;
         countersign_sys::enter_private_namespaces().map_err(namespaces)?;
         // Nothing that is mounted here is seen elsewhere.
@@ -174,6 +185,13 @@ impl Places {
         let places = Self { image: base.join(".image"), root: base.join(".root"), shown: shown(base, &order.name) };
         for folder in [&places.image, &places.root] {
             fs::create_dir(folder).map_err(namespaces)?;
+        }
+        for (n, bind) in binds.into_iter().enumerate() {
+            let place = place_of_bind(base, n);
+            let kind = FileType::from_raw_mode(fstat(&bind).map_err(namespaces)?.st_mode);
+            let made = if kind == FileType::Directory { fs::create_dir(&place) } else { fs::write(&place, "") };
+            made.map_err(namespaces)?;
+            move_mount(&bind, "", CWD, &place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(namespaces)?;
         }
         Ok(places)
     }

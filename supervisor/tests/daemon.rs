@@ -17,190 +17,18 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use support::host::{ALICE, BOB, Daemon, Host, as_user, connect, reacts, rule, settings};
 use support::processes::{Family, Process, signal};
-use support::{SECRET, SUPERVISOR, Scene, failed, is_root, receive, send, stderr, stdout};
-use tempfile::TempDir;
-
-/// Users of the tests, who exist nowhere.
-const ALICE: u32 = 54_331;
-const BOB: u32 = 54_332;
-
-static RANGES: AtomicU32 = AtomicU32::new(0);
-
-/// A host with a daemon, and a folder that every user can read.
-struct Host {
-    scene: Scene,
-    public: TempDir,
-    uids: (u32, u32),
-    daemon: Option<Daemon>,
-}
-
-struct Daemon {
-    child: Child,
-    stderr: BufReader<ChildStderr>,
-}
-
-impl Daemon {
-    /// Waits for a line of its log that has these words.
-    fn says(&mut self, words: &str) -> String {
-        let mut line = String::new();
-        while !line.contains(words) {
-            line.clear();
-            assert_ne!(self.stderr.read_line(&mut line).unwrap(), 0, "the daemon has not said {words:?}");
-        }
-        line
-    }
-
-    fn pid(&self) -> i32 {
-        i32::try_from(self.child.id()).unwrap()
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Host {
-    /// `None`, said aloud, where it cannot be had.
-    fn new(rules: &str) -> Option<Self> {
-        if !is_root() {
-            return None;
-        }
-        let scene = Scene::new()?;
-        let public = TempDir::new().unwrap();
-        fs::set_permissions(public.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let first = 2_000_000_000 + std::process::id() % 100_000 * 1000 + RANGES.fetch_add(1, Ordering::Relaxed) * 50;
-        let host = Self { scene, public, uids: (first, first + 49), daemon: None };
-        fs::copy(SUPERVISOR, host.path("supervisor")).unwrap();
-        fs::set_permissions(host.path("supervisor"), fs::Permissions::from_mode(0o755)).unwrap();
-        fs::copy(host.scene.owner.path("owner.pub.pem"), host.path("owner.pub.pem")).unwrap();
-        host.image_of(ALICE, &host.scene.owner.path("app.sif"), "alice.sif");
-        host.image_of(BOB, &host.scene.owner.path("app.sif"), "bob.sif");
-        host.write_rules(rules);
-        let mut host = host;
-        host.start();
-        Some(host)
-    }
-
-    /// With a rule for Alice that trusts the owner.
-    fn of_alice() -> Option<Self> {
-        Self::new(&rule("alice", ALICE, "runs = 4"))
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.public.path().join(name)
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.path("run/supervisor.sock")
-    }
-
-    /// A copy that this user alone can read.
-    fn image_of(&self, user: u32, from: &Path, name: &str) {
-        fs::copy(from, self.path(name)).unwrap();
-        fs::set_permissions(self.path(name), fs::Permissions::from_mode(0o400)).unwrap();
-        std::os::unix::fs::chown(self.path(name), Some(user), Some(user)).unwrap();
-    }
-
-    /// The rules' file; SIGNER stands for the owner's key.
-    fn write_rules(&self, rules: &str) {
-        let signer = self.path("owner.pub.pem").display().to_string();
-        let text = format!(
-            "[daemon]\nsocket = {:?}\nuids = \"{}-{}\"\n{}\n",
-            self.socket(),
-            self.uids.0,
-            self.uids.1,
-            rules.replace("SIGNER", &signer)
-        );
-        fs::write(self.path("supervisor.toml"), text).unwrap();
-    }
-
-    fn daemon_command(&self) -> Command {
-        let mut command = Command::new(SUPERVISOR);
-        command.arg("daemon").arg("--config").arg(self.scene.path("attest.toml"));
-        command.arg("--rules").arg(self.path("supervisor.toml"));
-        command.stdin(Stdio::null()).stderr(Stdio::piped());
-        command
-    }
-
-    fn start(&mut self) {
-        let mut child = self.daemon_command().spawn().unwrap();
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        let mut daemon = Daemon { child, stderr };
-        daemon.says("listening on");
-        self.daemon = Some(daemon);
-    }
-
-    fn daemon(&mut self) -> &mut Daemon {
-        self.daemon.as_mut().unwrap()
-    }
-
-    fn reload(&mut self, rules: &str) {
-        self.write_rules(rules);
-        signal(self.daemon().pid(), Signal::HUP);
-        self.daemon().says("rules read again");
-    }
-
-    fn family(&self) -> Family {
-        Family::of(self.daemon.as_ref().unwrap().pid())
-    }
-
-    /// The supervisor as a user, who has no group but his own.
-    fn command(&self, user: u32, arguments: &[&str]) -> Command {
-        let mut command = as_user(user, self.path("supervisor"));
-        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
-    }
-
-    fn exec_command(&self, user: u32, image: &str, options: &[&str], command_line: &[&str]) -> Command {
-        let daemon = format!("--daemon={}", self.socket().display());
-        let mut command = self.command(user, &["exec", &daemon]);
-        command.args(options).arg(self.path(image)).args(command_line);
-        command
-    }
-
-    fn exec(&self, user: u32, image: &str, options: &[&str], command_line: &[&str]) -> Output {
-        self.exec_command(user, image, options, command_line).output().unwrap()
-    }
-
-    /// A shell script of Alice's that says `ready`, once it has.
-    fn started(&self, script: &str) -> support::Started {
-        let mut command = self.exec_command(ALICE, "alice.sif", &[], &["sh", "-c", script]);
-        command.stdin(Stdio::piped());
-        support::Started::new(command)
-    }
-
-    fn ps(&self, user: u32) -> Vec<Value> {
-        let socket = self.socket().display().to_string();
-        let out = self.command(user, &["--json", "ps", "--daemon", &socket]).output().unwrap();
-        assert!(out.status.success(), "{}", stderr(&out));
-        let list: Value = serde_json::from_slice(&out.stdout).unwrap();
-        list["runs"].as_array().unwrap().clone()
-    }
-}
-
-fn rule(name: &str, user: u32, more: &str) -> String {
-    format!("[[daemon.rule]]\nname = \"{name}\"\nusers = [\"{user}\"]\nsigners = [\"SIGNER\"]\n{more}\n")
-}
-
-fn as_user(user: u32, program: impl AsRef<std::ffi::OsStr>) -> Command {
-    let mut command = Command::new("setpriv");
-    let user = user.to_string();
-    command.args(["--reuid", &user, "--regid", &user, "--clear-groups", "--"]).arg(program).env("LC_ALL", "C");
-    command
-}
+use support::secrets::Secrets;
+use support::{SECRET, failed, receive, send, stderr, stdout};
 
 fn field(process: &Process, name: &str) -> String {
     let status = fs::read_to_string(process.file("status")).unwrap();
@@ -293,22 +121,6 @@ fn a_user_runs_it_and_neither_he_nor_others_reach_into_it() {
     family.ended_but(" daemon ");
     Family(Vec::new()).all_gone();
     assert_eq!(host.scene.runs(), ["start", "exit 143"]);
-}
-
-/// A policy that reacts to every finding in one way.
-fn reacts(reaction: &str) -> String {
-    format!(
-        r#"package countersign.workload
-
-default verdict := {{
-	"allow": false,
-	"reasons": [{{"id": "not-accepted", "message": "this is no business of the workload"}}],
-	"obligations": {{"on_violation": "{reaction}"}},
-}}
-
-verdict := {{"allow": true, "reasons": [], "obligations": {{}}}} if input.purpose == "release"
-"#
-    )
 }
 
 #[test]
@@ -479,7 +291,8 @@ fn a_program_at_a_terminal_has_its_keys() {
     desk.shows("tick");
     desk.types("\x1a");
     desk.shows("stopped 148");
-    assert!(frozen(&host), "the run stands still with its client");
+    // The client asks for it, and does not wait.
+    while !frozen(&host) {}
     desk.types("\n");
     desk.shows("tick");
     desk.types("\x03");
@@ -514,6 +327,10 @@ fn who_and_what_is_refused_and_why() {
     let out = host.exec(0, "alice.sif", &["--signer", &signer], &["cat", "/secret.txt"]);
     assert_eq!(stdout(&out), SECRET, "{}", stderr(&out));
     failed(&host.exec(0, "alice.sif", &[], &["true"]), 208, &["names no signers", "--signer"]);
+    // Nor for a run's own user, whatever groups its caller lends it.
+    host.reload(&rule("alice", ALICE, &format!("groups = [\"{}\"]", host.uids.0)));
+    let told = receive(&connect(&host.socket(), host.uids.0)).unwrap();
+    assert_eq!(told["Failed"]["error"], "the daemon refuses: a run starts no runs", "{told}");
 
     host.reload(&rule("alice", ALICE, "runs = 1"));
     failed(&host.exec(BOB, "bob.sif", &[], &["true"]), 208, &[&format!("admits user {BOB}")]);
@@ -528,11 +345,6 @@ fn who_and_what_is_refused_and_why() {
     assert_eq!(stdout(&host.exec(ALICE, "alice.sif", &["--signer", &signer], &["cat", "/secret.txt"])), SECRET);
     // What the user may not read is not read for him.
     failed(&host.exec(ALICE, "bob.sif", &[], &["true"]), 202, &["bob.sif", "Permission denied"]);
-    failed(
-        &host.exec(ALICE, "alice.sif", &["--bind", "/etc:/tmp/etc"], &["true"]),
-        200,
-        &["--bind", "hint: pass data"],
-    );
     failed(&host.exec(ALICE, "alice.sif", &["--runtime", "apptainer"], &["true"]), 200, &["the built-in runtime only"]);
     failed(&host.exec(ALICE, "alice.sif", &["--bundle", "x"], &["true"]), 200, &["--bundle", "hint: "]);
     failed(
@@ -568,29 +380,6 @@ fn who_and_what_is_refused_and_why() {
     failed(&host.exec(ALICE, "foreign.sif", &["--signer", &foreign], &["true"]), 208, &["hint: "]);
 }
 
-/// No flags of the runtime.
-fn settings() -> Value {
-    json!({"binds": [], "scratch": [], "variables": [], "directory": null, "hostname": null, "shell": null, "no_network": false})
-}
-
-/// A connection as this user: the thread that makes it is one of his.
-fn connect(socket: &Path, user: u32) -> OwnedFd {
-    let socket = socket.to_owned();
-    let connected = std::thread::spawn(move || {
-        use rustix::process::{Gid, Uid};
-        rustix::thread::set_thread_groups(&[]).unwrap();
-        let gid = Gid::from_raw(user);
-        rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
-        let uid = Uid::from_raw(user);
-        rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
-        let fd =
-            rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
-        rustix::net::connect(&fd, &SocketAddrUnix::new(&socket).unwrap()).unwrap();
-        fd
-    });
-    connected.join().unwrap()
-}
-
 #[test]
 fn clients_that_send_nonsense_are_told_so_and_hold_nobody_up() {
     let Some(host) = Host::new(&format!("{}{}", rule("alice", ALICE, "runs = 1"), rule("bob", BOB, ""))) else {
@@ -612,11 +401,11 @@ fn clients_that_send_nonsense_are_told_so_and_hold_nobody_up() {
     let half = &good[..good.len() / 2];
     let streams = || vec![null(), null(), null()];
     let given = |image: OwnedFd| std::iter::once(image).chain(streams()).collect::<Vec<_>>();
-    let many: Vec<OwnedFd> = (0..20).map(|_| null()).collect();
+    let many: Vec<OwnedFd> = (0..22).map(|_| null()).collect();
     let cases: Vec<(&[u8], Vec<OwnedFd>, &str, &str)> = vec![
         (b"\xff\x00nonsense", vec![], "usage", "does not understand"),
         (half, given(image()), "usage", "does not understand"),
-        (&good, many, "usage", "more than 131072 bytes or 5 descriptors"),
+        (&good, many, "usage", "more than 131072 bytes or 21 descriptors"),
         (&good, vec![], "usage", "0 descriptors"),
         (&good, vec![image(), null()], "usage", "2 descriptors"),
         (&good, given(open(folder, OFlags::RDONLY)), "image", "Directory"),
@@ -645,16 +434,9 @@ fn clients_that_send_nonsense_are_told_so_and_hold_nobody_up() {
     let variable = with("environment", json!([["LD_PRELOAD", "/x"]]));
     let unknown = with("binds", json!(["/"]));
     let signers = with("signers", json!(vec!["x"; 17]));
-    let mut binds = settings();
-    binds["binds"] = json!([{"source": "/etc", "destination": "/tmp/etc", "read_only": true}]);
-    let binds = with("settings", binds);
-    for (bytes, words) in [
-        (&huge, "131072"),
-        (&binds, "another user than you"),
-        (&variable, "LD_PRELOAD"),
-        (&unknown, "unknown field"),
-        (&signers, "too many"),
-    ] {
+    for (bytes, words) in
+        [(&huge, "131072"), (&variable, "LD_PRELOAD"), (&unknown, "unknown field"), (&signers, "too many")]
+    {
         let told = answer(bytes, &given(image()));
         assert!(told["Failed"]["error"].as_str().unwrap().contains(words), "{words}: {told}");
     }
@@ -743,21 +525,70 @@ fn whoever_is_killed_nothing_is_left() {
 }
 
 #[test]
-fn many_starts_of_several_users() {
-    let Some(host) = Host::new(&format!("{}{}", rule("alice", ALICE, "runs = 6"), rule("bob", BOB, ""))) else {
+fn fifty_starts_of_two_users_at_once() {
+    let Some(host) = Host::new(&format!("{}{}", rule("alice", ALICE, "runs = 20"), rule("bob", BOB, "runs = 25")))
+    else {
         return;
     };
     let start = |user, image: &str, n: usize| {
         let mut command = host.exec_command(user, image, &[], &["sh", "-c", &format!("cat /secret.txt; exit {n}")]);
-        (n, command.spawn().unwrap())
+        (user, n, command.spawn().unwrap())
     };
-    let mut starts: Vec<_> = (0..6).map(|n| start(ALICE, "alice.sif", n)).collect();
-    starts.extend((6..9).map(|n| start(BOB, "bob.sif", n)));
-    for (n, child) in starts {
+    // Alice's rule may be in the way of some of hers, and of nothing of Bob's.
+    let starts: Vec<_> = (0..25).flat_map(|n| [start(ALICE, "alice.sif", n), start(BOB, "bob.sif", n + 25)]).collect();
+    let mut ran = Vec::new();
+    for (user, n, child) in starts {
         let out = child.wait_with_output().unwrap();
+        if user == ALICE && out.status.code() == Some(208) {
+            failed(&out, 208, &["rule \"alice\" allows 20 runs at a time"]);
+            continue;
+        }
         assert_eq!((out.status.code(), stdout(&out).as_str()), (i32::try_from(n).ok(), SECRET), "{}", stderr(&out));
+        ran.push(n);
     }
-    assert_eq!(host.scene.runs().len(), 18);
+    assert!(ran.len() >= 45, "{ran:?}");
+    // None lost a session; nothing of the queue is left, and nothing of the runs.
+    assert_eq!(fs::read_dir(host.scene.path("host/queue")).unwrap().count(), 0);
+    let mut expected: Vec<String> = ran.iter().map(|n| format!("exit {n}")).collect();
+    expected.extend(std::iter::repeat_n("start".to_owned(), ran.len()));
+    let mut runs = host.scene.runs();
+    runs.sort();
+    expected.sort();
+    assert_eq!(runs, expected);
+    let out = host.exec(ALICE, "alice.sif", &[], &["cat", "/secret.txt"]);
+    assert_eq!(stdout(&out), SECRET, "{}", stderr(&out));
+}
+
+#[test]
+fn the_key_is_in_the_runs_decryptor_and_nowhere_else() {
+    let Some(host) = Host::of_alice() else { return };
+    let (image, passphrase) = host.scene.with_passphrase("locked.sif", &reacts("alert"));
+    let secrets = Secrets::new(&host.scene.owner.volume_key_by("locked.sif", &passphrase), &passphrase);
+    host.image_of(ALICE, &image, "locked.sif");
+    let script = "echo ready; cat /big > /dev/null; echo read; exec sleep 1000";
+    let start = || {
+        let run = host.exec_command(ALICE, "locked.sif", &["--status-fd", "2"], &["sh", "-c", script]);
+        let mut run = support::Started::new(run);
+        let mut line = String::new();
+        run.stdout.read_line(&mut line).unwrap();
+        assert_eq!(line, "read\n");
+        run
+    };
+    let run = start();
+    let mut family = host.family();
+    family.0.extend(Family::of(run.pid()).0);
+    assert!(family.0.len() >= 9, "daemon, session, decryptor, stage, squashfuse, bubblewrap twice, workload; client");
+    secrets.only_in_the_decryptor(&family);
+    // It is no process of the caller's, and has long given up being root.
+    assert_eq!(user_of(family.find("decryptor-process")), user_of(family.find("stage-process")) + 1);
+    signal(run.pid(), Signal::TERM);
+    let (code, _, err) = run.end();
+    assert!(code == Some(143) && !secrets.within(err.as_bytes()), "{code:?} {err}");
+    // The daemon goes on, and has nothing of it.
+    family.ended_but(" daemon ");
+    let left = host.family();
+    assert_eq!(left.0.len(), 1);
+    secrets.nowhere(&left);
 }
 
 #[test]

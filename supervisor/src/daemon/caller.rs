@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::IsTerminal as _;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
@@ -13,12 +12,14 @@ use countersign_wire::id::RunId;
 use rustix::fs::{FileType, Mode, OFlags, fchmod, fchown, fcntl_getfl, fstat, fstatfs};
 use rustix::process::Uid;
 
+use super::binds::{BINDS, Bound, mounts, too_many};
 use super::message::{Answer, Ask, ENVIRONMENT, GIVEN, Reply, Start, Uids, VALUE};
 use super::peer::Peer;
 use super::rules::Grant;
 use crate::channel::Channel;
 use crate::exit::{Failure, Stage};
-use crate::runtime::{Chosen, Ids, Settings};
+use crate::runtime::{Chosen, Given, Ids, Settings};
+use crate::stage::place_of_bind;
 use crate::watch::Watch;
 
 /// Most signers' texts, bytes each.
@@ -33,8 +34,9 @@ pub(crate) struct Caller {
     stderr: OwnedFd,
     status: Option<OwnedFd>,
     environment: Vec<(String, String)>,
-    ids: Ids,
+    peer: Peer,
     settings: Settings,
+    binds: Vec<Bound>,
     signers: Vec<String>,
     daemon: Channel,
     /// Given by the daemon with its admission.
@@ -118,20 +120,6 @@ fn plain(name: &str, fd: OwnedFd) -> Result<OwnedFd, Failure> {
     Ok(fd)
 }
 
-/// Flags of a run whose container sees nothing of the host.
-///
-/// # Errors
-/// [`Stage::Usage`].
-pub(super) fn without_binds(settings: Settings) -> Result<Settings, Failure> {
-    if settings.has_binds() {
-        let what =
-            "--bind, --home: under the daemon the container is another user than you, and may not reach your files";
-        let hint = "pass data through standard input and output, or put it into the image";
-        return Err(Failure::new(Stage::Usage, what, hint));
-    }
-    Ok(settings)
-}
-
 /// A variable that may be passed on.
 fn variable(name: &str, value: &str) -> Result<(), Failure> {
     if !ENVIRONMENT.contains(&name) {
@@ -155,11 +143,24 @@ impl Caller {
         fds: Vec<OwnedFd>,
         daemon: Channel,
     ) -> Result<Self, Failure> {
-        let count = fds.len();
+        let wanted = start.settings.binds().count();
+        if wanted > BINDS {
+            return Err(too_many(wanted));
+        }
+        if wanted > 0 {
+            grant.lends()?;
+        }
+        start.settings.check()?;
+        let (count, wanted) = (fds.len(), GIVEN.saturating_add(wanted));
         let mut fds = fds.into_iter();
-        let mut next = || fds.next().ok_or_else(|| usage(format!("{count} descriptors in place of {GIVEN}")));
+        let mut next = || fds.next().ok_or_else(|| usage(format!("{count} descriptors in place of {wanted}")));
         let (file, stdin, stdout, stderr) = (next()?, next()?, next()?, next()?);
+        let bound = start.settings.binds().map(|(source, read_only)| Bound::new(next()?, source, read_only));
+        let binds = bound.collect::<Result<_, _>>()?;
         let status = fds.next();
+        if fds.next().is_some() {
+            return Err(usage(format!("{count} descriptors in place of {wanted}, or one more")));
+        }
         for (name, value) in &start.environment {
             variable(name, value)?;
         }
@@ -173,8 +174,9 @@ impl Caller {
             stderr: stream("standard error", stderr)?,
             status: status.map(|fd| plain("the status", stream("the status", fd)?)).transpose()?,
             environment: start.environment,
-            ids: Ids { user: peer.uid, group: peer.gid },
-            settings: without_binds(start.settings)?,
+            peer: peer.clone(),
+            settings: start.settings,
+            binds,
             signers: grant.trusted(start.signers)?,
             daemon,
             uids: OnceLock::new(),
@@ -209,7 +211,22 @@ impl Caller {
 
     /// The built-in runtime: others would need the user's own configuration, read by another user.
     pub(crate) fn runtime(&self) -> Chosen {
-        Chosen::Builtin(self.settings.clone())
+        let folder = std::path::Path::new(Self::FOLDER);
+        Chosen::Builtin(self.settings.clone().bound_from(|n| place_of_bind(folder, n)))
+    }
+
+    /// The flags that policy has a say in.
+    pub(super) fn flags(&self) -> Vec<Given> {
+        self.settings.flags()
+    }
+
+    /// What the container is to see of the caller's files, as mounts without a place.
+    ///
+    /// # Errors
+    /// [`Stage::Namespaces`]: a file system cannot be lent; the run was not admitted.
+    pub(crate) fn binds(&self) -> Result<Vec<OwnedFd>, Failure> {
+        let uids = self.uids.get().ok_or_else(daemon_gone)?;
+        mounts(&self.binds, &self.peer, uids.container)
     }
 
     /// Where the status lines go.
@@ -275,7 +292,7 @@ impl Caller {
 
     /// The ids that the workload sees: the client's own.
     pub(crate) const fn ids(&self) -> Ids {
-        self.ids
+        Ids { user: self.peer.uid, group: self.peer.gid }
     }
 
     /// The client's standard input.
@@ -298,8 +315,10 @@ impl Caller {
         let failed = |e: std::io::Error| Failure::new(Stage::Other, e.to_string(), "");
         command.stdout(again(&self.stdout).map_err(failed)?).stderr(again(&self.stderr).map_err(failed)?);
         command.env_clear().envs(self.environment.iter().map(|(name, value)| (name, value)));
-        // With the uid go all other groups.
-        command.uid(uids.container).gid(uids.container).current_dir("/");
+        // The caller's other groups count in his files, for him and against him (mode 0707), and nowhere else in the container.
+        let mut groups = if self.binds.is_empty() { Vec::new() } else { self.peer.groups.clone() };
+        groups.retain(|group| *group != self.peer.gid);
+        countersign_sys::start_as(command, uids.container, uids.container, groups).current_dir("/");
         Ok(())
     }
 }

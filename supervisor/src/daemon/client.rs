@@ -8,7 +8,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Access, Mode, OFlags, access, open};
 use serde_json::{Value, json};
 
-use super::caller::{daemon_gone, without_binds};
+use super::binds::{BINDS, opened, too_many};
+use super::caller::daemon_gone;
 use super::message::{Answer, ENVIRONMENT, Listed, Request, Start, VALUE, Word};
 use super::settings::{Settings, When};
 use super::terminal::{self, Relay};
@@ -100,7 +101,11 @@ pub(crate) fn run(socket: &Path, plan: &Plan) -> Result<u8, Failure> {
         let hint = "--runtime builtin, and a variable COUNTERSIGN_RUNTIME that says nothing else";
         return Err(Failure::new(Stage::Usage, "the daemon has the built-in runtime only", hint));
     }
-    let settings = without_binds(runtime::Settings::of(&plan.flags)?)?;
+    let settings = runtime::Settings::of(&plan.flags)?;
+    let binds = settings.binds().map(|(source, _)| opened(source)).collect::<Result<Vec<_>, _>>()?;
+    if binds.len() > BINDS {
+        return Err(too_many(binds.len()));
+    }
     let signers = plan.signers.iter().map(|path| signer(path).map(|(_, pem)| pem)).collect::<Result<_, _>>()?;
     // Opened here: what this user may not read is not to be run.
     let image = open(&plan.image, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY, Mode::empty());
@@ -120,13 +125,13 @@ pub(crate) fn run(socket: &Path, plan: &Plan) -> Result<u8, Failure> {
     let channel = connect(socket)?;
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
     let mut fds = vec![image.as_fd(), stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
-    fds.extend(status.as_ref().map(OwnedFd::as_fd));
+    fds.extend(binds.iter().chain(&status).map(OwnedFd::as_fd));
     let start = Start { task: plan.task.clone(), settings, terminal, signers, environment };
     channel.send(&Request::Run(Box::new(start)), &fds).map_err(|e| {
         let hint = "a shorter command line, or fewer signers";
         Failure::new(Stage::Usage, format!("the request was not sent: {e}"), hint)
     })?;
-    drop((image, status));
+    drop((image, status, binds));
     wait(&channel, &signals).map(Ended::code)
 }
 

@@ -18,7 +18,8 @@ pub(super) const ENVIRONMENT: [&str; 3] = ["TERM", "LANG", "TZ"];
 pub(super) const VALUE: usize = 256;
 /// Most signers that a client may bring.
 pub(super) const SIGNERS: usize = 16;
-/// Descriptors that come with [`Request::Run`]: image, standard input, output and error; the status descriptor may follow.
+/// Descriptors that come with [`Request::Run`]: image, standard input, output and error; those of the binds follow in their order, and the status
+/// descriptor may be the last.
 pub(super) const GIVEN: usize = 4;
 
 /// What a client asks for, once, as the first thing.

@@ -42,6 +42,8 @@ pub(super) struct Grant {
     own_signers: bool,
     /// Workloads that may be run; empty for all.
     workloads: Vec<WorkloadId>,
+    /// Whether containers may see the client's files.
+    binds: bool,
     /// Runs at a time.
     pub(super) runs: usize,
 }
@@ -71,7 +73,7 @@ impl Rules {
             })
         };
         let rules = daemon.rules.iter().map(resolve).collect::<Result<_, _>>()?;
-        let root = Grant { rule: "root".into(), own_signers: true, runs: daemon.runs, ..Grant::default() };
+        let root = Grant { rule: "root".into(), own_signers: true, binds: true, runs: daemon.runs, ..Grant::default() };
         Ok(Self { file, rules, root })
     }
 
@@ -132,6 +134,7 @@ impl Rule {
             signers,
             own_signers: rule.own_signers,
             workloads: rule.workloads.clone(),
+            binds: rule.binds,
             runs: rule.runs.unwrap_or(RUNS),
         };
         Ok(Self { users, groups, grant })
@@ -172,6 +175,18 @@ impl Grant {
         }
         let hint = format!("the administrator adds {workload} to the rule's workloads");
         Err(self.refused(&format!("does not list workload {workload}"), &hint))
+    }
+
+    /// Whether the container may see files of the client's.
+    ///
+    /// # Errors
+    /// [`Stage::Refused`].
+    pub(super) fn lends(&self) -> Result<(), Failure> {
+        if self.binds {
+            return Ok(());
+        }
+        let hint = "pass data through standard input and output, or the administrator sets binds = true in the rule";
+        Err(self.refused("allows no --bind and no --home", hint))
     }
 
     /// Whether one more run may start, with so many already there.
@@ -255,6 +270,7 @@ mod tests {
             signers: signers.iter().map(|&pem| pem.to_owned()).collect(),
             own_signers,
             workloads: vec![WorkloadId([1; 32])],
+            binds: false,
             runs: 1,
         };
         let given = |pems: &[&str]| pems.iter().map(|&pem| pem.to_owned()).collect::<Vec<_>>();

@@ -230,6 +230,11 @@ impl Server {
 
     /// Starts a session for a client that a rule admits.
     fn admit(&mut self, peer: Peer, client: &Channel, process: Option<&OwnedFd>) -> Result<(), Failure> {
+        // In a container that has a bind it may reach the socket, in its caller's groups; whose run it would be nobody could say.
+        if self.pool.has(peer.uid) {
+            let hint = "run it outside of the container";
+            return Err(Failure::new(Stage::Refused, "the daemon refuses: a run starts no runs", hint));
+        }
         let grant = self.rules.grant(&peer)?.clone();
         let own = self.sessions.values().filter(|session| session.peer.uid == peer.uid).count();
         let busy = |what: &str| {

@@ -100,7 +100,7 @@ fn serve(
         signers: Vec::new(),
         task,
         runtime: "builtin".into(),
-        flags: Vec::new(),
+        flags: caller.flags(),
         config: brief.host.config,
         tpm: brief.host.tpm,
         state_dir: brief.host.state_dir,

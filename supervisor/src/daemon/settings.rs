@@ -61,6 +61,7 @@ pub(super) struct Written {
     pub(super) signers: Vec<PathBuf>,
     pub(super) own_signers: bool,
     pub(super) workloads: Vec<WorkloadId>,
+    pub(super) binds: bool,
     pub(super) runs: Option<usize>,
 }
 

@@ -170,6 +170,11 @@ impl Pool {
         None
     }
 
+    /// Whether it is one of them.
+    pub(super) const fn has(&self, id: u32) -> bool {
+        self.range.contains(id)
+    }
+
     /// Takes them back, and ends what still runs as them.
     pub(super) fn give_back(&mut self, pair: Uids) {
         Range { first: pair.container, last: pair.decryptor }.evict();

@@ -11,7 +11,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::flags::Given;
+use super::flags::{self, Given};
 use super::workload::Bubble;
 use super::{Place, Task, said, terminal};
 use crate::exit::{Failure, Stage};
@@ -134,9 +134,42 @@ impl Settings {
         self.no_network |= demanded.contains(&RuntimeFlag::NetNone);
     }
 
-    /// Whether something of the host is to be seen in the container.
-    pub(crate) const fn has_binds(&self) -> bool {
-        !self.binds.is_empty()
+    /// What of the host is to be seen in the container, and whether it is only to be read.
+    pub(crate) fn binds(&self) -> impl Iterator<Item = (&Path, bool)> {
+        self.binds.iter().map(|bind| (bind.source.as_path(), bind.read_only))
+    }
+
+    /// The same, from other places.
+    pub(crate) fn bound_from(mut self, place: impl Fn(usize) -> PathBuf) -> Self {
+        for (n, bind) in self.binds.iter_mut().enumerate() {
+            bind.source = place(n);
+        }
+        self
+    }
+
+    /// The flags that it was made of, as far as policy has a say in them.
+    pub(crate) fn flags(&self) -> Vec<Given> {
+        let given = |(source, _): (&Path, bool)| Some(Given { flag: flags::long("bind")?, value: Some(source.into()) });
+        self.binds().filter_map(given).collect()
+    }
+
+    /// Whether it could have been made here of flags: another program may have sent it. What is mounted within a bind would be made in the
+    /// caller's folder, by way of his links.
+    ///
+    /// # Errors
+    /// [`Stage::Usage`].
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        let mut earlier: Vec<&Path> = Vec::new();
+        let places = self.binds.iter().map(|bind| (&bind.destination, true));
+        for (place, is_bind) in places.chain(self.scratch.iter().map(|place| (place, false))) {
+            absolute(place.as_os_str().as_bytes())?;
+            if let Some(outer) = earlier.iter().find(|outer| place.starts_with(outer)) {
+                let what = format!("{}: lies in {}, which is bound too", place.display(), outer.display());
+                return Err(usage(what, "give places of the container of which none is in another"));
+            }
+            earlier.extend(is_bind.then_some(place.as_path()));
+        }
+        Ok(())
     }
 
     /// bubblewrap's command line, and what it starts in words.

@@ -1,13 +1,14 @@
 //! A runtime's version, as it says itself. It is asked once a day and when its file has changed: asking takes some 20 ms of both cores.
 
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
 use std::io::Read as _;
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use countersign_attest::state::StateDir;
+use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
 use super::Make;
@@ -31,7 +32,13 @@ pub(crate) struct Asked {
 #[derive(Debug)]
 enum Answer {
     Kept(String),
-    Coming { child: Child, file: Option<Identity>, state: Option<StateDir> },
+    /// What it says on standard error lies in a file: nobody needs to read it for the program to go on.
+    Coming {
+        child: Child,
+        words: File,
+        file: Option<Identity>,
+        state: Option<StateDir>,
+    },
 }
 
 /// What tells a file from another, and from what it was.
@@ -92,11 +99,15 @@ impl Asked {
         }
         let mut command = Command::new(&path);
         countersign_sys::end_with_parent(&mut command);
-        command.arg("--version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let child = command.spawn().map_err(|e| {
+        command.arg("--version").stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut started = || {
+            let words = File::from(memfd_create("words", MemfdFlags::CLOEXEC)?);
+            std::io::Result::Ok((command.stderr(words.try_clone()?).spawn()?, words))
+        };
+        let (child, words) = started().map_err(|e| {
             Failure::new(Stage::Missing, format!("{} cannot be started: {e}", path.display()), "check --runtime")
         })?;
-        Ok(Self { path, answer: Answer::Coming { child, file, state: state.cloned() } })
+        Ok(Self { path, answer: Answer::Coming { child, words, file, state: state.cloned() } })
     }
 
     /// What can be read from once [`Self::take`] need not wait.
@@ -113,22 +124,22 @@ impl Asked {
     /// [`Stage::Missing`] for one that is too old or of another make.
     pub(super) fn take(self) -> Result<(PathBuf, Make, String), Failure> {
         let Self { path, answer } = self;
-        let (text, keep) = match answer {
-            Answer::Kept(text) => (text, None),
-            Answer::Coming { mut child, file, state } => {
+        let (text, keep, why) = match answer {
+            Answer::Kept(text) => (text, None, String::new()),
+            Answer::Coming { mut child, words, file, state } => {
                 let mut text = String::new();
                 let read = child.stdout.take().map(|out| out.take(LENGTH).read_to_string(&mut text));
                 if !child.wait().is_ok_and(|status| status.success()) || !matches!(read, Some(Ok(_))) {
                     text.clear();
                 }
-                (text, file.zip(state))
+                (text, file.zip(state), last_words(&words))
             }
         };
         let text = text.trim();
         let (make, numbers) = parse(text).ok_or_else(|| {
             Failure::new(
                 Stage::Missing,
-                format!("{} is neither Apptainer nor SingularityCE by its --version", path.display()),
+                format!("{} is neither Apptainer nor SingularityCE by its --version{why}", path.display()),
                 "give one with --runtime, or --runtime builtin",
             )
         })?;
@@ -147,6 +158,18 @@ impl Asked {
         let version = text.rsplit(' ').next().unwrap_or_default().to_owned();
         Ok((path, make, version))
     }
+}
+
+/// The last line that was written to a file, to be added to a sentence; nothing if there is none.
+fn last_words(file: &File) -> String {
+    let mut bytes = [0; 4096];
+    let from = file.metadata().map_or(0, |file| file.len().saturating_sub(LENGTH));
+    let length = file.read_at(&mut bytes, from).unwrap_or(0);
+    let text = String::from_utf8_lossy(bytes.get(..length).unwrap_or_default());
+    let text = anstream::adapter::strip_str(&text).to_string();
+    let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
+    let line: String = line.chars().filter(|c| !c.is_control()).take(200).collect();
+    if line.is_empty() { line } else { format!(": {line}") }
 }
 
 /// Make and version from an answer to `--version`: `apptainer version 1.4.5-2`, `singularity-ce version 4.2.1`.
@@ -180,6 +203,23 @@ mod tests {
         for text in ["", "apptainer", "bash version 5", "apptainer version x", "apptainer version 1"] {
             assert_eq!(parse(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn one_that_does_not_work_says_why() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("runtime");
+        let says = |script: &str| {
+            std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+            Asked::new(path.clone(), None).unwrap().take().unwrap_err().error
+        };
+        let error = says("printf '\\033[31mFATAL: \\033[0m no such \\007user\\n\\n' >&2; exit 1");
+        assert!(error.ends_with("by its --version: FATAL:  no such user"), "{error}");
+        // More than is read, and more than fits into a pipe.
+        let error = says("head -c 300000 /dev/zero | tr '\\0' x >&2; echo >&2; echo the end >&2");
+        assert!(error.ends_with(": the end"), "{error}");
+        assert!(says("true").ends_with("by its --version"));
     }
 
     #[test]

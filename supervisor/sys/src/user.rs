@@ -1,6 +1,8 @@
 //! Another user: for this process and for good, or for one thread.
 
 use std::io;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 
 use rustix::thread::{capabilities, set_capabilities, set_keep_capabilities};
 
@@ -10,8 +12,20 @@ use rustix::thread::{capabilities, set_capabilities, set_keep_capabilities};
 /// # Errors
 /// The process may not; then nothing more must be done with it, since a part of the change may have been made.
 pub fn become_user(uid: u32, gid: u32) -> io::Result<()> {
-    // SAFETY: no groups are read from the null pointer, as their number is 0.
-    if unsafe { libc::setgroups(0, std::ptr::null()) } != 0 {
+    become_with(uid, gid, &[])
+}
+
+/// Has the command's process start with this uid and gid and these other groups.
+pub fn start_as(command: &mut Command, uid: u32, gid: u32, groups: Vec<u32>) -> &mut Command {
+    let child = move || become_with(uid, gid, &groups);
+    // SAFETY: between fork and exec `child` makes three system calls; it allocates nothing, and the one thread that the child has has no other to
+    // agree with about them.
+    unsafe { command.pre_exec(child) }
+}
+
+fn become_with(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
+    // SAFETY: the kernel reads as many groups as there are, and writes none.
+    if unsafe { libc::setgroups(groups.len(), groups.as_ptr()) } != 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: takes three numbers and touches no memory. libc makes the call in every thread.

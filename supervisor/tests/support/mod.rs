@@ -1,6 +1,7 @@
 //! What the tests share: a host with a recorded boot, a real verifier that knows it, an owner's keys and image, and the program.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub(crate) mod host;
 pub(crate) mod processes;
 pub(crate) mod secrets;
 

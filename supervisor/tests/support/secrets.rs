@@ -68,11 +68,30 @@ impl Secrets {
         }
         for process in &family.0 {
             if process.pid != decryptor.pid {
-                assert_eq!(self.mappings(process), [], "{} ({})", process.command, process.pid);
+                self.not_in(process);
             }
-            for file in ["environ", "cmdline"] {
-                assert!(!self.within(&std::fs::read(process.file(file)).unwrap()), "{file} of {}", process.command);
-            }
+            self.not_beside(process);
+        }
+    }
+
+    /// No process of the family has them.
+    #[track_caller]
+    pub(crate) fn nowhere(&self, family: &Family) {
+        for process in &family.0 {
+            self.not_in(process);
+            self.not_beside(process);
+        }
+    }
+
+    #[track_caller]
+    fn not_in(&self, process: &Process) {
+        assert_eq!(self.mappings(process), [], "{} ({})", process.command, process.pid);
+    }
+
+    #[track_caller]
+    fn not_beside(&self, process: &Process) {
+        for file in ["environ", "cmdline"] {
+            assert!(!self.within(&std::fs::read(process.file(file)).unwrap()), "{file} of {}", process.command);
         }
     }
 
