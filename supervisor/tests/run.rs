@@ -482,6 +482,7 @@ fn a_run_that_is_suspended_keeps_nobody_from_the_tpm() {
         desk.types("\n");
         desk.shows("tick");
     }
+    drop(desk);
     // Whom nothing can keep from being stopped with it is named.
     let lock = scene.path("host/lock");
     let mut holder = Command::new("flock").arg("--no-fork").arg(&lock).args(["sleep", "1000"]).spawn().unwrap();
@@ -507,7 +508,7 @@ fn a_signal_to_its_own_group_reaches_nobody_outside() {
     desk.shows("ready");
     let supervisor = desk.supervisor();
     let family = support::processes::Family::of(supervisor.pid);
-    let workload = family.find("sh -c echo ready");
+    let workload = family.0.iter().find(|process| process.command.starts_with("sh -c echo ready")).unwrap();
     std::thread::sleep(Duration::from_millis(2500));
     let stopped: Vec<&str> =
         family.0.iter().filter(|process| process.state() == 'T').map(|process| &*process.command).collect();
