@@ -6,7 +6,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help setup build demo test fmt lint opa unit deny demo-as-user bench fuzz install clean
+.PHONY: help setup build demo test fmt lint opa unit lab deny demo-as-user bench fuzz install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,11 @@ opa: ## a real Open Policy Agent for the tests: built once and cached, or the re
 
 unit: # a shell that runs this in its background has SIGINT ignored, and tests send it
 	env --default-signal=INT,QUIT $(CARGO) test --workspace --locked --no-fail-fast
+
+lab: setup ## the tests that need a real Apptainer, and a VM whose kernel has dm-crypt: builds both once (root, mmdebstrap; six minutes), then `make test` runs them too
+	@scripts/apptainer.sh build
+	@scripts/vm.sh build
+	$(CARGO) test --workspace --locked --test apptainer --test escrow
 
 deny: ## licences, sources and duplicate crates (offline part of cargo-deny)
 	@scripts/deny.sh

@@ -13,7 +13,7 @@ use crate::exit::{Failure, Stage, TABLE};
 use crate::grant::{self, grant};
 use crate::inspect;
 use crate::out;
-use crate::owner::{self, Input, Policy, Protect, Register};
+use crate::owner::{self, Input, Passphrase, Policy, Protect, Register};
 use crate::run::{Given, Plan, Task, config, run};
 use crate::unprotect::{self, Protected, Rekey};
 use crate::{instance, runtime};
@@ -42,6 +42,9 @@ struct Cli {
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
+    /// Say errors only, and what a command is asked to show
+    #[arg(short, long, global = true)]
+    quiet: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -272,11 +275,14 @@ struct ProtectArgs {
     #[arg(long, value_name = "FILE")]
     sign_passphrase_file: Option<PathBuf>,
     /// Escrow: an RSA public key (PEM); its private half opens the image without a verifier
-    #[arg(long, value_name = "FILE", required_unless_present = "escrow_passphrase_file")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["escrow_passphrase_file", "escrow_passphrase"])]
     escrow: Option<PathBuf>,
     /// Escrow: a file with a passphrase
     #[arg(long, value_name = "FILE", conflicts_with = "escrow")]
     escrow_passphrase_file: Option<PathBuf>,
+    /// Escrow: ask for a passphrase at the terminal
+    #[arg(long, conflicts_with_all = ["escrow", "escrow_passphrase_file"])]
+    escrow_passphrase: bool,
     /// The image to make
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
@@ -307,18 +313,35 @@ struct EscrowArgs {
     /// A file with the escrow's passphrase
     #[arg(long, value_name = "FILE", conflicts_with = "escrow_key")]
     escrow_passphrase_file: Option<PathBuf>,
+    /// Ask for the escrow's passphrase at the terminal
+    #[arg(long, conflicts_with_all = ["escrow_key", "escrow_passphrase_file"])]
+    escrow_passphrase: bool,
 }
 
 impl EscrowArgs {
     fn key(&self) -> Result<EscrowKey, Failure> {
-        match (&self.escrow_key, &self.escrow_passphrase_file) {
-            (Some(path), _) => owner::escrow_key(path, self.key_passphrase_file.as_deref()),
-            (None, Some(path)) => Ok(EscrowKey::Passphrase(owner::passphrase(path)?)),
-            (None, None) => Err(Failure::new(
+        let passphrase = |from| Ok(EscrowKey::Passphrase(owner::passphrase(from)?));
+        match (&self.escrow_key, &self.escrow_passphrase_file, self.escrow_passphrase) {
+            (Some(path), _, _) => owner::escrow_key(path, self.key_passphrase_file.as_deref()),
+            (None, Some(path), _) => passphrase(Passphrase::File(path)),
+            (None, None, true) => passphrase(Passphrase::Asked("Passphrase of the image's escrow")),
+            (None, None, false) => Err(Failure::new(
                 Stage::Usage,
                 "no escrow key",
-                "--escrow-key KEY.pem, or --escrow-passphrase-file FILE",
+                "--escrow-key KEY.pem, --escrow-passphrase-file FILE, or --escrow-passphrase",
             )),
+        }
+    }
+}
+
+/// The escrow of an image that is made: a key's, or a passphrase from a file or the terminal. One of them is there.
+fn new_escrow(key: Option<&Path>, file: Option<&Path>) -> Result<Escrow, Failure> {
+    match (key, file) {
+        (Some(path), _) => owner::escrow(path),
+        (None, Some(path)) => Ok(Escrow::Passphrase(owner::passphrase(Passphrase::File(path))?)),
+        (None, None) => {
+            let asked = owner::passphrase(Passphrase::Chosen("Passphrase for the new image's escrow"))?;
+            Ok(Escrow::Passphrase(asked))
         }
     }
 }
@@ -340,8 +363,14 @@ struct RekeyArgs {
     #[arg(long, value_name = "FILE")]
     sign_passphrase_file: Option<PathBuf>,
     /// The new escrow: an RSA public key (PEM)
-    #[arg(long, value_name = "FILE")]
-    escrow: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["new_passphrase_file", "new_passphrase"])]
+    escrow: Option<PathBuf>,
+    /// The new escrow: a file with a passphrase
+    #[arg(long, value_name = "FILE", conflicts_with = "escrow")]
+    new_passphrase_file: Option<PathBuf>,
+    /// The new escrow: ask for a passphrase at the terminal
+    #[arg(long, conflicts_with_all = ["escrow", "new_passphrase_file"])]
+    new_passphrase: bool,
     /// Folder of another workload policy (default: the image's own)
     #[arg(long, value_name = "DIR")]
     policy: Option<PathBuf>,
@@ -382,7 +411,7 @@ struct RegisterArgs {
     #[command(flatten)]
     escrow: EscrowArgs,
     /// The owner keeps the key: the verifier gets the policy only, and hosts need a grant
-    #[arg(long, conflicts_with_all = ["escrow_key", "escrow_passphrase_file"])]
+    #[arg(long, conflicts_with_all = ["escrow_key", "escrow_passphrase_file", "escrow_passphrase"])]
     owner_held: bool,
     #[command(flatten)]
     verifier: VerifierArgs,
@@ -485,6 +514,9 @@ pub fn main() -> u8 {
         Ok(cli) => cli,
         Err(e) => return out::usage(&e),
     };
+    if cli.quiet {
+        out::be_quiet();
+    }
     let flags = split.flags;
     match cli.command {
         Command::Instance(command) => out::finish(on_instances(command, flags, cli.json), cli.json),
@@ -510,6 +542,7 @@ pub fn main() -> u8 {
 }
 
 fn on_instances(command: InstanceCommand, flags: Vec<Given>, json: bool) -> Result<u8, Failure> {
+    let shows = matches!(command, InstanceCommand::List { .. } | InstanceCommand::Stats { .. });
     let value = match command {
         InstanceCommand::Start { run, place, name, arguments } => {
             if run.status_fd.is_some() {
@@ -543,7 +576,8 @@ fn on_instances(command: InstanceCommand, flags: Vec<Given>, json: bool) -> Resu
             return instance::join(place.instance_dir.as_deref(), &name, &task, &flags);
         }
     };
-    print(json, &value).map(|()| 0)
+    let say = if shows { print } else { done };
+    say(json, &value).map(|()| 0)
 }
 
 /// Every finding; exit code 219 when one of them is a problem.
@@ -617,11 +651,6 @@ fn plan(given: RunArgs, task: Task, flags: Vec<Given>) -> Plan {
 fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
     match command {
         Command::Protect(given) => {
-            let escrow = match (&given.escrow, &given.escrow_passphrase_file) {
-                (Some(path), _) => owner::escrow(path)?,
-                (None, Some(path)) => Escrow::Passphrase(owner::passphrase(path)?),
-                (None, None) => return Err(Failure::new(Stage::Usage, "no escrow", "--escrow KEY.pem")),
-            };
             let (policy, output) = (given.policy.as_deref(), given.output.as_path());
             let policy = policy.map_or(Policy::Shipped, Policy::Folder);
             let trusted = owner::input_signers(&given.input_signer, given.input_pgp.as_deref())?;
@@ -629,11 +658,11 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
                 input: Input::Path(&given.input, &trusted),
                 policy,
                 sign: &owner::owner_key(&given.sign, given.sign_passphrase_file.as_deref())?,
-                escrow,
+                escrow: new_escrow(given.escrow.as_deref(), given.escrow_passphrase_file.as_deref())?,
                 output,
                 force: given.force,
             })?;
-            print(json, &made)
+            done(json, &made)
         }
         Command::Register(given) => {
             let file_name = given.image.file_name().map(|name| name.to_string_lossy().into_owned());
@@ -645,7 +674,7 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
                 verifier: given.verifier.verifier(),
                 name: &name,
             })?;
-            print(json, &registered)
+            done(json, &registered)
         }
         Command::Grant(given) => {
             let verifier = given.verifier();
@@ -662,20 +691,23 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
                     verifier: verifier.as_ref(),
                 })
             })?;
-            print(json, &made)
+            done(json, &made)
         }
         Command::Unprotect { from, output, force } => {
-            print(json, &from.with(|protected| unprotect::unprotect(protected, &output, force))?)
+            done(json, &from.with(|protected| unprotect::unprotect(protected, &output, force))?)
         }
         Command::Rekey(given) => {
-            let new = Rekey {
-                sign: &owner::owner_key(&given.sign, given.sign_passphrase_file.as_deref())?,
-                policy: given.policy.as_deref(),
-                escrow: owner::escrow(&given.escrow)?,
-                output: &given.output,
-                force: given.force,
-            };
-            print(json, &given.from.with(|protected| unprotect::rekey(protected, new))?)
+            let made = given.from.with(|protected| {
+                let new = Rekey {
+                    sign: &owner::owner_key(&given.sign, given.sign_passphrase_file.as_deref())?,
+                    policy: given.policy.as_deref(),
+                    escrow: new_escrow(given.escrow.as_deref(), given.new_passphrase_file.as_deref())?,
+                    output: &given.output,
+                    force: given.force,
+                };
+                unprotect::rekey(protected, new)
+            });
+            done(json, &made?)
         }
         Command::Inspect { image, signer, full } => {
             let seen = if signer.is_empty() {
@@ -701,6 +733,11 @@ fn owner_command(command: Command, json: bool) -> Result<(), Failure> {
         | Command::Instance(_)
         | Command::Doctor(_) => Ok(()),
     }
+}
+
+/// What was done: nothing of it when only errors are to be said, unless JSON was asked for.
+fn done(json: bool, value: &Value) -> Result<(), Failure> {
+    if out::is_quiet() && !json { Ok(()) } else { print(json, value) }
 }
 
 /// JSON, or a line a field and a line an object.

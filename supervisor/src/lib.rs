@@ -20,6 +20,7 @@ pub mod out;
 pub mod owner;
 mod permit;
 mod play;
+mod prompt;
 pub mod run;
 mod runtime;
 mod served;

@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
@@ -13,6 +14,19 @@ use crate::exit::{Failure, Stage};
 
 const ERROR: Style = Style::new().fg_color(Some(anstyle::Color::Ansi(AnsiColor::Red))).bold();
 const HINT: Style = Style::new().fg_color(Some(anstyle::Color::Ansi(AnsiColor::Cyan))).bold();
+
+/// Set once, by the command line, before anything is said.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// From here on only errors are said, and what a command is asked to show.
+pub(crate) fn be_quiet() {
+    QUIET.store(true, Ordering::Relaxed);
+}
+
+/// Whether nothing but errors is to be said.
+pub(crate) fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
 
 /// Prints a result as JSON or in words.
 ///
@@ -64,6 +78,9 @@ pub fn wants_json() -> bool {
 /// Says on standard error what went wrong without being a failure. Who says it watches runs, and waits for no reader: what nobody reads is left
 /// out once [`PENDING`] texts wait.
 pub fn warn(text: &str) {
+    if is_quiet() {
+        return;
+    }
     later(Said::Text(format!("{HINT}warning:{HINT:#} {text}\n")));
 }
 
@@ -107,7 +124,7 @@ fn later(said: Said) {
 }
 
 /// Waits a moment for what was said to be written; false when nobody reads it.
-fn settle() -> bool {
+pub(crate) fn settle() -> bool {
     let Some(Some(_)) = WRITER.get() else { return true };
     let (done, written) = std::sync::mpsc::sync_channel(1);
     later(Said::Mark(done));

@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 
 use crate::exit::{Failure, Stage};
 use crate::out;
+use crate::prompt;
 use crate::workshop::{Workshop, exists};
 
 /// What `protect` takes.
@@ -77,7 +78,7 @@ pub fn signers(paths: &[PathBuf]) -> Result<Vec<SignerKey>, Failure> {
 /// # Errors
 /// [`Stage::Escrow`].
 pub fn escrow(path: &Path) -> Result<Escrow, Failure> {
-    let hint = "--escrow takes an RSA public key: openssl genrsa -out escrow.pem 3072; openssl rsa -in escrow.pem -pubout -out escrow.pub.pem";
+    let hint = "--escrow takes an RSA public key: openssl genrsa -traditional -out escrow.pem 3072; openssl rsa -in escrow.pem -pubout -out escrow.pub.pem";
     read(Stage::Escrow, path, hint, |pem| Escrow::from_pem(&pem))
 }
 
@@ -119,12 +120,27 @@ fn first_line(stage: Stage, path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> 
     Ok(bytes)
 }
 
-/// A passphrase from a file (its first line), for escrow without a key pair.
+/// Where a passphrase comes from, for escrow without a key pair. Never arguments or the environment: others can read those.
+#[derive(Debug, Clone, Copy)]
+pub enum Passphrase<'a> {
+    /// A file: its first line.
+    File(&'a Path),
+    /// Who sits at the terminal, and knows it.
+    Asked(&'a str),
+    /// Who sits at the terminal, and chooses it: asked twice.
+    Chosen(&'a str),
+}
+
+/// A passphrase.
 ///
 /// # Errors
 /// [`Stage::Escrow`].
-pub fn passphrase(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
-    let bytes = first_line(Stage::Escrow, path)?;
+pub fn passphrase(from: Passphrase<'_>) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let bytes = match from {
+        Passphrase::File(path) => first_line(Stage::Escrow, path)?,
+        Passphrase::Asked(question) => prompt::passphrase(question)?,
+        Passphrase::Chosen(question) => prompt::new_passphrase(question)?,
+    };
     if bytes.len() < 8 {
         return Err(Failure::new(
             Stage::Escrow,
@@ -246,9 +262,12 @@ pub(crate) fn not_written(output: &Path, error: SifError) -> Failure {
     error.into()
 }
 
-/// A bar on standard error, on a terminal only.
+/// A bar on standard error, on a terminal only, and not with `--quiet`.
 pub(crate) fn progress(verb: &str) -> ProgressBar {
     let style = ProgressStyle::with_template(&format!("{verb} {{bar:40}} {{bytes}}/{{total_bytes}} {{bytes_per_sec}}"));
+    if out::is_quiet() {
+        return ProgressBar::hidden();
+    }
     let bar = ProgressBar::new(0);
     if let Ok(style) = style {
         bar.set_style(style);
@@ -340,7 +359,7 @@ pub(crate) fn open(path: &Path, signers: &[SignerKey], escrow: &EscrowKey) -> Re
         }
         let hint = match escrow {
             EscrowKey::Pem(_) => "give the private half of the key that `protect --escrow` got",
-            EscrowKey::Passphrase(_) => "give the file that `protect --escrow-passphrase-file` got",
+            EscrowKey::Passphrase(_) => "give the passphrase that the image was protected or re-keyed with",
         };
         Failure::new(Stage::Escrow, e.to_string(), hint)
     })?;

@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::channel::Channel;
 use crate::exit::{Failure, Stage};
+use crate::out;
 use crate::stage::start;
 
 pub(crate) use arguments::split;
@@ -152,7 +153,14 @@ impl Found {
                 let (path, make, version) = asked.take()?;
                 flags::check_environment(|name| std::env::var_os(name))?;
                 let flags = flags.iter().map(Given::argument).collect();
-                Ok(Chosen::Program(outer::Program { make, version, path, flags, demanded: Vec::new() }))
+                Ok(Chosen::Program(outer::Program {
+                    make,
+                    version,
+                    path,
+                    flags,
+                    silent: out::is_quiet(),
+                    demanded: Vec::new(),
+                }))
             }
         }
     }

@@ -17,7 +17,7 @@ use std::process::{Command, Stdio};
 use rustix::process::Signal;
 use serde_json::Value;
 use support::processes::{Family, signal};
-use support::{Owner, SUPERVISOR, Scene, failed, stderr, stdout};
+use support::{Owner, SUPERVISOR, Scene, failed, stderr, stdout, typed};
 use tempfile::TempDir;
 
 /// What is in a folder, hidden files too.
@@ -207,6 +207,48 @@ fn a_full_disk_leaves_nothing() {
         assert!(stderr(&out).contains("error: ") && stderr(&out).contains("free space"), "{}", stderr(&out));
     }
     assert_eq!(names(&owner.dir), list);
+}
+
+#[test]
+fn progress_is_shown_at_a_terminal_and_nothing_when_quiet() {
+    for (verb, word) in [("protect", "encrypting"), ("unprotect", "decrypting")] {
+        let Some((_dir, owner)) = owner() else { return };
+        let command = |more: &[&str]| {
+            let mut command = Command::new(SUPERVISOR);
+            command.args(more).arg(verb);
+            if verb == "protect" {
+                command.arg(owner.path("rootfs")).arg("--sign").arg(owner.path("owner.pem"));
+                command.arg("--escrow").arg(owner.path("escrow.pub.pem"));
+            } else {
+                command.arg(owner.path("app.sif")).arg("--signer").arg(owner.path("owner.pub.pem"));
+                command.arg("--escrow-key").arg(owner.path("escrow.pem"));
+            }
+            command.arg("--force").arg("-o").arg(owner.path("made.sif")).stdin(Stdio::null());
+            command
+        };
+        let bar = |text: &str| text.contains(word) || text.contains(['\r', '\x1b']);
+        let (code, screen) = typed(&command(&[]), &[]);
+        assert_eq!(code, Some(0), "{screen}");
+        // It goes from nothing to all, and is gone at the end: the line is cleared behind its last picture.
+        let after = screen.rsplit_once(word).expect("a bar").1;
+        assert!(screen.contains("B/s") && after.contains("\x1b[2K"), "{screen:?}");
+        let out = command(&[]).env("TERM", "xterm").output().unwrap();
+        assert!(out.status.success() && stdout(&out).contains("made.sif"), "{}", stderr(&out));
+        assert!(!bar(&stdout(&out)) && !bar(&stderr(&out)), "{:?}", stderr(&out));
+        // Everybody can read the keys here, which is a warning otherwise.
+        let (code, screen) = typed(&command(&["--quiet"]), &[]);
+        assert_eq!((code, screen.as_str()), (Some(0), ""));
+        let (code, screen) = typed(&command(&["-q", "--json"]), &[]);
+        assert!(code == Some(0) && screen.starts_with('{') && screen.contains("made.sif"), "{screen}");
+        // Errors are said.
+        let out = command(&["-q", "--no-such-flag"]).output().unwrap();
+        failed(&out, 200, &["--no-such-flag"]);
+        std::fs::write(owner.path("escrow.pem"), "none").unwrap();
+        std::fs::write(owner.path("escrow.pub.pem"), "none").unwrap();
+        let out = command(&["-q"]).output().unwrap();
+        failed(&out, 215, &["escrow", "hint: "]);
+        assert_eq!(stdout(&out), "");
+    }
 }
 
 #[test]

@@ -191,7 +191,9 @@ impl Payload<'_> {
         }
     }
 
-    fn chunk(&self, cipher: &mut Xts, at: u64, mut data: Vec<u8>) -> Result<Done, SifError> {
+    fn chunk(&self, cipher: &mut Xts, at: u64, buffer: Vec<u8>) -> Result<Done, SifError> {
+        // Wiped whatever ends this, until what is in it is encrypted.
+        let mut data = Zeroizing::new(buffer);
         let size = usize::try_from(self.padded.saturating_sub(at)).unwrap_or(usize::MAX).min(CHUNK);
         let there = usize::try_from(self.squashfs.length().saturating_sub(at)).unwrap_or(usize::MAX).min(size);
         data.resize(size, 0);
@@ -200,6 +202,7 @@ impl Payload<'_> {
         padding.fill(0);
         let plain = self.squashfs.verified().map(|_| Zeroizing::new(read.to_vec()));
         cipher.run_in_place(at / 512, &mut data)?;
+        let data = std::mem::take(&mut *data);
         let place = self.partition_at.saturating_add(luks::HEADER).saturating_add(at);
         self.file.write_all_at(&data, place)?;
         let leaves = leaves(&self.salt, &data);
@@ -345,6 +348,56 @@ mod tests {
         assert!(matches!(payload.write(&key, none, |_, _| {}), Err(SifError::Key(_))));
         let short = || Ok(vec![9; BLOCK]);
         assert!(matches!(payload.write(&key, short, |_, _| {}), Err(SifError::Structure(_))));
+    }
+
+    /// What is looked for in this process's memory: each byte is the one before plus this, so that no copy is needed to know it.
+    const STEP: u8 = 37;
+
+    /// Whether such bytes are anywhere in memory that can be written: a look at each kilobyte's beginning.
+    fn in_memory() -> bool {
+        let memory = File::open("/proc/self/mem").unwrap();
+        let mut part = vec![0; 1 << 20];
+        let alike =
+            |bytes: &[u8]| bytes.len() > 32 && bytes[..32].windows(2).all(|two| two[1] == two[0].wrapping_add(STEP));
+        for line in std::fs::read_to_string("/proc/self/maps").unwrap().lines() {
+            let (range, rest) = line.split_once(' ').unwrap();
+            let (start, end) = range.split_once('-').unwrap();
+            let (mut at, end) = (u64::from_str_radix(start, 16).unwrap(), u64::from_str_radix(end, 16).unwrap());
+            while rest.starts_with("rw") && at < end {
+                let most = usize::try_from(end.saturating_sub(at)).unwrap().min(part.len());
+                let Ok(n @ 1..) = memory.read_at(&mut part[..most], at) else { break };
+                if part[..n].chunks(1024).any(alike) {
+                    return true;
+                }
+                at = at.saturating_add(u64::try_from(n).unwrap());
+            }
+        }
+        false
+    }
+
+    #[test]
+    fn what_was_read_is_wiped_when_it_comes_to_nothing() {
+        let source = tempfile::NamedTempFile::new().unwrap();
+        // Less than a chunk: freed memory of this size stays the process's.
+        let length = 64 << 10;
+        let mut bytes = Zeroizing::new(vec![0_u8; length]);
+        for at in 1..length {
+            bytes[at] = bytes[at - 1].wrapping_add(STEP);
+        }
+        bytes[..4].copy_from_slice(b"hsqs");
+        bytes[28..32].copy_from_slice(&[4, 0, 0, 0]);
+        bytes[40..48].copy_from_slice(&u64::try_from(length).unwrap().to_le_bytes());
+        source.as_file().write_all_at(&bytes, 0).unwrap();
+        assert!(in_memory(), "it would be found");
+        drop(bytes);
+        assert!(!in_memory());
+        let squashfs = squashfs_of(source.path(), source.path().parent().unwrap()).unwrap();
+        // Most of it is read before the end is missed.
+        source.as_file().set_len(u64::try_from(length - 100).unwrap()).unwrap();
+        let (_, file) = files(BLOCK_U64);
+        let (payload, key) = (payload(&squashfs, &file), key());
+        assert!(matches!(payload.write(&key, || Ok(header()), |_, _| {}), Err(SifError::Io(_))));
+        assert!(!in_memory());
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub(crate) struct Program {
     pub(super) version: String,
     pub(super) path: PathBuf,
     pub(super) flags: Vec<OsString>,
+    /// It says errors only.
+    pub(super) silent: bool,
     /// Flags that policy demands.
     pub(super) demanded: Vec<RuntimeFlag>,
 }
@@ -97,7 +99,7 @@ impl Program {
             self.keep_notes_in(folder, command);
             command.arg("--instance").arg(pid_file(folder));
         }
-        command.arg("--").arg(&self.path).args(verb(task));
+        command.arg("--").arg(&self.path).args(self.silent.then_some("--silent")).args(verb(task));
         // Without a set-uid helper, which would leave the run's namespaces. Root in the container has no privileges here anyway.
         command.arg("--userns").args(root.then_some("--no-privs")).args(&self.flags);
         command.args(obliged::switches(&self.demanded, task));

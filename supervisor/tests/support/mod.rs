@@ -623,3 +623,45 @@ pub(crate) fn terminal() -> (File, OwnedFd) {
     let terminal = ioctl_tiocgptpeer(&keyboard, flags).unwrap();
     (File::from(keyboard), terminal)
 }
+
+/// Runs a command at a terminal of its own, where each question gets its answer; exit code, and what was on the screen.
+pub(crate) fn typed(command: &Command, answers: &[(&str, &str)]) -> (Option<i32>, String) {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::termios::{SpecialCodeIndex, Winsize, tcgetattr, tcsetwinsize};
+    let (mut keyboard, terminal) = terminal();
+    tcsetwinsize(&terminal, Winsize { ws_row: 24, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
+    let modes = || {
+        let modes = tcgetattr(&terminal).unwrap();
+        (modes.local_modes, modes.special_codes[SpecialCodeIndex::VEOL])
+    };
+    let before = modes();
+    let mut all = Command::new("setsid");
+    all.args(["--ctty", "--wait"]).arg(command.get_program()).args(command.get_args());
+    all.env("NO_COLOR", "1").env("TERM", "xterm");
+    let again = || terminal.try_clone().unwrap();
+    let mut child = all.stdin(again()).stdout(again()).stderr(again()).spawn().unwrap();
+    let mut screen = String::new();
+    let mut part = [0; 4096];
+    let mut answers = answers.iter().peekable();
+    let mut seen = 0;
+    loop {
+        let wait = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+        if poll(&mut [PollFd::new(&keyboard, PollFlags::IN)], Some(&wait)).unwrap() > 0 {
+            let n = keyboard.read(&mut part).unwrap();
+            screen.push_str(&String::from_utf8_lossy(&part[..n]));
+        } else if child.try_wait().unwrap().is_some() {
+            break;
+        }
+        if let Some((question, answer)) = answers.peek()
+            && let Some(at) = screen[seen..].find(&format!("{question}: "))
+        {
+            seen += at + question.len();
+            keyboard.write_all(answer.as_bytes()).unwrap();
+            answers.next();
+        }
+    }
+    let status = child.wait().unwrap();
+    assert_eq!(answers.next(), None, "not asked: {screen}");
+    assert_eq!(modes(), before, "the terminal is as it was: {screen}");
+    (status.code(), screen)
+}
