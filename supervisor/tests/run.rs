@@ -492,8 +492,8 @@ fn a_run_that_is_suspended_keeps_nobody_from_the_tpm() {
     }
     kill_process(Pid::from_child(&holder), Signal::STOP).unwrap();
     let out = scene.exec(&["true"]);
-    let words = format!("process {} (sleep), which is stopped, keeps it", holder.id());
-    failed(&out, 201, &[words.as_str(), "hint: continue a program that is stopped"]);
+    let process = format!("process {} (", holder.id());
+    failed(&out, 201, &[&process, "), which is stopped, keeps it", "hint: continue a program that is stopped"]);
     holder.kill().unwrap();
     holder.wait().unwrap();
 }
