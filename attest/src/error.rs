@@ -148,6 +148,9 @@ impl HostError {
     pub fn hint(&self) -> String {
         match self {
             Self::Config { .. } => "see the keys in `attest config`".into(),
+            Self::State { source, .. } if source.kind() == std::io::ErrorKind::TimedOut => {
+                "continue a program that is stopped (fg, or kill -CONT and its number), or end it; then run the command again".into()
+            }
             Self::State { .. } => "use --state-dir with a folder that this user may write".into(),
             Self::Corrupt(_) => {
                 "enrol again: attest enroll --token FILE (a token made with `verifier token new --host HOST`)".into()

@@ -17,6 +17,7 @@ mod notify;
 pub mod out;
 mod queue;
 pub mod random;
+pub mod rest;
 pub mod runs;
 pub mod serve;
 pub mod state;

@@ -13,7 +13,59 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 /// How often a lock that another process holds is looked at.
-pub(crate) const PAUSE: Duration = Duration::from_millis(2);
+const PAUSE: Duration = Duration::from_millis(2);
+/// How often it is looked at who that is, and how often in turn he may be stopped.
+const LOOK: Duration = Duration::from_secs(1);
+const STOPPED: u32 = 5;
+
+/// What came of waiting.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Waited {
+    /// Nobody is in the way any more.
+    Free,
+    /// This process is to be stopped, and must not be in anybody's way then.
+    Resting,
+    /// Somebody is, in words.
+    Kept(String),
+}
+
+/// Waits for a lock, up to `patience` from a time on, unless this process is `resting`.
+pub(crate) fn wait(lock: &File, since: Instant, patience: Duration, resting: &dyn Fn() -> bool) -> io::Result<Waited> {
+    let (mut looked, mut stopped) = (Instant::now(), 0_u32);
+    while !try_lock(lock)? {
+        if resting() {
+            return Ok(Waited::Resting);
+        }
+        if looked.elapsed() >= LOOK {
+            looked = Instant::now();
+            // Looks are counted, not time: this process may have been stopped too.
+            stopped = if holder(lock).is_some_and(|(_, stopped)| stopped) { stopped.saturating_add(1) } else { 0 };
+        }
+        if since.elapsed() >= patience || stopped >= STOPPED {
+            let unknown = || "another program of this host".to_owned();
+            let words = |(words, stopped)| if stopped { format!("{words}, which is stopped,") } else { words };
+            return Ok(Waited::Kept(holder(lock).map_or_else(unknown, words)));
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Ok(Waited::Free)
+}
+
+/// Who holds a file's lock, in words, and whether he is stopped.
+fn holder(lock: &File) -> Option<(String, bool)> {
+    let inode = lock.metadata().ok()?.ino().to_string();
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    let process = locks.lines().find_map(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        (fields.next()? == "FLOCK").then_some(())?;
+        let process = fields.nth(2)?;
+        (fields.next()?.rsplit(':').next()? == inode).then(|| process.to_owned())
+    })?;
+    let stat = fs::read(format!("/proc/{process}/stat")).ok()?;
+    let stat = String::from_utf8_lossy(&stat);
+    let (name, rest) = stat.split_once(" (")?.1.rsplit_once(") ")?;
+    Some((format!("process {process} ({})", name.escape_debug()), rest.starts_with(['T', 't'])))
+}
 
 /// A place in the queue, left when dropped.
 #[derive(Debug)]
@@ -32,7 +84,7 @@ fn numbers(folder: &Path) -> io::Result<impl Iterator<Item = u64>> {
 }
 
 /// Whether nobody else holds this file's lock; if so, this process does now.
-pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
+fn try_lock(file: &File) -> io::Result<bool> {
     match flock(file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(true),
         Err(Errno::WOULDBLOCK) => Ok(false),
@@ -60,8 +112,8 @@ impl Place {
         }
     }
 
-    /// Waits until nobody is before this one; false when the one before did not move for as long as `patience`.
-    pub(crate) fn wait(&self, patience: Duration) -> io::Result<bool> {
+    /// Waits until nobody is before this one, or the one before did not move for as long as `patience`, unless this process is `resting`.
+    pub(crate) fn wait(&self, patience: Duration, resting: &dyn Fn() -> bool) -> io::Result<Waited> {
         let mut moved = Instant::now();
         while let Some(before) = numbers(&self.folder)?.filter(|number| *number < self.number).max() {
             let path = path(&self.folder, before);
@@ -69,16 +121,14 @@ impl Place {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 other => other?,
             };
-            while !try_lock(&file)? {
-                if moved.elapsed() >= patience {
-                    return Ok(false);
-                }
-                std::thread::sleep(PAUSE);
+            match wait(&file, moved, patience, resting)? {
+                Waited::Free => {}
+                waited @ (Waited::Resting | Waited::Kept(_)) => return Ok(waited),
             }
             let _ = fs::remove_file(&path);
             moved = Instant::now();
         }
-        Ok(true)
+        Ok(Waited::Free)
     }
 }
 
@@ -101,10 +151,11 @@ mod tests {
     fn in_the_order_of_asking() {
         let folder = tempfile::tempdir().unwrap();
         let first = Place::last(folder.path()).unwrap();
-        assert!(first.wait(Duration::ZERO).unwrap());
+        assert_eq!(first.wait(Duration::ZERO, &|| false).unwrap(), Waited::Free);
         let (said, order) = mpsc::channel();
         let places: Vec<Place> = (0..10).map(|_| Place::last(folder.path()).unwrap()).collect();
-        assert!(!places[0].wait(Duration::from_millis(5)).unwrap(), "the first does not move");
+        let kept = places[0].wait(Duration::from_millis(5), &|| false).unwrap();
+        assert!(matches!(kept, Waited::Kept(by) if by.starts_with(&format!("process {} (", std::process::id()))));
         let threads: Vec<_> = places
             .into_iter()
             .enumerate()
@@ -112,7 +163,7 @@ mod tests {
             .map(|(n, place)| {
                 let said = said.clone();
                 std::thread::spawn(move || {
-                    assert!(place.wait(LONG).unwrap());
+                    assert_eq!(place.wait(LONG, &|| false).unwrap(), Waited::Free);
                     said.send(n).unwrap();
                 })
             })
@@ -135,7 +186,7 @@ mod tests {
         }
         let place = Place::last(folder.path()).unwrap();
         assert_eq!(place.number, 8);
-        assert!(place.wait(Duration::ZERO).unwrap());
+        assert_eq!(place.wait(Duration::ZERO, &|| false).unwrap(), Waited::Free);
         assert_eq!(numbers(folder.path()).unwrap().collect::<Vec<_>>(), [8]);
     }
 }

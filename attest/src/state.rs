@@ -22,7 +22,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::error::HostError;
-use crate::queue::{self, Place};
+use crate::queue::{self, Place, Waited};
+use crate::rest::Turn;
 
 /// An existing state folder.
 #[derive(Debug, Clone)]
@@ -31,7 +32,9 @@ pub struct StateDir(PathBuf);
 /// The machine-wide lock; released when dropped.
 #[derive(Debug)]
 pub struct Lock {
+    // In this order: it is free before this process may be stopped.
     _file: File,
+    _turn: Turn,
 }
 
 impl StateDir {
@@ -62,35 +65,34 @@ impl StateDir {
         |source| HostError::State { path, source }
     }
 
-    /// Takes the lock, waiting up to `patience` for each program of this host that asked before.
+    /// Takes the lock, waiting up to `patience` for each program of this host that asked before, and not so long for one that is stopped.
     ///
     /// # Errors
-    /// [`HostError::State`], with kind TimedOut when another program keeps it.
+    /// [`HostError::State`], with kind TimedOut when another program keeps it: its process id and name, and that it is stopped.
     pub fn lock(&self, patience: Duration) -> Result<Lock, HostError> {
         let open =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(self.path("lock"));
         let file = open.map_err(self.error("lock"))?;
-        if self.wait_for(&file, patience).map_err(self.error("lock"))? {
-            return Ok(Lock { _file: file });
+        loop {
+            let turn = Turn::begin();
+            match self.wait_for(&file, patience).map_err(self.error("lock"))? {
+                Waited::Free => return Ok(Lock { _file: file, _turn: turn }),
+                // From the end of the queue, once this process goes on.
+                Waited::Resting => {}
+                Waited::Kept(by) => {
+                    return Err(self.error("lock")(io::Error::new(io::ErrorKind::TimedOut, format!("{by} keeps it"))));
+                }
+            }
         }
-        let timed_out = io::Error::new(io::ErrorKind::TimedOut, "another program of this host keeps it");
-        Err(self.error("lock")(timed_out))
     }
 
     /// Programs get the lock in the order in which they asked; `patience` is for one of them.
-    fn wait_for(&self, lock: &File, patience: Duration) -> io::Result<bool> {
+    fn wait_for(&self, lock: &File, patience: Duration) -> io::Result<Waited> {
         let place = Place::last(&self.path("queue"))?;
-        if !place.wait(patience)? {
-            return Ok(false);
+        match place.wait(patience, &Turn::is_to_end)? {
+            Waited::Free => queue::wait(lock, Instant::now(), patience, &Turn::is_to_end),
+            waited @ (Waited::Resting | Waited::Kept(_)) => Ok(waited),
         }
-        let started = Instant::now();
-        while !queue::try_lock(lock)? {
-            if started.elapsed() >= patience {
-                return Ok(false);
-            }
-            std::thread::sleep(queue::PAUSE);
-        }
-        Ok(true)
     }
 
     /// Contents of a file, at most `max` bytes; `None` when it does not exist.
@@ -276,14 +278,62 @@ mod tests {
         assert!(state.write_all(&[("x", b"six"), ("imports", b"a folder is there")]).is_err());
     }
 
+    fn queued(state: &StateDir) -> usize {
+        fs::read_dir(state.path("queue")).map_or(0, Iterator::count)
+    }
+
+    #[test]
+    fn who_is_stopped_with_the_lock_is_named() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        drop(state.lock(Duration::ZERO).unwrap());
+        let mut holder = std::process::Command::new("flock")
+            .arg("--no-fork")
+            .arg(state.path("lock"))
+            .args(["sleep", "1000"])
+            .spawn()
+            .unwrap();
+        let pid = i32::try_from(holder.id()).ok().and_then(rustix::process::Pid::from_raw).unwrap();
+        while state.lock(Duration::from_millis(5)).is_ok() {}
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+        let asked = Instant::now();
+        let error = state.lock(Duration::from_secs(600)).unwrap_err();
+        assert!(asked.elapsed() < Duration::from_secs(300), "it is not waited for");
+        // Its name is another one once it has executed what it was to.
+        let words = error.to_string();
+        assert!(words.contains(&format!("lock: process {} (", holder.id())), "{words}");
+        assert!(words.ends_with("), which is stopped, keeps it"), "{words}");
+        assert!(error.hint().contains("kill -CONT"), "{}", error.hint());
+        holder.kill().unwrap();
+        holder.wait().unwrap();
+    }
+
     #[test]
     fn one_holder_of_the_lock() {
         let dir = tempfile::TempDir::new().unwrap();
         let state = StateDir::open(dir.path()).unwrap();
         let held = state.lock(Duration::ZERO).unwrap();
         let error = state.lock(Duration::from_millis(20)).unwrap_err().to_string();
-        assert!(error.ends_with("lock: another program of this host keeps it"), "{error}");
-        drop(held);
+        let own = format!("lock: process {} (", std::process::id());
+        assert!(error.contains(&own) && error.ends_with(") keeps it"), "{error}");
+        // Who waits for it lets this process be stopped, and then waits again; who has it does not.
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| state.lock(Duration::from_secs(120)).unwrap());
+            while queued(&state) == 0 {}
+            assert_eq!(crate::rest::without_lock(Duration::from_millis(20), || ()), None);
+            drop(held);
+            drop(waiting.join().unwrap());
+        });
+        let other = File::open(state.path("lock")).unwrap();
+        rustix::fs::flock(&other, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| state.lock(Duration::from_secs(120)).unwrap());
+            while queued(&state) == 0 {}
+            let without = crate::rest::without_lock(Duration::from_secs(120), || queued(&state));
+            assert_eq!(without, Some(0), "nobody waits behind it either");
+            rustix::fs::flock(&other, rustix::fs::FlockOperation::Unlock).unwrap();
+            drop(waiting.join().unwrap());
+        });
         state.lock(Duration::ZERO).unwrap();
     }
 }

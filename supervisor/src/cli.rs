@@ -165,7 +165,7 @@ enum Helper {
         #[arg(long)]
         gate: u32,
         #[arg(long)]
-        terminal: bool,
+        terminal: runtime::Share,
         #[arg(long)]
         instance: Option<PathBuf>,
         #[arg(last = true)]

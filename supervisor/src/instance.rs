@@ -159,7 +159,7 @@ fn supervise(channel: &Channel) -> Result<u8, Failure> {
     let outcome = run_with(&plan, status);
     instance.forget();
     drop(fds);
-    outcome
+    outcome.map(|ended| ended.code)
 }
 
 fn shown(note: &Note) -> Value {

@@ -6,40 +6,39 @@ use std::time::{Duration, Instant};
 
 use countersign_attest::events::Subscription;
 use countersign_attest::lease::boot_time;
+use countersign_attest::rest::without_lock;
 use countersign_attest::{Config, Host};
 use countersign_sif::SifError;
 use countersign_wire::finding::Kind;
 use countersign_wire::id::RunId;
-use rustix::process::Pid;
 use serde_json::json;
 
-use crate::ending::{Ending, Fate, INTERRUPT, TERM};
+use crate::daemon::Caller;
+use crate::ending::{Ending, Fate, TERM};
 use crate::exit::{Failure, Stage};
 use crate::group::Group;
 use crate::monitor::{Act, Executions, Inbox, Judge, Notice, Outbox, Reactor, Scanner, Seen};
 use crate::permit::{Prolonging, millis};
 use crate::run::{Stop, died, ended_early};
-use crate::runtime::{self, Taken};
+use crate::runtime::Lending;
 use crate::status::Status;
-use crate::watch::{Heard, SUSPEND, Watch, ends};
+use crate::watch::{CONTINUE, Heard, KEYS, SUSPEND, Watch, ends};
 use crate::{decryptor, out, stage};
 
-/// How often a terminal is looked at that the workload has.
-const LOOK: Duration = Duration::from_secs(1);
-/// How long what is stopped there has to be.
-const SURE: Duration = Duration::from_millis(200);
+/// How long a suspension waits for an attestation under way: a receipt is extended or given up within fifteen seconds.
+const RECEIPT: Duration = Duration::from_secs(20);
 
 /// A run's main thread, and what it needs.
 pub(crate) struct Play<'a> {
     pub(crate) watch: &'a Watch,
     pub(crate) run: RunId,
     pub(crate) status: &'a mut Status,
-    /// Ctrl-C is for what runs in the foreground there and ends nothing else.
-    pub(crate) at_terminal: bool,
-    /// The workload has the user's terminal.
+    /// A terminal's keys are heard here, and are for all that the workload runs.
+    pub(crate) has_keys: bool,
+    /// The workload has a share of the user's terminal.
     pub(crate) lends: bool,
-    /// What is stopped there, and since when that is known.
-    pub(crate) stopped: Option<(Pid, Instant)>,
+    /// That terminal, once the workload runs.
+    pub(crate) lending: Option<Lending>,
     pub(crate) reactor: Reactor,
     pub(crate) scanner: Option<Scanner>,
     pub(crate) executions: Option<Executions>,
@@ -49,6 +48,10 @@ pub(crate) struct Play<'a> {
     pub(crate) judge: Arc<Judge>,
     pub(crate) config: Config,
     pub(crate) outbox: Outbox<Notice>,
+    /// On whose behalf, under the daemon.
+    pub(crate) caller: Option<&'a Caller>,
+    /// It stands still until its caller continues it.
+    pub(crate) suspended: bool,
     pub(crate) started: bool,
     pub(crate) prolonging: Prolonging,
     /// How the workload was asked to end.
@@ -66,7 +69,7 @@ impl Play<'_> {
             self.prolong();
             let grace = self.ending.left(Instant::now());
             let beat = self.prolonging.patience(boot_time());
-            let look = self.lends.then_some(if self.stopped.is_some() { SURE } else { LOOK });
+            let look = self.lending.as_ref().map(Lending::patience);
             let patience = grace.into_iter().chain(self.reactor.patience()).chain(look).chain([beat]).min();
             let heard = self.watch.next(patience)?;
             // Before anything is done: whoever waits for a read can be neither frozen nor ended.
@@ -117,16 +120,23 @@ impl Play<'_> {
 
     /// The workload decides what it makes of its user's signals.
     fn signal(&mut self, number: u8) -> Result<(), Stop> {
+        if number == CONTINUE {
+            if std::mem::take(&mut self.suspended) {
+                return self.go_on();
+            }
+            // The user's shell may have given it the terminal.
+            self.lending.as_mut().map(Lending::look);
+        }
         // Also one that is frozen.
-        let deaf = !self.started || self.reactor.is_frozen();
+        let deaf = !self.started || self.suspended || self.reactor.is_frozen();
         if deaf && !ends(number) {
             return Ok(());
         }
         if number == SUSPEND {
-            return self.suspend(None);
+            return self.suspend(SUSPEND.into(), false);
         }
-        if number == INTERRUPT && self.at_terminal && !deaf {
-            return self.watch.stage.send(&stage::Word::Interrupt, &[]).map_err(|_| ended_early().into());
+        if KEYS.contains(&number) && self.has_keys && !deaf {
+            return self.watch.stage.send(&stage::Word::Key(number), &[]).map_err(|_| ended_early().into());
         }
         if deaf || self.ending.signal(number, Instant::now()) == Fate::Kills {
             let violation = self.reactor.violation();
@@ -145,46 +155,52 @@ impl Play<'_> {
         Ok(())
     }
 
-    /// A key that stops what has the terminal is not heard here, and nobody else waits for what it stops. A shell takes its terminal from its own
-    /// stopped jobs at once.
+    /// A key that stops what has the terminal is not heard here, and nobody else waits for what it stops.
     fn look_at_terminal(&mut self) -> Result<(), Stop> {
-        if !self.lends || !self.started || self.reactor.is_frozen() {
+        if self.suspended || self.reactor.is_frozen() {
             return Ok(());
         }
-        let now = runtime::stopped();
-        let before = self.stopped.take().filter(|(group, _)| now == Some(*group));
-        self.stopped = now.map(|group| before.unwrap_or((group, Instant::now())));
-        match self.stopped {
-            Some((group, since)) if since.elapsed() >= SURE => {
-                self.stopped = None;
-                self.suspend(Some(group))
-            }
-            _ => Ok(()),
-        }
+        // Whoever shares the terminal with this process would be stopped by it too.
+        self.lending.as_mut().and_then(Lending::look).map_or(Ok(()), |signal| self.suspend(signal, true))
     }
 
-    /// Stands still with its workload, which would go on unwatched otherwise, until its user continues it. The terminal is given back to whoever
-    /// `has` it then.
-    fn suspend(&mut self, has: Option<Pid>) -> Result<(), Stop> {
+    /// Stands still with its workload, which would go on unwatched otherwise, until its user continues it; the terminal is then the workload's again.
+    fn suspend(&mut self, signal: i32, others: bool) -> Result<(), Stop> {
         if let Err(e) = self.group.freeze() {
             out::warn(&format!("the run cannot be suspended: {e}"));
             let _ = self.group.thaw();
             return Ok(());
         }
-        self.status.say("signal", json!({"signal": SUSPEND}));
-        let taken = has.map(runtime::take_from);
-        if let Err(e) = countersign_sys::suspend() {
-            out::warn(&format!("the run cannot be suspended: {e}"));
+        self.status.say("signal", json!({"signal": signal}));
+        if let Some(caller) = self.caller {
+            // It is the client that stops; this process goes on to watch.
+            self.suspended = true;
+            if others {
+                caller.suspend();
+            }
+            return Ok(());
+        }
+        self.lending.iter_mut().for_each(Lending::take);
+        // Not while the host's other programs would wait for it.
+        match without_lock(RECEIPT, || countersign_sys::suspend(signal, others)) {
+            Some(Ok(())) => {}
+            Some(Err(e)) => out::warn(&format!("the run cannot be suspended: {e}")),
+            None => out::warn("the run is not suspended: its attestation takes too long; try again"),
         }
         // What is due by now comes first.
         self.prolong();
         let due = self.reactor.tick(self.status);
         self.act(due)?;
+        self.go_on()
+    }
+
+    /// Goes on after a suspension.
+    fn go_on(&mut self) -> Result<(), Stop> {
         if self.reactor.is_frozen() {
             return Ok(());
         }
         self.group.thaw().map_err(|e| Failure::new(Stage::Other, format!("the run cannot be continued: {e}"), ""))?;
-        taken.iter().for_each(Taken::give_back);
+        self.lending.iter().for_each(Lending::give_back);
         Ok(())
     }
 
@@ -269,6 +285,7 @@ impl Play<'_> {
     fn started(&mut self, init: u32) -> Result<(), Stop> {
         let other = |e: std::io::Error| Failure::new(Stage::Other, e.to_string(), "");
         self.started = true;
+        self.lending = self.lends.then(|| Lending::new(init, self.nested.is_some()));
         self.watch.pass();
         let seen =
             if self.executions.is_some() { "every execution, and the rest at intervals" } else { "at intervals" };

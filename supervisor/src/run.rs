@@ -27,7 +27,7 @@ use crate::monitor::{self, Executions, Judge, Reactor, Recorder, Webhook, now_ms
 use crate::owner::{of_image, signer};
 use crate::permit::Prolonging;
 use crate::play::Play;
-use crate::runtime;
+use crate::runtime::{self, Share};
 pub use crate::runtime::{Given, Task};
 use crate::stage::Program;
 use crate::status::Status;
@@ -37,6 +37,8 @@ use crate::{decryptor, out, stage};
 /// Roles of this program's helpers.
 const DECRYPTOR: &str = "decryptor-process";
 const STAGE: &str = "stage-process";
+/// Exit code of what SIGINT has ended.
+const INTERRUPTED: u8 = 130;
 /// How long the stage may take to unmount.
 const LEAVE: Duration = Duration::from_secs(2);
 
@@ -96,9 +98,9 @@ impl From<HostError> for Stop {
 }
 
 /// A child that is ended when dropped.
-struct Ended(Child);
+struct Helper(Child);
 
-impl Ended {
+impl Helper {
     /// Lets it end by itself for a while.
     fn leave(&mut self, patience: Duration) {
         let asked = Instant::now();
@@ -108,7 +110,7 @@ impl Ended {
     }
 }
 
-impl Drop for Ended {
+impl Drop for Helper {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -141,25 +143,50 @@ pub(crate) fn died() -> Failure {
 /// # Errors
 /// [`Failure`] names the stage.
 pub fn run(plan: &Plan) -> Result<u8, Failure> {
-    run_with(plan, Status::open(plan.status_fd)?)
+    let ended = run_with(plan, Status::open(plan.status_fd)?)?;
+    Ok(ended.code())
+}
+
+/// How a run has ended.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Ended {
+    pub(crate) code: u8,
+    /// By Ctrl-C, as far as can be told.
+    by_key: bool,
+}
+
+impl Ended {
+    /// By a signal, before there was a workload.
+    pub(crate) const fn by_signal(number: u8) -> Self {
+        Self { code: number.saturating_add(128), by_key: false }
+    }
+
+    /// The exit code, for whoever has started it. A key was for all in this process's group (a script, for example), which had no terminal to hear
+    /// it from.
+    pub(crate) fn code(self) -> u8 {
+        if self.by_key && Share::now() == Share::Foreground {
+            countersign_sys::interrupt_others();
+        }
+        self.code
+    }
 }
 
 /// As [`run`], with another listener than the plan's descriptor.
-pub(crate) fn run_with(plan: &Plan, mut status: Status) -> Result<u8, Failure> {
+pub(crate) fn run_with(plan: &Plan, mut status: Status) -> Result<Ended, Failure> {
     countersign_sys::keep_descriptors().map_err(other)?;
-    let code = match try_run(plan, &mut status) {
-        Ok(code) => code,
-        Err(Stop::Signal(number)) => number.saturating_add(128),
+    let ended = match try_run(plan, &mut status) {
+        Ok(ended) => ended,
+        Err(Stop::Signal(number)) => Ended::by_signal(number),
         Err(Stop::Failed(failure) | Stop::Violation(failure)) => {
             status.failed(&failure);
             return Err(failure);
         }
     };
-    status.say("ended", json!({"code": code}));
-    Ok(code)
+    status.say("ended", json!({"code": ended.code}));
+    Ok(ended)
 }
 
-fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
+fn try_run(plan: &Plan, status: &mut Status) -> Result<Ended, Stop> {
     for program in [Program::Squashfuse, Program::Bubblewrap] {
         program.find()?;
     }
@@ -232,13 +259,13 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
         folder: if caller.is_some() { Caller::FOLDER.into() } else { folder },
         binds: binds.len(),
         name: plan.image.file_name().unwrap_or_default().to_owned(),
-        terminal: runtime::has_terminal(),
+        terminal: Share::now(),
     };
     // Mount tables have no links.
     let place = order.folder.canonicalize().unwrap_or_else(|_| order.folder.clone());
     let place = stage::shown(&place, &order.name);
-    let at_terminal = order.terminal;
-    let lent = at_terminal.then_some(runtime::Lent);
+    let lends = order.terminal.is_any();
+    let lent = lends.then_some(runtime::Lent);
     let own = std::io::stdin();
     let stdin = caller.map_or_else(|| own.as_fd(), Caller::stdin);
     let entrance = group.entrance().into_iter().flatten().map(|file| file.as_fd());
@@ -304,10 +331,12 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
         watch: &watch,
         run,
         status,
-        // A program that has a session of its own gets no key's signal by itself.
-        at_terminal: matches!(plan.task, Task::Shell(_)) && stdin.is_terminal() || at_terminal && !runtime.is_nested(),
-        lends: at_terminal && (runtime.is_nested() || matches!(plan.task, Task::Shell(_))),
-        stopped: None,
+        // What has a session of its own gets no key's signal by itself.
+        has_keys: stdin.is_terminal() && !lends,
+        lends,
+        lending: None,
+        caller,
+        suspended: false,
         reactor: Reactor::new(Arc::clone(&group), Arc::clone(&judge), recorder, webhook),
         scanner: None,
         executions: Executions::open(),
@@ -321,7 +350,7 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
         ending: Ending::default(),
     };
     let outcome = play.play();
-    let Play { reactor, scanner, outbox, .. } = play;
+    let Play { reactor, scanner, outbox, lending, .. } = play;
     // The container first; then what the kernel keeps of its files; then the mount, and with it the decryptor and the key.
     if let Err(e) = group.kill() {
         out::warn(&format!("the container's processes: {e}"));
@@ -348,13 +377,14 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<u8, Stop> {
     if let Err(e) = host.end_run(running, ended) {
         out::warn(&format!("the run's end is not in the run log: {e}"));
     }
+    let by_key = lending.is_some_and(|lending| lending.is_plain());
     // The verifier learns at once of a run that was ended, with the TPM's authority.
     if matches!(outcome, Err(Stop::Violation(_)))
         && let Err(e) = host.renew_since(boot_time())
     {
         out::warn(&format!("the verifier is not told yet, the next attestation tells it: {e}"));
     }
-    outcome
+    outcome.map(|code| Ended { code, by_key: by_key && code == INTERRUPTED })
 }
 
 fn short(error: &str) -> String {
@@ -375,14 +405,14 @@ pub fn config(file: Option<&Path>, tpm: Option<&str>, state_dir: Option<PathBuf>
 
 /// This very program again, as one of its own helpers. It is in a process group of its own: a terminal's signals reach the supervisor only,
 /// which ends the run in order.
-fn helper(role: &str, channel: Channel, caller: Option<&Caller>) -> Result<Ended, Failure> {
+fn helper(role: &str, channel: Channel, caller: Option<&Caller>) -> Result<Helper, Failure> {
     let mut command = Command::new("/proc/self/exe");
     if let Some(caller) = caller {
         caller.dress(&mut command)?;
     }
     countersign_sys::end_with_parent(&mut command);
     command.arg(role).process_group(0).stdin(Stdio::from(channel.into_fd()));
-    Ok(Ended(command.spawn().map_err(other)?))
+    Ok(Helper(command.spawn().map_err(other)?))
 }
 
 /// The FUSE descriptor of the mount that the stage has made, and who is to read there.

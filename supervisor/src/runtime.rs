@@ -32,7 +32,7 @@ pub(crate) use arguments::split;
 pub(crate) use builtin::Settings;
 pub use flags::Given;
 pub(crate) use outer::{drop_privileges, main as agent};
-pub(crate) use terminal::{Lent, Taken, filter as terminal_filter, is_ours as has_terminal, stopped, take_from};
+pub(crate) use terminal::{Lending, Lent, Share, filter as terminal_filter};
 use version::Asked;
 pub(crate) use workload::Waiting;
 
@@ -181,8 +181,8 @@ pub(crate) struct Place<'a> {
     /// Where another runtime than the built-in one gets it.
     pub(crate) shown: &'a Path,
     pub(crate) ids: Ids,
-    /// Standard input is a terminal of which the supervisor's processes are the foreground.
-    pub(crate) terminal: bool,
+    /// What the workload gets of the user's terminal.
+    pub(crate) terminal: Share,
 }
 
 impl Chosen {

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::channel::Channel;
 use crate::exit::{Failure, Stage};
-use crate::runtime::{Chosen, Ids, Place, Task, Waiting};
+use crate::runtime::{Chosen, Ids, Place, Share, Task, Waiting};
 use crate::served::FILE;
 
 /// How long squashfuse may take to mount.
@@ -45,8 +45,8 @@ pub(crate) struct Order {
     pub(crate) binds: usize,
     /// What the runtime shall take the container's name from.
     pub(crate) name: OsString,
-    /// Standard input is a terminal of which the supervisor's processes are the foreground.
-    pub(crate) terminal: bool,
+    /// What the workload gets of the user's terminal.
+    pub(crate) terminal: Share,
 }
 
 /// What the supervisor tells it later.
@@ -60,8 +60,8 @@ pub(crate) enum Word {
     Start,
     /// Send the workload this signal.
     Signal(u8),
-    /// Interrupt the workload and what it runs (SIGINT to its process group), as a terminal would.
-    Interrupt,
+    /// Send the workload and what it runs (its process group) the signal of a terminal's key.
+    Key(u8),
 }
 
 /// What it tells the supervisor.

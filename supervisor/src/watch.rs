@@ -18,6 +18,11 @@ pub(crate) const ENDING: [i32; 3] = [1, 2, 15];
 /// Signals that end nothing here and are for the workload: SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGCONT, SIGWINCH.
 pub(crate) const PASSED: [i32; 6] = [3, 10, 12, 14, 18, 28];
 
+/// SIGINT and SIGQUIT, as of Ctrl-C and Ctrl-\\: at a terminal for all that runs there.
+pub(crate) const KEYS: [u8; 2] = [2, 3];
+
+/// SIGCONT, as of `fg` and `bg`.
+pub(crate) const CONTINUE: u8 = 18;
 /// SIGTSTP, as of Ctrl-Z: for a run, not for its workload.
 pub(crate) const SUSPEND: u8 = 20;
 

@@ -461,6 +461,26 @@ fn no_key_is_asked_for_before_the_runtime_has_said_its_version() {
 }
 
 #[test]
+fn fifty_starts_at_once_on_one_tpm() {
+    let Some(pair) = Pair::new() else { return };
+    let script = |n: u32| format!("cat /secret.txt; exit {n}");
+    let starts: Vec<_> = (0..50)
+        .map(|n| pair.ours("exec", &[], &["sh", "-c", &script(n)]).stdin(Stdio::null()).spawn().unwrap())
+        .collect();
+    for (n, child) in starts.into_iter().enumerate() {
+        let out = child.wait_with_output().unwrap();
+        assert_eq!((out.status.code(), stdout(&out).as_str()), (i32::try_from(n).ok(), SECRET), "{}", stderr(&out));
+    }
+    assert_eq!(std::fs::read_dir(pair.scene.path("host/queue")).unwrap().count(), 0);
+    let mut runs = pair.scene.runs();
+    runs.sort();
+    let mut all: Vec<String> = (0..50).map(|n| format!("exit {n}")).collect();
+    all.extend(std::iter::repeat_n("start".to_owned(), 50));
+    all.sort();
+    assert_eq!(runs, all);
+}
+
+#[test]
 fn its_own_tools_read_our_images() {
     let Some(apptainer) = support::apptainer() else { return };
     let Some(scene) = Scene::new() else { return };

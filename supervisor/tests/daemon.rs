@@ -249,6 +249,75 @@ fn a_shell_has_a_terminal_of_its_own() {
 }
 
 #[test]
+fn a_program_at_a_terminal_has_its_keys() {
+    let Some(host) = Host::of_alice() else { return };
+    let as_alice = ["setpriv", "--reuid", "54331", "--regid", "54331", "--clear-groups", "--"];
+    let inner = "trap 'echo inner; exit 3' INT; echo ready; while :; do sleep 0.05; echo tick; done";
+    let outer = format!("trap 'echo outer' INT; sh -c \"{inner}\"; exit $?");
+    let daemon = format!("--daemon={}", host.socket().display());
+    let mut command = Command::new(host.path("supervisor"));
+    command.args(["exec", &daemon]).arg(host.path("alice.sif")).args(["sh", "-c", &outer]);
+    let frozen = |host: &Host| {
+        let inside = host.family();
+        let inside = inside.0.iter().find(|process| process.command.starts_with("sh -c trap 'echo inner")).unwrap();
+        let time = || fs::read_to_string(inside.file("schedstat")).unwrap();
+        let before = time();
+        std::thread::sleep(Duration::from_millis(500));
+        time() == before
+    };
+    // With a terminal of its own in between.
+    let script = "\"$@\"; echo \"stopped $?\"; read x; bg; sleep 1; echo behind; read x; fg; echo \"ended $?\"";
+    let mut desk = support::Desk::new(&as_alice, script, &command);
+    desk.shows("tick");
+    assert!(!frozen(&host));
+    desk.types("\x1a");
+    desk.shows("stopped 148");
+    assert!(frozen(&host), "the run stands still with its client");
+    desk.types("\n");
+    desk.shows("tick");
+    desk.shows("behind");
+    assert!(!frozen(&host));
+    desk.types("\n");
+    // It is the relay's turn again when the key goes through.
+    std::thread::sleep(Duration::from_millis(1000));
+    desk.types("\x03");
+    desk.shows("inner");
+    desk.shows("outer");
+    desk.shows("ended 3");
+    desk.end();
+
+    // Streams that are mixed: the keys are heard by the client, and are for all of the workload.
+    let script = "\"$@\" | sh -c \"trap '' INT; cat\"; echo \"stopped $?\"; read x; fg; echo ended";
+    let mut desk = support::Desk::new(&as_alice, script, &command);
+    desk.shows("tick");
+    desk.types("\x1a");
+    desk.shows("stopped 148");
+    // The client asks for it, and does not wait.
+    while !frozen(&host) {}
+    desk.types("\n");
+    desk.shows("tick");
+    desk.types("\x03");
+    desk.shows("inner");
+    desk.shows("outer");
+    desk.shows("ended");
+    desk.end();
+    assert_eq!(host.scene.runs(), ["start", "exit 3", "start", "exit 3"]);
+
+    // Who goes away while his run stands still ends it.
+    let mut desk = support::Desk::new(&as_alice, "\"$@\"; echo \"stopped $?\"; read x", &command);
+    desk.shows("tick");
+    desk.types("\x1a");
+    desk.shows("stopped 148");
+    let client = desk.supervisor();
+    client.kill();
+    host.family().ended_but("daemon");
+    desk.types("\n");
+    desk.end();
+    // The hang-up of its terminal, or that he is gone.
+    assert!(host.scene.runs().last().is_some_and(|end| end.starts_with("signal ")), "{:?}", host.scene.runs());
+}
+
+#[test]
 fn who_and_what_is_refused_and_why() {
     let Some(mut host) = Host::new("") else { return };
     let file = host.path("supervisor.toml").display().to_string();
@@ -401,7 +470,7 @@ fn clients_that_send_nonsense_are_told_so_and_hold_nobody_up() {
     send(&client, b"{\"Signal\": 9}", &[]);
     send(&client, b"{", &[]);
     assert_eq!(out.read_to_string(&mut line).unwrap(), 0);
-    assert_eq!(receive(&client).unwrap(), json!({"Ended": 143}));
+    assert_eq!(receive(&client).unwrap(), json!({"Ended": {"code": 143, "by_key": false}}));
 }
 
 #[test]

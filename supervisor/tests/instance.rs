@@ -52,12 +52,12 @@ fn names(scene: &Scene) -> Vec<String> {
     list["instances"].as_array().unwrap().iter().map(|note| note["name"].as_str().unwrap().to_owned()).collect()
 }
 
-/// How many of a shell in an instance that gets the user's terminal have a seccomp filter: one or none.
-fn filters_of_a_shell_at_a_terminal(scene: &Scene, name: &str) -> u32 {
+/// How many of a shell (`words` ask for it) in an instance that gets the user's terminal have a seccomp filter: one or none.
+fn filters_at_a_terminal(scene: &Scene, words: &[&str]) -> u32 {
     let (mut pty, terminal) = support::terminal();
     // The terminal belongs to the session of who asks, in its foreground.
     let mut command = Command::new("setsid");
-    command.args(["--ctty", "--wait", SUPERVISOR, "shell", &format!("instance://{name}")]);
+    command.args(["--ctty", "--wait", SUPERVISOR]).args(words);
     command.env("COUNTERSIGN_INSTANCE_DIR", scene.path("instances"));
     let again = || terminal.try_clone().unwrap();
     let mut child = command.stdin(again()).stdout(again()).stderr(again()).spawn().unwrap();
@@ -117,7 +117,9 @@ fn from_start_to_stop() {
     // In a session of its own: not the one of whoever asks, with his terminal.
     let session = r#"set -- $(cat /proc/$$/stat); [ "$6" = $$ ] && echo own"#;
     assert_eq!(stdout(&ask(&scene, &["exec", "instance://two", "sh", "-c", session])), "own\n");
-    assert_eq!(filters_of_a_shell_at_a_terminal(&scene, "two"), 1, "it may not type into it");
+    for words in [&["shell", "instance://two"][..], &["exec", "instance://two", "sh", "-i"]] {
+        assert_eq!(filters_at_a_terminal(&scene, words), 1, "{words:?} may not type into it");
+    }
     failed(&ask(&scene, &["exec", "--nv", "instance://two", "true"]), 200, &["--nv"]);
     json(&ask(&scene, &["--json", "instance", "stop", "--all"]));
     for bad in ["../x", "", "a b", ".hidden"] {

@@ -366,6 +366,218 @@ fn the_keys_of_a_terminal_are_for_what_runs_there() {
     assert_eq!(scene.runs(), ["start", "exit 3", "start", "exit 130"]);
 }
 
+/// Reads lines from its terminal and says what it has read.
+const READER: &str = "echo ready; grep -n ''; exit 4";
+
+/// Under a runtime: what was continued in the foreground reads there again.
+fn gets_its_terminal_back(scene: &Scene, runtime: &str) {
+    let reader = scene.command("exec", &["--runtime", runtime], &scene.owner.path("app.sif"), &["sh", "-c", READER]);
+    // Stopped by a key, continued in the background, where it must not read, and then in the foreground.
+    let script =
+        "\"$@\"; echo \"stopped $?\"; bg; sleep 3; jobs; read x; fg; echo \"again $?\"; read x; fg; echo \"ended $?\"";
+    let mut desk = support::Desk::new(&[], script, &reader);
+    desk.shows("ready");
+    desk.types("one\n");
+    desk.shows(":one");
+    desk.types("\x1a");
+    desk.shows("stopped 148");
+    // A program that reads there is stopped once more, and its supervisor with it.
+    desk.shows("Stopped");
+    desk.types("\n");
+    desk.types("two\n");
+    desk.shows(":two");
+    // Its supervisor is stopped, by somebody else; the terminal is the shell's by then.
+    let supervisor = desk.supervisor();
+    signal(supervisor.pid, Signal::TSTP);
+    desk.shows("again 148");
+    desk.types("\n");
+    desk.types("three\n");
+    desk.shows(":three");
+    desk.types("\x04");
+    desk.shows("ended 4");
+    desk.end();
+
+    // Started in the background.
+    let mut desk = support::Desk::new(&[], "\"$@\" & sleep 4; jobs; read x; fg; echo \"ended $?\"", &reader);
+    desk.shows("Stopped");
+    desk.types("\n");
+    desk.types("four\n");
+    desk.shows(":four");
+    desk.types("\x04");
+    desk.shows("ended 4");
+    desk.end();
+}
+
+#[test]
+fn who_had_the_terminal_gets_it_back() {
+    let Some(scene) = Scene::new() else { return };
+    gets_its_terminal_back(&scene, "builtin");
+    let Some(apptainer) = support::apptainer() else { return };
+    gets_its_terminal_back(&scene, apptainer.to_str().unwrap());
+}
+
+#[test]
+fn whom_somebody_else_stops_stops_alone() {
+    let Some(scene) = Scene::new() else { return };
+    let image = scene.owner.path("app.sif");
+    let reader = scene.command("exec", &[], &image, &["sh", "-c", READER]);
+    let mut desk = support::Desk::new(&[], "\"$@\"; echo \"stopped $?\"; read x; fg; echo \"ended $?\"", &reader);
+    desk.types("zero\n");
+    desk.shows(":zero");
+    let supervisor = desk.supervisor();
+    let family = support::processes::Family::of(supervisor.pid);
+    let reader = family.0.iter().rfind(|process| process.command.starts_with("grep")).unwrap();
+    signal(reader.pid, Signal::STOP);
+    // Longer than the supervisor takes to notice a key.
+    std::thread::sleep(Duration::from_millis(2500));
+    assert_eq!(reader.state(), 'T');
+    assert_ne!(supervisor.state(), 'T', "it watches on");
+    signal(reader.pid, Signal::CONT);
+    desk.types("one\n");
+    desk.shows(":one");
+    desk.types("\x1a");
+    desk.shows("stopped 148");
+    assert_eq!(supervisor.state(), 'T');
+    desk.types("\n");
+    desk.types("two\n");
+    desk.shows(":two");
+    desk.types("\x04");
+    desk.shows("ended 4");
+    desk.end();
+}
+
+#[test]
+fn a_key_stops_nothing_that_nobody_would_continue() {
+    let Some(scene) = Scene::new() else { return };
+    let reader = scene.command("exec", &[], &scene.owner.path("app.sif"), &["sh", "-c", READER]);
+    // No shell above it.
+    let mut desk = support::Desk::new(&[], "exec \"$@\"", &reader);
+    desk.types("zero\n");
+    desk.shows(":zero");
+    desk.types("\x1a");
+    std::thread::sleep(Duration::from_millis(2500));
+    desk.types("one\n");
+    desk.shows(":one");
+    desk.types("\x04");
+    desk.end();
+    assert_eq!(scene.runs(), ["start", "exit 4"]);
+}
+
+#[test]
+fn a_run_that_is_suspended_keeps_nobody_from_the_tpm() {
+    let Some(scene) = Scene::new() else { return };
+    // It attests all the time: sooner or later a key comes when it has its turn.
+    let policy = "package countersign.workload\n\ndefault verdict := {\"allow\": true, \"reasons\": [], \"obligations\": {\"reattest_s\": 1, \"lease_s\": 3600}}\n";
+    let image = scene.with_policy("often", policy);
+    // A loop would be left by it.
+    let script = format!("\"$@\"; echo \"stopped $?\"{}", "; read x; fg; echo \"stopped $?\"".repeat(5));
+    let ticks = scene.command("exec", &[], &image, &["sh", "-c", "while :; do sleep 0.05; echo tick; done"]);
+    let mut desk = support::Desk::new(&[], &script, &ticks);
+    desk.shows("tick");
+    for _ in 0..5 {
+        signal(desk.supervisor().pid, Signal::TSTP);
+        desk.shows("stopped 148");
+        let out = scene.exec(&["cat", "/secret.txt"]);
+        assert_eq!((out.status.code(), stdout(&out).as_str()), (Some(0), SECRET), "{}", stderr(&out));
+        desk.types("\n");
+        desk.shows("tick");
+    }
+    drop(desk);
+    // Whom nothing can keep from being stopped with it is named.
+    let lock = scene.path("host/lock");
+    let mut holder = Command::new("flock").arg("--no-fork").arg(&lock).args(["sleep", "1000"]).spawn().unwrap();
+    let file = std::fs::File::open(&lock).unwrap();
+    while rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok() {
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::Unlock).unwrap();
+    }
+    kill_process(Pid::from_child(&holder), Signal::STOP).unwrap();
+    let out = scene.exec(&["true"]);
+    let process = format!("process {} (", holder.id());
+    failed(&out, 201, &[&process, "), which is stopped, keeps it", "hint: continue a program that is stopped"]);
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+}
+
+#[test]
+fn a_signal_to_its_own_group_reaches_nobody_outside() {
+    let Some(scene) = Scene::new() else { return };
+    let image = scene.owner.path("app.sif");
+    // All of its group, whatever process namespace they are in: neither the supervisor nor what is around the container.
+    let stops = scene.command("exec", &[], &image, &["sh", "-c", "echo ready; kill -STOP 0; kill -KILL 0"]);
+    let mut desk = support::Desk::new(&[], "\"$@\"; echo \"ended $?\"", &stops);
+    desk.shows("ready");
+    let supervisor = desk.supervisor();
+    let family = support::processes::Family::of(supervisor.pid);
+    let workload = family.0.iter().find(|process| process.command.starts_with("sh -c echo ready")).unwrap();
+    std::thread::sleep(Duration::from_millis(2500));
+    let stopped: Vec<&str> =
+        family.0.iter().filter(|process| process.state() == 'T').map(|process| &*process.command).collect();
+    assert_eq!(stopped, [workload.command.as_str()]);
+    signal(workload.pid, Signal::CONT);
+    desk.shows("ended 137");
+    desk.end();
+    assert_eq!(scene.runs(), ["start", "exit 137"]);
+}
+
+#[test]
+fn a_shell_by_exec_has_job_control_and_types_nothing() {
+    let Some(scene) = Scene::new() else { return };
+    let given = scene.command("exec", &[], &scene.owner.path("app.sif"), &["sh", "-i"]);
+    let mut desk = support::Desk::new(&[], "\"$@\"; echo \"ended $?\"", &given);
+    // What is typed is echoed: hence the quotes.
+    desk.types("grep Seccomp: /proc/self/status; echo rea''dy\n");
+    desk.shows("Seccomp:\t2");
+    desk.shows("ready");
+    desk.types("sh -c 'while :; do sleep 0.05; echo ti''ck; done'\n");
+    desk.shows("tick");
+    desk.types("\x1a");
+    desk.shows("Stopped");
+    desk.types("fg\n");
+    desk.shows("tick");
+    desk.types("\x03");
+    // The end of what the key was for; the shell goes on.
+    desk.types("echo ali''ve; exit 5\n");
+    desk.shows("alive");
+    desk.shows("ended 5");
+    desk.end();
+}
+
+#[test]
+fn a_script_and_a_pipeline_share_the_terminal() {
+    let Some(scene) = Scene::new() else { return };
+    let image = scene.owner.path("app.sif");
+    let sleeps = scene.command("exec", &[], &image, &["sh", "-c", "echo ready; exec sleep 1000"]);
+    // A key is for the script too, as if it had the terminal.
+    let mut desk = support::Desk::new(&[], "dash -c '\"$@\"; echo went on' dash \"$@\"", &sleeps);
+    desk.shows("ready");
+    desk.types("\x03");
+    let rest = desk.rest();
+    assert!(!rest.contains("went on"), "{rest}");
+    // It stops with what it has started.
+    let script = "dash -c '\"$@\"; echo went on' dash \"$@\"; echo \"stopped $?\"; read x; fg; echo \"ended $?\"";
+    let reader = scene.command("exec", &[], &image, &["sh", "-c", READER]);
+    let mut desk = support::Desk::new(&[], script, &reader);
+    desk.shows("ready");
+    desk.types("\x1a");
+    desk.shows("stopped 148");
+    desk.types("\n");
+    desk.types("one\n");
+    desk.shows(":one");
+    desk.types("\x04");
+    desk.shows("went on");
+    desk.shows("ended 0");
+    desk.end();
+    // Whoever else is in a pipeline keeps the terminal.
+    let pager = "\"$@\" | sh -c 'read a; echo \"first $a.\"; read x < /dev/tty; echo \"typed $x.\"'; echo ended";
+    let mut desk = support::Desk::new(&[], pager, &sleeps);
+    desk.shows("first ready.");
+    desk.types("yes\n");
+    desk.shows("typed yes.");
+    desk.types("\x03");
+    desk.shows("ended");
+    desk.end();
+}
+
 #[test]
 fn fifty_starts_at_once_on_one_tpm() {
     let Some(scene) = Scene::new() else { return };

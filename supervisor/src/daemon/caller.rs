@@ -1,6 +1,7 @@
 //! On whose behalf a run is, under the daemon: what the client has handed over, checked, and what its processes are given of it.
 
 use std::fs::File;
+use std::io::IsTerminal as _;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -12,7 +13,7 @@ use rustix::fs::{FileType, Mode, OFlags, fchmod, fchown, fcntl_getfl, fstat, fst
 use rustix::process::Uid;
 
 use super::binds::{BINDS, Bound, mounts, too_many};
-use super::message::{Ask, ENVIRONMENT, GIVEN, Reply, Start, Uids, VALUE};
+use super::message::{Answer, Ask, ENVIRONMENT, GIVEN, Reply, Start, Uids, VALUE};
 use super::peer::Peer;
 use super::rules::Grant;
 use crate::channel::Channel;
@@ -40,8 +41,8 @@ pub(crate) struct Caller {
     daemon: Channel,
     /// Given by the daemon with its admission.
     uids: OnceLock<Uids>,
-    /// The streams are a terminal that was made for this run.
-    has_terminal: bool,
+    /// Who relays the terminal that was made for this run in place of its streams.
+    relay: Option<Channel>,
 }
 
 /// A turn at the TPM; over when dropped.
@@ -179,22 +180,30 @@ impl Caller {
             signers: grant.trusted(start.signers)?,
             daemon,
             uids: OnceLock::new(),
-            has_terminal: false,
+            relay: None,
         })
     }
 
-    /// A terminal of its own in place of the client's streams; the other end of it.
+    /// A terminal of its own in place of those that are the `client`'s streams; the other end of it.
     ///
     /// # Errors
     /// The system has none left.
-    pub(super) fn take_terminal(&mut self) -> Result<OwnedFd, Failure> {
-        let other = |e: std::io::Error| Failure::new(Stage::Other, format!("a terminal for the shell: {e}"), "");
+    pub(super) fn take_terminal(&mut self, client: Channel) -> Result<OwnedFd, Failure> {
+        let other = |e: std::io::Error| Failure::new(Stage::Other, format!("a terminal for the run: {e}"), "");
         let (ours, theirs) = super::terminal::make().map_err(other)?;
         self.stdout = theirs.try_clone().map_err(other)?;
-        self.stderr = theirs.try_clone().map_err(other)?;
+        if self.stderr.is_terminal() {
+            self.stderr = theirs.try_clone().map_err(other)?;
+        }
         self.stdin = theirs;
-        self.has_terminal = true;
+        self.relay = Some(client);
         Ok(ours)
+    }
+
+    /// Has the client stop, as the run does.
+    pub(crate) fn suspend(&self) {
+        // One that is gone is heard of elsewhere.
+        let _ = self.relay.as_ref().map(|client| client.send(&Answer::Suspend, &[]));
     }
 
     /// Where the stage mounts its things, in namespaces of its own: a folder that every user reaches, unlike the host's state.
@@ -250,13 +259,13 @@ impl Caller {
         self.daemon.send(&Ask::Admit(image.binding().workload), &[]).map_err(|_| daemon_gone())?;
         match self.daemon.receive::<Reply>() {
             Ok(Some((Reply::Admitted(uids), _))) => {
-                if self.has_terminal {
+                if self.relay.is_some() {
                     // So that what runs in it can open it by its name, and nobody else can.
                     let owner = Some(Uid::from_raw(uids.container));
                     // In this order: who has given a file away may not change its mode without CAP_FOWNER.
                     let given =
                         fchmod(&self.stdin, Mode::RUSR | Mode::WUSR).and_then(|()| fchown(&self.stdin, owner, None));
-                    given.map_err(|e| Failure::new(Stage::Other, format!("the shell's terminal: {e}"), ""))?;
+                    given.map_err(|e| Failure::new(Stage::Other, format!("the run's terminal: {e}"), ""))?;
                 }
                 let _ = self.uids.set(uids);
                 Ok(image)

@@ -16,9 +16,9 @@ use super::terminal::{self, Relay};
 use crate::channel::Channel;
 use crate::exit::{Failure, Stage};
 use crate::owner::signer;
-use crate::run::{Plan, Task, config};
+use crate::run::{Ended, Plan, config};
 use crate::runtime;
-use crate::watch::{all_signals, ends};
+use crate::watch::{CONTINUE, SUSPEND, all_signals, ends};
 
 /// SIGWINCH.
 const RESIZED: i32 = 28;
@@ -73,7 +73,7 @@ fn connect(socket: &Path) -> Result<Channel, Failure> {
     match hear(&channel)?.map(|(answer, _)| answer) {
         Some(Answer::Ready) => Ok(channel),
         Some(Answer::Failed(failure)) => Err(failure),
-        Some(Answer::Terminal | Answer::Ended(_) | Answer::Runs(..)) | None => Err(daemon_gone()),
+        Some(Answer::Terminal | Answer::Suspend | Answer::Ended(_) | Answer::Runs(..)) | None => Err(daemon_gone()),
     }
 }
 
@@ -117,8 +117,9 @@ pub(crate) fn run(socket: &Path, plan: &Plan) -> Result<u8, Failure> {
         let hint = "give an open descriptor, for example --status-fd 3 3>FILE";
         Failure::new(Stage::Usage, format!("--status-fd: {e}"), hint)
     })?;
-    let signals = countersign_sys::signals(&all_signals()).map_err(other)?;
-    let terminal = matches!(plan.task, Task::Shell(_)) && terminal::is_there();
+    let heard: Vec<i32> = all_signals().into_iter().chain([SUSPEND.into()]).collect();
+    let signals = countersign_sys::signals(&heard).map_err(other)?;
+    let terminal = terminal::is_there();
     let value = |name: &str| std::env::var(name).ok().filter(|value| value.len() <= VALUE);
     let environment = ENVIRONMENT.iter().filter_map(|name| Some(((*name).to_owned(), value(name)?))).collect();
     let channel = connect(socket)?;
@@ -131,23 +132,26 @@ pub(crate) fn run(socket: &Path, plan: &Plan) -> Result<u8, Failure> {
         Failure::new(Stage::Usage, format!("the request was not sent: {e}"), hint)
     })?;
     drop((image, status, binds));
-    wait(&channel, &signals)
+    wait(&channel, &signals).map(Ended::code)
 }
 
 /// Passes signals on, and relays a terminal, until the run has ended.
-fn wait(channel: &Channel, signals: &OwnedFd) -> Result<u8, Failure> {
+fn wait(channel: &Channel, signals: &OwnedFd) -> Result<Ended, Failure> {
     let mut sent = None;
     let mut relay: Option<Relay> = None;
     loop {
         let (answer, signal, keys, ready) = ready(channel, signals, relay.as_ref())?;
         if let Some(relay) = &mut relay {
             relay.relay(keys, ready);
+            relay.take();
         }
         let mut number = [0];
         if signal && rustix::io::read(signals, &mut number).is_ok_and(|n| n > 0) {
             let [number] = number;
             if let Some(relay) = relay.as_ref().filter(|_| i32::from(number) == RESIZED) {
                 relay.resize();
+            } else if number == SUSPEND {
+                suspend(channel, relay.as_mut(), false);
             } else {
                 sent = Some(number).filter(|number| ends(*number)).or(sent);
                 // A daemon that is gone is heard below.
@@ -158,21 +162,40 @@ fn wait(channel: &Channel, signals: &OwnedFd) -> Result<u8, Failure> {
             continue;
         }
         let heard = hear(channel)?;
-        if let Some((Answer::Terminal, mut fds)) = heard {
-            relay = fds.pop().map(Relay::begin).transpose().map_err(other)?;
-            continue;
+        match heard {
+            Some((Answer::Terminal, mut fds)) => {
+                relay = fds.pop().map(Relay::begin).transpose().map_err(other)?;
+                continue;
+            }
+            Some((Answer::Suspend, _)) => {
+                suspend(channel, relay.as_mut(), true);
+                continue;
+            }
+            _ => {}
         }
         if let Some(relay) = relay {
             relay.finish();
         }
         return match (heard.map(|(answer, _)| answer), sent) {
-            (Some(Answer::Ended(code)), _) => Ok(code),
+            (Some(Answer::Ended(ended)), _) => Ok(ended),
             (Some(Answer::Failed(failure)), _) => Err(failure),
             // It came before anything was there that could have ended in order.
-            (None, Some(number)) => Ok(number.saturating_add(128)),
-            (Some(Answer::Ready | Answer::Terminal | Answer::Runs(..)) | None, _) => Err(daemon_gone()),
+            (None, Some(number)) => Ok(Ended::by_signal(number)),
+            (Some(Answer::Ready | Answer::Terminal | Answer::Suspend | Answer::Runs(..)) | None, _) => {
+                Err(daemon_gone())
+            }
         };
     }
+}
+
+/// Stops this process with its run, and continues both; `others` in its group did not hear the key.
+fn suspend(channel: &Channel, mut relay: Option<&mut Relay>, others: bool) {
+    // A daemon that is gone is heard elsewhere.
+    let _ = channel.send(&Word::Signal(SUSPEND), &[]);
+    relay.iter_mut().for_each(|relay| relay.rest());
+    let _ = countersign_sys::suspend(SUSPEND.into(), others);
+    relay.iter_mut().for_each(|relay| relay.take());
+    let _ = channel.send(&Word::Signal(CONTINUE), &[]);
 }
 
 /// Waits; then whether there is an answer, a signal, something typed, and what the shell's terminal is ready for.
@@ -189,7 +212,8 @@ fn ready(
             fds.push(PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN));
         }
     }
-    match poll(&mut fds, None) {
+    let patience = relay.and_then(Relay::patience);
+    match poll(&mut fds, patience.as_ref()) {
         Err(rustix::io::Errno::INTR) => return Ok((false, false, false, PollFlags::empty())),
         polled => polled.map_err(other)?,
     };
@@ -210,7 +234,7 @@ pub(crate) fn list(socket: Option<&Path>) -> Result<Value, Failure> {
     match hear(&channel)?.map(|(answer, _)| answer) {
         Some(Answer::Runs(runs, more)) => Ok(json!({ "runs": runs, "more": more })),
         Some(Answer::Failed(failure)) => Err(failure),
-        Some(Answer::Ready | Answer::Terminal | Answer::Ended(_)) | None => Err(daemon_gone()),
+        Some(Answer::Ready | Answer::Terminal | Answer::Suspend | Answer::Ended(_)) | None => Err(daemon_gone()),
     }
 }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::peer::Peer;
 use super::rules::Grant;
 use crate::exit::Failure;
+use crate::run::Ended;
 use crate::runtime::{Settings, Task};
 
 /// Variables of the caller's environment that the workload gets.
@@ -39,7 +40,7 @@ pub(super) struct Start {
     pub(super) task: Task,
     /// What the flags of the built-in runtime ask for, as the client has read them.
     pub(super) settings: Settings,
-    /// The client sits at a terminal: a shell gets one of its own in its place.
+    /// The client sits at a terminal: the run gets one of its own in its place.
     pub(super) terminal: bool,
     /// Trusted signers, PEM texts. Whether they count is for the rules to say.
     pub(super) signers: Vec<String>,
@@ -59,10 +60,12 @@ pub(super) enum Word {
 pub(super) enum Answer {
     /// The daemon listens. A client says nothing before it has heard this: what nobody reads would void the refusal.
     Ready,
-    /// A shell's terminal comes along, for the client to relay.
+    /// The run's terminal comes along, for the client to relay.
     Terminal,
-    /// The run has ended with this exit code.
-    Ended(u8),
+    /// A key (Ctrl-Z) has stopped what has that terminal, and the run with it: the client is to stop too.
+    Suspend,
+    /// The run has ended.
+    Ended(Ended),
     /// It failed, or was refused.
     Failed(Failure),
     /// What runs, and how many more do that a message has no room for.

@@ -16,8 +16,9 @@ use super::message::{Answer, Ask, Brief, Reply, Request, Word};
 use crate::channel::Channel;
 use crate::ending::GRACE;
 use crate::exit::{Failure, Stage};
-use crate::run::{Plan, Task, run};
-use crate::watch::{ENDING, PASSED};
+use crate::run::{Plan, run_with};
+use crate::status::Status;
+use crate::watch::{ENDING, PASSED, SUSPEND};
 
 /// How long a client may take to say what it wants.
 const REQUEST: Duration = Duration::from_secs(10);
@@ -87,11 +88,11 @@ fn serve(
             };
         }
     };
-    let task = start.task.clone();
-    let at_terminal = start.terminal && matches!(task, Task::Shell(_));
+    let (task, at_terminal) = (start.task.clone(), start.terminal);
     let mut caller = Caller::new(&brief.peer, &brief.grant, start, fds, daemon)?;
     if at_terminal {
-        client.send(&Answer::Terminal, &[caller.take_terminal()?.as_fd()]).map_err(usage)?;
+        let again = client.try_clone().map_err(usage)?;
+        client.send(&Answer::Terminal, &[caller.take_terminal(again)?.as_fd()]).map_err(usage)?;
     }
     *ear = Some(Ear::open(client.try_clone().map_err(usage)?, process));
     let plan = Plan {
@@ -108,7 +109,7 @@ fn serve(
         status_fd: caller.status_fd(),
         caller: Some(Arc::new(caller)),
     };
-    run(&plan).map(Answer::Ended)
+    run_with(&plan, Status::open(plan.status_fd)?).map(Answer::Ended)
 }
 
 /// Listens to the client while its run goes on: passes signals on, and ends the run when the client is gone.
@@ -133,7 +134,8 @@ fn listen(client: &Channel, process: Option<&OwnedFd>, over: &AtomicBool, told: 
     while let Some(number) = heard(client, process) {
         let number = i32::from(number);
         // What is for a workload alone would end this process before it listens.
-        let known = ENDING.contains(&number) || (PASSED.contains(&number) && countersign_sys::is_heard(number));
+        let passed = PASSED.contains(&number) || number == i32::from(SUSPEND);
+        let known = ENDING.contains(&number) || (passed && countersign_sys::is_heard(number));
         if let Some(signal) = Signal::from_named_raw(number).filter(|_| known) {
             let _ = kill_process(getpid(), signal);
         }

@@ -1,4 +1,4 @@
-//! A terminal of a shell's own: the session makes it, the client relays between it and the user's.
+//! A terminal of a run's own: the session makes it, the client relays between it and the user's.
 //!
 //! The user's terminal itself stays out of the container: nothing there can type into it, read from it or change it.
 
@@ -11,7 +11,7 @@ use rustix::process::ioctl_tiocsctty;
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
 
-use crate::runtime;
+use crate::runtime::Share;
 
 /// Bytes that are relayed at a time.
 const PART: usize = 16 * 1024;
@@ -32,16 +32,20 @@ pub(super) fn make() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((ours, theirs))
 }
 
-/// Whether the user sits at one: all three streams are terminals, and this process is in the foreground.
+/// How often it is looked at whether a client in the background has the user's terminal again.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+
+/// Whether the user sits at one: standard input and output are terminals, and this process is in the foreground.
 pub(super) fn is_there() -> bool {
-    io::stdout().is_terminal() && io::stderr().is_terminal() && runtime::has_terminal()
+    io::stdout().is_terminal() && Share::now() == Share::Foreground
 }
 
 /// The client's end. The user's terminal is as it was when this is dropped.
 #[derive(Debug)]
 pub(super) struct Relay {
     terminal: OwnedFd,
-    before: Termios,
+    /// How the user's was, while this has it.
+    before: Option<Termios>,
     /// What was typed and not passed on yet.
     typed: Vec<u8>,
     /// The user's terminal is there.
@@ -52,17 +56,38 @@ impl Relay {
     /// Takes the user's terminal: each key goes through as it is.
     ///
     /// # Errors
-    /// Standard input is no terminal.
+    /// The terminal cannot be made to wait for nobody.
     pub(super) fn begin(terminal: OwnedFd) -> io::Result<Self> {
         fcntl_setfl(&terminal, OFlags::RDWR | OFlags::NONBLOCK)?;
-        let stdin = io::stdin();
-        let before = tcgetattr(&stdin)?;
+        let mut relay = Self { terminal, before: None, typed: Vec::new(), open: true };
+        relay.take();
+        Ok(relay)
+    }
+
+    /// Takes the user's terminal where it has not: it may be in the background, where it takes no keys.
+    pub(super) fn take(&mut self) {
+        if self.before.is_some() || Share::now() != Share::Foreground {
+            return;
+        }
+        self.resize();
+        let Ok(before) = tcgetattr(io::stdin()) else { return };
         let mut raw = before.clone();
         raw.make_raw();
-        let relay = Self { terminal, before, typed: Vec::new(), open: true };
-        relay.resize();
-        tcsetattr(&stdin, OptionalActions::Now, &raw)?;
-        Ok(relay)
+        if tcsetattr(io::stdin(), OptionalActions::Now, &raw).is_ok() {
+            self.before = Some(before);
+        }
+    }
+
+    /// Gives the user's terminal back, as it was.
+    pub(super) fn rest(&mut self) {
+        if let Some(before) = self.before.take().filter(|_| Share::now() == Share::Foreground) {
+            let _ = tcsetattr(io::stdin(), OptionalActions::Now, &before);
+        }
+    }
+
+    /// When to look again for the user's terminal.
+    pub(super) fn patience(&self) -> Option<Timespec> {
+        self.before.is_none().then_some(LOOK)
     }
 
     /// As large as the user's.
@@ -75,7 +100,7 @@ impl Relay {
     /// What is waited for: something to show, room for what was typed; and whether keys are taken at the moment.
     pub(super) fn interest(&self) -> (PollFd<'_>, bool) {
         let flags = if self.typed.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
-        (PollFd::new(&self.terminal, flags), self.open && self.typed.is_empty())
+        (PollFd::new(&self.terminal, flags), self.open && self.before.is_some() && self.typed.is_empty())
     }
 
     /// Does what can be done: `keys` is whether something was typed, `ready` what the terminal is ready for.
@@ -127,6 +152,6 @@ impl Relay {
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
+        self.rest();
     }
 }

@@ -212,10 +212,12 @@ impl Settings {
         command.arg("--chdir").arg(self.directory.as_deref().unwrap_or(OsStr::new("/")));
         bubble.give("--args", in_memory(&self.environment_arguments()?)?)?;
         let command = &mut bubble.command;
-        // A shell gets the user's terminal, and with it job control; whatever else runs gets a session without one.
-        match terminal::filter().filter(|_| place.terminal && matches!(task, Task::Shell(_))) {
+        // At the user's terminal there is job control; elsewhere a session without one.
+        match terminal::filter().filter(|_| place.terminal.is_any()) {
             Some(filter) => {
-                terminal::hand_over(command);
+                terminal::hand_over(command, place.terminal);
+                // bubblewrap is in the workload's group: what the keys mean is not for it.
+                bubble.is_first = true;
                 bubble.give("--seccomp", in_memory(&filter)?)?;
             }
             None => {

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::barrier::Mounted;
 use super::flags::Given;
 use super::workload::{Bubble, Held, Waiting};
-use super::{Make, Place, Task, flags, obliged, said, terminal};
+use super::{Make, Place, Share, Task, flags, obliged, said, terminal};
 use crate::channel::Channel;
 use crate::exit::{Failure, Stage};
 use crate::stage::start;
@@ -53,7 +53,7 @@ impl Program {
         // It is served by a thread, and a process with threads starts none in a cgroup.
         let barrier = barrier.serve()?;
         // A runtime that would have the terminal does not get it before it is needed: until then its keys are the supervisor's.
-        let agent = if place.terminal {
+        let agent = if place.terminal.is_any() {
             Some(agent)
         } else {
             // One that has ended has said why, and is found to have ended.
@@ -72,6 +72,9 @@ impl Program {
             command.env_remove(name);
         }
         command.args(["--dev-bind", "/", "/", "--cap-drop", "ALL"]);
+        if !place.terminal.is_any() {
+            command.arg("--new-session");
+        }
         // Here already: it holds whatever the runtime makes of its flags.
         if self.demanded.contains(&RuntimeFlag::NetNone) {
             command.arg("--unshare-net");
@@ -89,9 +92,7 @@ impl Program {
         let command = &mut bubble.command;
         command.arg("--").arg(std::env::current_exe().map_err(start)?).arg("runtime-process");
         command.arg("--gate").arg(gate.to_string());
-        if place.terminal {
-            command.arg("--terminal");
-        }
+        command.args(["--terminal", place.terminal.word()]);
         let pid_file = |folder: &Path| folder.join("pid");
         if let Task::Start { folder, .. } = task {
             std::fs::DirBuilder::new().mode(0o700).create(folder).map_err(start)?;
@@ -166,7 +167,7 @@ pub(super) enum Cue {
 /// The agent: first process of the machine's view that a runtime gets. It shows the processes of this namespace under /proc, gives up all
 /// privileges, waits for the word on the descriptor `gate` and becomes the runtime. bubblewrap could mount /proc too, but hides parts of it from
 /// root: then no container may mount its own.
-pub(crate) fn main(gate: u32, terminal: bool, instance: Option<&Path>, program: &[OsString]) -> u8 {
+pub(crate) fn main(gate: u32, terminal: Share, instance: Option<&Path>, program: &[OsString]) -> u8 {
     let failed = |what: &str, e: &dyn std::fmt::Display| {
         let _ = io::Write::write_all(&mut anstream::stderr(), format!("error: {what}: {e}\n").as_bytes());
         Stage::Start.code()
@@ -178,7 +179,7 @@ pub(crate) fn main(gate: u32, terminal: bool, instance: Option<&Path>, program: 
         Ok(false) => return Stage::Start.code(),
         Err(e) => return failed("the runtime's namespace", &e),
     }
-    if terminal && let Err(e) = terminal::take() {
+    if let Err(e) = terminal::take(terminal) {
         return failed("the terminal", &e);
     }
     let Some((program, arguments)) = program.split_first() else { return Stage::Usage.code() };

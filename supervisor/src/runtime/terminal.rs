@@ -1,80 +1,232 @@
 //! The user's terminal: whoever is its foreground gets its keys' signals, and may read from it.
+//!
+//! A workload that gets it has a process group of its own there, which the supervisor puts into the foreground as a shell does with its jobs. The
+//! supervisor is no parent of what runs in the container, so the kernel does not tell it what a key stopped there: it looks.
 
 use std::io;
 use std::io::IsTerminal as _;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, getpgrp, getpid, setpgid};
+use rustix::process::{Pid, Signal, getpgrp, kill_process_group, setpgid, test_kill_process_group};
+use serde::{Deserialize, Serialize};
 
 /// Most processes that are looked at.
-const NEAR: usize = 64;
+const NEAR: usize = 256;
+/// How often it is looked at who is stopped there.
+const LOOK: Duration = Duration::from_secs(1);
+/// How often it is looked at where a shell may give the terminal to the supervisor, and how long what is stopped has to be.
+const SOON: Duration = Duration::from_millis(200);
+/// SIGTSTP (a key), SIGTTIN and SIGTTOU (used in the background).
+const STOPPING: [i32; 3] = [20, 21, 22];
 
-/// Whether standard input is this session's terminal and this process belongs to its foreground.
-#[must_use]
-pub(crate) fn is_ours() -> bool {
-    io::stdin().is_terminal() && countersign_sys::foreground().is_ok_and(|group| group == getpgrp())
+/// What a workload gets of the terminal on its user's standard input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+pub(crate) enum Share {
+    /// Nothing: a session of its own, whose processes may use the streams that they have.
+    Nothing,
+    /// Its place in the session; another job has the terminal.
+    Background,
+    /// All of it.
+    Foreground,
 }
 
-/// State, parent and process group from /proc/PID/stat: what stands behind the name, which may hold anything.
-fn stat(process: i32) -> Option<(char, i32, i32)> {
-    let stat = std::fs::read(format!("/proc/{process}/stat")).ok()?;
-    let stat = String::from_utf8_lossy(&stat);
-    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
-}
-
-/// The terminal's foreground, where it is what this process has started and a key (Ctrl-Z) has stopped some of it.
-pub(crate) fn stopped() -> Option<Pid> {
-    let foreground = countersign_sys::foreground().ok().filter(|group| *group != getpgrp())?;
-    let (group, own) = (foreground.as_raw_nonzero().get(), getpid().as_raw_nonzero().get());
-    let mut ancestors = std::iter::successors(Some(group), |process| stat(*process).map(|(_, parent, _)| parent));
-    if !ancestors.by_ref().take(NEAR).any(|process| process == own) {
-        return None;
-    }
-    let mut members = vec![group];
-    let mut next = 0;
-    while let Some(&process) = members.get(next).filter(|_| next < NEAR) {
-        next = next.saturating_add(1);
-        match stat(process) {
-            Some(('T', _, of)) if of == group => return Some(foreground),
-            None => continue,
-            Some(_) => {}
+impl Share {
+    /// What there is to be given now. Whoever is in a pipeline (`| less`) would lose the terminal to what it is given to.
+    pub(crate) fn now() -> Self {
+        let Ok(foreground) = countersign_sys::foreground() else { return Self::Nothing };
+        match foreground == getpgrp() {
+            _ if !io::stdout().is_terminal() && !is_alone() => Self::Nothing,
+            true => Self::Foreground,
+            false => Self::Background,
         }
-        let children = std::fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap_or_default();
-        members.extend(children.split_whitespace().filter_map(|child| child.parse::<i32>().ok()));
     }
-    None
+
+    pub(crate) fn is_any(self) -> bool {
+        self != Self::Nothing
+    }
+
+    /// As an argument.
+    pub(super) const fn word(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::Background => "background",
+            Self::Foreground => "foreground",
+        }
+    }
 }
 
-/// Takes the terminal from `group`, which gets it back when it is given back.
-pub(crate) fn take_from(group: Pid) -> Taken {
-    let _ = countersign_sys::set_foreground(getpgrp());
-    Taken(group)
+/// Whether no other process is in this one's group.
+fn is_alone() -> bool {
+    let (group, own) = (number(getpgrp()), number(rustix::process::getpid()));
+    let Ok(entries) = std::fs::read_dir("/proc") else { return false };
+    let mut processes = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    !processes.any(|process| process != own && Stat::of(process).is_some_and(|stat| stat.group == group))
 }
 
-/// A terminal that was taken back from what had it.
+fn number(process: Pid) -> i32 {
+    process.as_raw_nonzero().get()
+}
+
+/// From /proc/PID/stat: what stands behind the name, which may hold anything.
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    state: char,
+    group: i32,
+    /// Of one that is stopped: the signal that did it, until its parent has been told.
+    by: i32,
+}
+
+impl Stat {
+    fn of(process: i32) -> Option<Self> {
+        let stat = std::fs::read(format!("/proc/{process}/stat")).ok()?;
+        Self::parse(&String::from_utf8_lossy(&stat))
+    }
+
+    fn parse(stat: &str) -> Option<Self> {
+        let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split_whitespace().collect();
+        let number = |at: usize| fields.get(at).and_then(|field| field.parse().ok());
+        // Fields 3, 5 and 52 of proc(5).
+        Some(Self { state: fields.first()?.chars().next()?, group: number(2)?, by: number(49).unwrap_or(0) })
+    }
+}
+
+/// Its children, those of all its threads.
+fn children(process: i32) -> Vec<i32> {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{process}/task")) else { return Vec::new() };
+    let lists = threads.flatten().filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    lists.flat_map(|list| list.split_whitespace().filter_map(|child| child.parse().ok()).collect::<Vec<_>>()).collect()
+}
+
+/// The terminal of a run's workload, as the run's main thread sees it.
 #[derive(Debug)]
-pub(crate) struct Taken(Pid);
+pub(crate) struct Lending {
+    /// The container's first process.
+    init: i32,
+    /// The runtime makes the container further in, and is in a group of its own there.
+    nested: bool,
+    /// The workload's group that had it last.
+    group: Option<Pid>,
+    /// Whoever has it makes no groups of its own, as a shell does.
+    plain: bool,
+    /// When it was looked at last who is stopped.
+    looked: Option<Instant>,
+    /// Which group is stopped, by which signal, and since when that is known.
+    stopped: Option<(Pid, i32, Instant)>,
+}
 
-impl Taken {
-    /// Gives it back, where it is this process's to give, and continues what was stopped.
-    pub(crate) fn give_back(&self) {
-        if is_ours() {
-            let _ = countersign_sys::set_foreground(self.0);
+impl Lending {
+    /// Of a workload that has just begun.
+    pub(crate) fn new(init: u32, nested: bool) -> Self {
+        let init = i32::try_from(init).unwrap_or(0);
+        Self { init, nested, group: None, plain: true, looked: None, stopped: None }
+    }
+
+    /// When to look again, at the latest.
+    pub(crate) fn patience(&self) -> Duration {
+        let has_it = countersign_sys::foreground().is_ok_and(|group| Some(group) == self.group);
+        if has_it && self.stopped.is_none() { LOOK } else { SOON }
+    }
+
+    /// The signal that has stopped who has the terminal, or who wants it and has not, once that is certain. Gives it back to the workload where the
+    /// user's shell has given it to the supervisor.
+    ///
+    /// It counts what the terminal itself stops with: whoever else stops a process (SIGSTOP) means that process. One that its parent knows of is
+    /// a job of that parent's.
+    pub(crate) fn look(&mut self) -> Option<i32> {
+        let foreground = countersign_sys::foreground().ok()?;
+        if foreground == getpgrp() {
+            self.stopped = None;
+            self.give_back();
+            return None;
         }
-        let _ = rustix::process::kill_process_group(self.0, rustix::process::Signal::CONT);
+        if self.stopped.is_none() && self.looked.is_some_and(|looked| looked.elapsed() < LOOK) {
+            return None;
+        }
+        let now = Instant::now();
+        self.looked = Some(now);
+        let all = self.processes();
+        let has_it = all.iter().any(|stat| stat.group == number(foreground));
+        if has_it {
+            self.group = Some(foreground);
+            self.plain = self.group == self.first();
+        }
+        let group = self.group()?;
+        let by = all.iter().filter(|stat| stat.group == number(group) && stat.state == 'T').map(|stat| stat.by);
+        // In the background a key is for somebody else.
+        let by = by.filter(|by| STOPPING.iter().skip(usize::from(!has_it)).any(|signal| signal == by)).max();
+        let before = self.stopped.take();
+        let (by, since) = match (by, before) {
+            (Some(by), Some((of, as_now, since))) if (of, as_now) == (group, by) => (by, since),
+            (Some(by), _) => (by, now),
+            (None, _) => return None,
+        };
+        self.stopped = Some((group, by, since));
+        (since.elapsed() >= SOON).then_some(by)
+    }
+
+    /// The container's processes, the first ones first.
+    fn processes(&self) -> Vec<Stat> {
+        let (mut processes, mut next) = (vec![self.init], 0);
+        while let Some(&process) = processes.get(next).filter(|_| processes.len() < NEAR) {
+            next = next.saturating_add(1);
+            processes.extend(children(process));
+        }
+        processes.iter().filter_map(|process| Stat::of(*process)).collect()
+    }
+
+    /// The workload's first group.
+    fn first(&self) -> Option<Pid> {
+        let outer = Stat::of(self.init)?.group;
+        let group = if self.nested {
+            // Until it has one.
+            Stat::of(*children(self.init).first()?)?.group
+        } else {
+            outer
+        };
+        Pid::from_raw(group).filter(|_| !self.nested || group != outer)
+    }
+
+    /// Whom the terminal is to be given to.
+    fn group(&self) -> Option<Pid> {
+        let lives = |group: &Pid| test_kill_process_group(*group).is_ok();
+        self.group.filter(lives).or_else(|| self.first().filter(lives))
+    }
+
+    /// Whether a program has it that makes no groups of its own, as a shell does: a key is for all that the user has started.
+    pub(crate) const fn is_plain(&self) -> bool {
+        self.plain
+    }
+
+    /// Takes it from the workload, so that it is this process's to give back.
+    pub(crate) fn take(&mut self) {
+        self.stopped = None;
+        if countersign_sys::foreground().is_ok_and(|group| self.group() == Some(group)) {
+            let _ = countersign_sys::set_foreground(getpgrp());
+        }
+    }
+
+    /// Continues what was stopped there; where this process has the terminal, the workload gets it back.
+    pub(crate) fn give_back(&self) {
+        let Some(group) = self.group() else { return };
+        if countersign_sys::foreground().is_ok_and(|foreground| foreground == getpgrp()) {
+            let _ = countersign_sys::set_foreground(group);
+        }
+        let _ = kill_process_group(group, Signal::CONT);
     }
 }
 
-/// Moves this process into a group of its own, and that to the foreground.
-pub(super) fn take() -> io::Result<()> {
-    setpgid(None, None)?;
-    countersign_sys::set_foreground(getpgrp())
+/// Moves this process into a group of its own, with its share of the terminal.
+pub(super) fn take(share: Share) -> io::Result<()> {
+    if share.is_any() {
+        setpgid(None, None)?;
+    }
+    if share == Share::Foreground { countersign_sys::set_foreground(getpgrp()) } else { Ok(()) }
 }
 
 /// The same for a command that is about to start.
-pub(super) fn hand_over(command: &mut Command) {
-    countersign_sys::start_in_foreground(command);
+pub(super) fn hand_over(command: &mut Command, share: Share) {
+    countersign_sys::start_in_group(command, share == Share::Foreground);
 }
 
 /// Takes the terminal back when dropped.
@@ -84,7 +236,7 @@ pub(crate) struct Lent;
 impl Drop for Lent {
     fn drop(&mut self) {
         // What it was lent to has ended. Of a run that goes on in the background the shell has it.
-        let ended = |group: Pid| rustix::process::test_kill_process_group(group).is_err();
+        let ended = |group: Pid| test_kill_process_group(group).is_err();
         if countersign_sys::foreground().is_ok_and(|group| group == getpgrp() || ended(group)) {
             let _ = countersign_sys::set_foreground(getpgrp());
         }
@@ -127,4 +279,46 @@ pub(crate) fn filter() -> Option<Vec<u8>> {
         bytes.extend_from_slice(&value.to_ne_bytes());
     }
     Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stopped_a_process_is_the_fifty_second_field() {
+        let mut fields: Vec<String> = (1..=52).map(|n| n.to_string()).collect();
+        fields[1] = "(a) R (b c)".into();
+        for (state, by) in [("T", 20), ("T", 19), ("S", 0)] {
+            (fields[2], fields[51]) = (state.into(), by.to_string());
+            let state = state.chars().next().unwrap();
+            assert_eq!(Stat::parse(&fields.join(" ")), Some(Stat { state, group: 5, by }));
+        }
+        assert_eq!(Stat::parse("1 (a) T 1 5").map(|stat| stat.by), Some(0), "not said");
+        assert_eq!(Stat::parse("1 (a)"), None);
+    }
+
+    #[test]
+    fn who_was_stopped_by_what() {
+        use std::os::unix::process::CommandExt as _;
+        // In a group that its parent, outside of it, would continue.
+        let mut child = Command::new("sleep").arg("1000").process_group(0).spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let stopped_by = |signal: Signal| {
+            rustix::process::kill_process(Pid::from_child(&child), signal).unwrap();
+            // Until it is.
+            let by = loop {
+                if let Some(stat) = Stat::of(pid).filter(|stat| stat.state == 'T') {
+                    break stat.by;
+                }
+            };
+            rustix::process::kill_process(Pid::from_child(&child), Signal::CONT).unwrap();
+            while Stat::of(pid).unwrap().state == 'T' {}
+            by
+        };
+        assert_eq!([Signal::STOP, Signal::TTIN, Signal::TTOU].map(stopped_by), [19, 21, 22]);
+        assert!(children(number(rustix::process::getpid())).contains(&pid));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 }

@@ -28,6 +28,8 @@ pub(super) struct Bubble {
     status: PipeReader,
     /// What it inherits.
     kept: Vec<OwnedFd>,
+    /// It is to be the first process of a namespace, which a terminal's keys neither end nor stop.
+    pub(super) is_first: bool,
 }
 
 /// What holds a runtime up.
@@ -45,6 +47,7 @@ pub(crate) struct Waiting {
     bubblewrap: Spawned,
     status: File,
     held: Option<Held>,
+    is_first: bool,
     /// What it is to start, in words.
     what: String,
 }
@@ -59,7 +62,7 @@ impl Bubble {
         command.arg("--unshare-user").args(["--uid", &ids.user.to_string(), "--gid", &ids.group.to_string()]);
         command.args(["--unshare-pid", "--die-with-parent"]);
         let (status, writer) = std::io::pipe().map_err(start)?;
-        let mut bubble = Self { command, status, kept: Vec::new() };
+        let mut bubble = Self { command, status, kept: Vec::new(), is_first: false };
         bubble.give("--json-status-fd", writer.into())?;
         Ok(bubble)
     }
@@ -93,22 +96,34 @@ impl Bubble {
         stdin: OwnedFd,
         cgroup: Option<(BorrowedFd<'_>, BorrowedFd<'_>)>,
     ) -> Result<Waiting, Failure> {
-        let Self { mut command, status, kept } = self;
+        let Self { mut command, status, kept, is_first } = self;
         command.stdin(Stdio::from(stdin));
-        let bubblewrap = spawn(&mut command, cgroup).map_err(|e| missing(Path::new(command.get_program()), &e))?;
+        let bubblewrap =
+            spawn(&mut command, cgroup, is_first).map_err(|e| missing(Path::new(command.get_program()), &e))?;
         drop(kept);
-        Ok(Waiting { bubblewrap, status: File::from(OwnedFd::from(status)), held: None, what })
+        Ok(Waiting { bubblewrap, status: File::from(OwnedFd::from(status)), held: None, is_first, what })
     }
 }
 
 /// Starts bubblewrap in the run's cgroup, if there is one.
-fn spawn(command: &mut Command, cgroup: Option<(BorrowedFd<'_>, BorrowedFd<'_>)>) -> std::io::Result<Spawned> {
-    let Some((entrance, folder)) = cgroup else { return command.spawn()?.try_into() };
-    if let Ok(born) = countersign_sys::spawn_into(command, folder) {
-        return Ok(born);
+fn spawn(
+    command: &mut Command,
+    cgroup: Option<(BorrowedFd<'_>, BorrowedFd<'_>)>,
+    is_first: bool,
+) -> std::io::Result<Spawned> {
+    let born = |command: &mut Command| {
+        if is_first { countersign_sys::spawn_first(command, None) } else { command.spawn()?.try_into() }
+    };
+    let Some((entrance, folder)) = cgroup else { return born(command) };
+    let there = match is_first {
+        true => countersign_sys::spawn_first(command, Some(folder)),
+        false => countersign_sys::spawn_into(command, folder),
+    };
+    if there.is_ok() {
+        return there;
     }
     // Where this process may not start one there, who opened the entrance may move one there.
-    countersign_sys::join_cgroup(command, entrance.try_clone_to_owned()?).spawn()?.try_into()
+    born(countersign_sys::join_cgroup(command, entrance.try_clone_to_owned()?))
 }
 
 impl Waiting {
@@ -132,8 +147,9 @@ impl Waiting {
 
     /// The workload's exit code, or `None` when the supervisor is gone.
     pub(super) fn run(self, channel: &Channel, squashfuse: &Child) -> Result<Option<u8>, Failure> {
-        let Self { bubblewrap, status, held, what } = self;
-        let outcome = watch(channel, status, held, &bubblewrap, squashfuse);
+        let Self { bubblewrap, status, held, is_first, what } = self;
+        let told = Told { parent: is_first.then(|| bubblewrap.pid()), ..Told::default() };
+        let outcome = watch(channel, (status, told), held, &bubblewrap, squashfuse);
         if !matches!(outcome, Ok(Some(_))) {
             let _ = bubblewrap.kill();
         }
@@ -183,6 +199,8 @@ pub(super) fn borrowed(cgroup: Option<&(OwnedFd, OwnedFd)>) -> Option<(BorrowedF
 #[derive(Debug, Default)]
 struct Told {
     bytes: Vec<u8>,
+    /// bubblewrap itself, where it is in a namespace of its own and numbers its children as that does.
+    parent: Option<Pid>,
     /// First process of the container, by its id here.
     init: Option<Pid>,
     /// Exit code of a workload that was executed.
@@ -198,7 +216,10 @@ impl Told {
         let documents = serde_json::Deserializer::from_slice(&self.bytes).into_iter::<serde_json::Value>();
         for document in documents.map_while(Result::ok) {
             let number = |name: &str| document.get(name).and_then(serde_json::Value::as_i64);
-            self.init = self.init.or_else(|| Pid::from_raw(i32::try_from(number("child-pid")?).ok()?));
+            self.init = self.init.or_else(|| {
+                let child = number("child-pid")?;
+                self.parent.map_or_else(|| Pid::from_raw(i32::try_from(child).ok()?), |parent| child_of(parent, "1"))
+            });
             self.code = self.code.or_else(|| number("exit-code"));
         }
         n > 0 && self.bytes.len() < STATUS
@@ -206,18 +227,23 @@ impl Told {
 
     /// The workload's first process: number 2 behind bubblewrap's own number 1.
     fn workload(&self) -> Option<Pid> {
-        let init = self.init?.as_raw_nonzero().to_string();
-        for entry in std::fs::read_dir("/proc").ok()?.flatten() {
-            let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
-            let Ok(status) = std::fs::read_to_string(entry.path().join("status")) else { continue };
-            let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
-            let second = || field("NSpid:").and_then(|ids| ids.split_whitespace().last()) == Some("2");
-            if field("PPid:").is_some_and(|parent| parent.trim() == init) && second() {
-                return Pid::from_raw(pid);
-            }
-        }
-        None
+        child_of(self.init?, "2")
     }
+}
+
+/// A process's child that has this number in its own process namespace.
+fn child_of(parent: Pid, number: &str) -> Option<Pid> {
+    let parent = parent.as_raw_nonzero().to_string();
+    for entry in std::fs::read_dir("/proc").ok()?.flatten() {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
+        let Ok(status) = std::fs::read_to_string(entry.path().join("status")) else { continue };
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+        let numbered = || field("NSpid:").and_then(|ids| ids.split_whitespace().last()) == Some(number);
+        if field("PPid:").is_some_and(|of| of.trim() == parent) && numbered() {
+            return Pid::from_raw(pid);
+        }
+    }
+    None
 }
 
 /// Whether a process has ended, or does so within a moment: its files are closed before it counts as ended.
@@ -233,7 +259,7 @@ fn ends_soon(process: &OwnedFd) -> Result<bool, Failure> {
 /// Waits until bubblewrap ends; `None` when the supervisor is gone.
 fn watch(
     channel: &Channel,
-    mut status: File,
+    (mut status, mut told): (File, Told),
     mut held: Option<Held>,
     bubblewrap: &Spawned,
     squashfuse: &Child,
@@ -242,7 +268,6 @@ fn watch(
     let bubble = open_process(Some(bubblewrap.pid())).map_err(start)?;
     let files = i32::try_from(squashfuse.id()).ok().and_then(Pid::from_raw);
     let files = open_process(files).map_err(start)?;
-    let mut told = Told::default();
     let (mut open, mut announced) = (true, false);
     loop {
         if let Some(init) = told.init.filter(|_| !announced && held.is_none()) {
@@ -281,11 +306,12 @@ fn watch(
         } else if is_ready(0) {
             let number = match channel.receive::<Word>().map_err(start)? {
                 Some((Word::Signal(number), _)) => number,
-                Some((Word::Interrupt, _)) => {
+                Some((Word::Key(number), _)) => {
                     // The group is the container's (--new-session): its number 1 is bubblewrap's, which the kernel spares.
                     let group = told.workload().and_then(|pid| getpgid(Some(pid)).ok());
-                    if let Some(group) = group.filter(|group| told.init == Some(*group)) {
-                        let _ = kill_process_group(group, Signal::INT);
+                    let group = group.filter(|group| told.init == Some(*group));
+                    if let Some((group, signal)) = group.zip(Signal::from_named_raw(i32::from(number))) {
+                        let _ = kill_process_group(group, signal);
                     }
                     continue;
                 }
@@ -314,7 +340,7 @@ fn starts(channel: &Channel) -> Result<bool, Failure> {
     loop {
         match channel.receive::<Word>().map_err(start)? {
             Some((Word::Start, _)) => return Ok(true),
-            Some((Word::Signal(_) | Word::Interrupt, _)) => {}
+            Some((Word::Signal(_) | Word::Key(_), _)) => {}
             Some((Word::Runtime(_) | Word::Make(_), _)) | None => return Ok(false),
         }
     }

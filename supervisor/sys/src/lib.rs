@@ -15,8 +15,8 @@ use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_sig
 
 pub use mounts::{clone_mount, id_map, map_mount, owner_of};
 pub use peer::{peer, peer_groups, peer_process};
-pub use signals::{is_heard, signals, suspend};
-pub use spawn::{Spawned, spawn_into};
+pub use signals::{interrupt_others, is_heard, signals, suspend};
+pub use spawn::{Spawned, spawn_first, spawn_into};
 pub use user::{become_user, start_as, with_ids};
 
 /// Moves this process, which must have one thread, into a new user and mount namespace in which it is root; mounts made here are seen nowhere else.
@@ -87,11 +87,11 @@ pub fn set_foreground(group: Pid) -> io::Result<()> {
     }
 }
 
-/// Has the command's process start in a group of its own that is the foreground of the terminal on its standard input.
-pub fn start_in_foreground(command: &mut Command) -> &mut Command {
-    let child = || {
+/// Has the command's process start in a group of its own; in the `foreground`: of the terminal on its standard input.
+pub fn start_in_group(command: &mut Command, foreground: bool) -> &mut Command {
+    let child = move || {
         rustix::process::setpgid(None, None)?;
-        set_foreground(getpid())
+        if foreground { set_foreground(getpid()) } else { Ok(()) }
     };
     // SAFETY: between fork and exec `child` makes a few system calls, all async-signal-safe; it allocates nothing and takes no lock.
     unsafe { command.pre_exec(child) }

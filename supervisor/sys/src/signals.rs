@@ -80,23 +80,41 @@ pub fn is_heard(signal: i32) -> bool {
     HEARD.load(Ordering::Relaxed) & bit(signal) != 0
 }
 
-/// Stops this process as SIGTSTP does where nobody handles it: not in a process group that nobody would continue (an orphaned one). Returns when
-/// it goes on, and then the signal is handled as before.
+/// Stops this process as a terminal's signal (SIGTSTP, SIGTTIN, SIGTTOU) does where nobody handles it: not in a process group that nobody would
+/// continue (an orphaned one). With `others` the rest of its group gets the signal first. Returns when it goes on, and then the signal is handled
+/// as before.
 ///
 /// # Errors
 /// A system call fails.
-pub fn suspend() -> io::Result<()> {
+pub fn suspend(signal: i32, others: bool) -> io::Result<()> {
     // SAFETY: all-zero bytes are a sigaction: default action, empty mask, no flags.
     let (default, mut before): (libc::sigaction, libc::sigaction) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
-    // SAFETY: sets the default action, which runs nothing of this process's, and reads the present one into `before`.
-    if unsafe { libc::sigaction(libc::SIGTSTP, &raw const default, &raw mut before) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: sends this thread a signal, which is taken before the call returns; then the action is what it was.
+    let mut ignored = default;
+    ignored.sa_sigaction = libc::SIG_IGN;
+    // SAFETY: ignoring a signal and its default action run nothing of this process's; the present action is read into `before`. kill sends the
+    // group a signal, raise this thread one, which is taken before the call returns; then the action is what it was.
     let results = unsafe {
-        [libc::raise(libc::SIGTSTP), libc::sigaction(libc::SIGTSTP, &raw const before, std::ptr::null_mut())]
+        let known = libc::sigaction(signal, &raw const ignored, &raw mut before);
+        if known != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let sent = if others { libc::kill(0, signal) } else { 0 };
+        libc::sigaction(signal, &raw const default, std::ptr::null_mut());
+        [sent, libc::raise(signal), libc::sigaction(signal, &raw const before, std::ptr::null_mut())]
     };
-    if results == [0, 0] { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if results == [0; 3] { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Sends the rest of this process's group SIGINT, as a terminal's key does; this process ignores it from here on.
+pub fn interrupt_others() {
+    // SAFETY: all-zero bytes are a sigaction: empty mask, no flags.
+    let mut ignored: libc::sigaction = unsafe { std::mem::zeroed() };
+    ignored.sa_sigaction = libc::SIG_IGN;
+    // SAFETY: ignoring a signal runs nothing of this process's; then the group is sent the signal.
+    unsafe {
+        libc::sigaction(libc::SIGINT, &raw const ignored, std::ptr::null_mut());
+        libc::kill(0, libc::SIGINT);
+    }
 }
 
 #[cfg(test)]

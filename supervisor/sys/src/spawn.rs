@@ -1,7 +1,7 @@
-//! Children that are born in a cgroup.
+//! Children that are born in a cgroup or a process namespace.
 
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd, AsRawFd as _};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command};
 
@@ -58,16 +58,31 @@ impl Spawned {
 /// # Errors
 /// The kernel or the cgroup does not allow it, this process has several threads, or the command is not executed.
 pub fn spawn_into(command: &mut Command, folder: impl AsFd) -> io::Result<Spawned> {
+    spawn(command, Some(folder.as_fd()), 0)
+}
+
+/// As [`spawn_into`], where there is a cgroup, as the first process of a process namespace of its own: of signals that it does not handle, a
+/// terminal's keys among them, only SIGKILL and SIGSTOP from outside do anything to it.
+///
+/// # Errors
+/// As [`spawn_into`]; this process may not make namespaces.
+pub fn spawn_first(command: &mut Command, folder: Option<BorrowedFd<'_>>) -> io::Result<Spawned> {
+    spawn(command, folder, u64::try_from(libc::CLONE_NEWPID).map_err(io::Error::other)?)
+}
+
+fn spawn(command: &mut Command, folder: Option<BorrowedFd<'_>>, flags: u64) -> io::Result<Spawned> {
     if std::fs::read_dir("/proc/self/task")?.count() != 1 {
         return Err(io::Error::new(io::ErrorKind::ResourceBusy, "this process has several threads"));
     }
     let (mut failed, mut failure) = io::pipe()?;
     // SAFETY: all numbers: zero asks for nothing.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-    let folder = folder.as_fd().as_raw_fd();
-    arguments.flags = INTO_CGROUP;
+    arguments.flags = flags;
     arguments.exit_signal = u64::try_from(libc::SIGCHLD).map_err(io::Error::other)?;
-    arguments.cgroup = u64::try_from(folder).map_err(io::Error::other)?;
+    if let Some(folder) = folder {
+        arguments.flags |= INTO_CGROUP;
+        arguments.cgroup = u64::try_from(folder.as_raw_fd()).map_err(io::Error::other)?;
+    }
     // SAFETY: without CLONE_VM and without a stack this is fork(2): the child goes on here in a copy of this memory. This process has one thread,
     // so no lock is held by a thread that the child has not. The kernel reads as many bytes as it is told that there are.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>()) };

@@ -534,6 +534,88 @@ pub(crate) fn failed(out: &Output, code: i32, words: &[&str]) {
     }
 }
 
+/// A shell with job control above a program (`"$@"` in its script), at a terminal of its own.
+pub(crate) struct Desk {
+    pub(crate) keyboard: File,
+    lines: mpsc::Receiver<String>,
+    child: Child,
+}
+
+impl Desk {
+    /// `before` is what comes between the terminal's session and the shell: a change of user, for example.
+    pub(crate) fn new(before: &[&str], script: &str, program: &Command) -> Self {
+        let (keyboard, terminal) = terminal();
+        let mut command = Command::new("setsid");
+        command.args(["--ctty", "--wait"]).args(before).args(["bash", "-mc", script, "bash"]);
+        command.arg(program.get_program()).args(program.get_args());
+        for (name, value) in program.get_envs() {
+            value.map(|value| command.env(name, value));
+        }
+        let again = || terminal.try_clone().unwrap();
+        let child = command.stdin(again()).stdout(again()).stderr(again()).spawn().unwrap();
+        let screen = BufReader::new(keyboard.try_clone().unwrap());
+        let (shown, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            screen.lines().map_while(Result::ok).map_while(|line| shown.send(line).ok()).for_each(drop);
+        });
+        Self { keyboard, lines, child }
+    }
+
+    pub(crate) fn types(&mut self, keys: &str) {
+        self.keyboard.write_all(keys.as_bytes()).unwrap();
+    }
+
+    /// Waits for a line with these words. What is typed is echoed.
+    #[track_caller]
+    pub(crate) fn shows(&mut self, words: &str) {
+        self.until(words);
+    }
+
+    /// As [`Desk::shows`]; all that is shown until then.
+    #[track_caller]
+    pub(crate) fn until(&mut self, words: &str) -> String {
+        let mut seen = String::new();
+        while let Ok(line) = self.lines.recv_timeout(Duration::from_secs(60)) {
+            seen.push_str(&line);
+            seen.push('\n');
+            if line.contains(words) {
+                return seen;
+            }
+        }
+        panic!("{words:?} is not among\n{seen}");
+    }
+
+    /// All that is shown until the shell has ended.
+    pub(crate) fn rest(mut self) -> String {
+        self.child.wait().unwrap();
+        std::iter::from_fn(|| self.lines.recv_timeout(Duration::from_secs(1)).ok()).collect()
+    }
+
+    /// The supervisor that the shell has started.
+    pub(crate) fn supervisor(&self) -> processes::Process {
+        let family = processes::Family::of(i32::try_from(self.child.id()).unwrap());
+        let named = |process: &processes::Process| {
+            let program = process.command.split(' ').next().unwrap_or_default();
+            program.ends_with("supervisor")
+        };
+        family.0.into_iter().find(named).unwrap()
+    }
+
+    /// Waits until the shell has ended.
+    pub(crate) fn end(mut self) {
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        let family = processes::Family::of(i32::try_from(self.child.id()).unwrap());
+        let _ = self.child.kill();
+        family.0.iter().for_each(processes::Process::kill_if_there);
+        let _ = self.child.wait();
+    }
+}
+
 /// A terminal of its own: what types at it and reads its screen, and the end for programs.
 pub(crate) fn terminal() -> (File, OwnedFd) {
     use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};

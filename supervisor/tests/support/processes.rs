@@ -40,6 +40,10 @@ impl Process {
         signal(self.pid, Signal::KILL);
     }
 
+    pub(crate) fn kill_if_there(&self) {
+        let _ = rustix::process::pidfd_send_signal(&self.handle, Signal::KILL);
+    }
+
     /// Waits until it has ended.
     #[track_caller]
     pub(crate) fn gone(&self) {
