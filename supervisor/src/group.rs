@@ -10,6 +10,7 @@ mod tree;
 
 use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::sync::OnceLock;
 
 pub(crate) use cgroup::{Cgroup, mount_points};
@@ -71,11 +72,17 @@ impl Group {
 
     /// Ids of all its processes, here. Those of the runtime that wait for the container's end may be among them.
     pub(crate) fn processes(&self) -> io::Result<Vec<u32>> {
-        let Ok(cgroup) = &self.cgroup else { return self.tree()?.processes() };
+        self.in_sight(&[])
+    }
+
+    /// As [`Group::processes`], and whoever else is in one of these namespaces, by their kinds and names. Those are looked at only: they may
+    /// be on their way in, as who joins an instance is.
+    pub(crate) fn in_sight(&self, namespaces: &[(&str, &Path)]) -> io::Result<Vec<u32>> {
+        let Ok(cgroup) = &self.cgroup else { return self.tree()?.in_sight(namespaces) };
         let mut all = cgroup.processes()?;
         // Without a process yet there is nobody who could have left.
         if let Some(tree) = self.init.get() {
-            all.extend(tree.processes()?);
+            all.extend(tree.in_sight(namespaces)?);
             all.sort_unstable();
             all.dedup();
         }

@@ -6,14 +6,18 @@
 mod executions;
 mod inbox;
 mod judge;
+mod listener;
 mod machine;
 mod mounts;
 mod process;
+mod pulse;
 mod reactor;
 mod recorder;
 mod scan;
 mod scanner;
 mod sockets;
+mod stranger;
+mod teller;
 mod webhook;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

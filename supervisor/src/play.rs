@@ -79,6 +79,7 @@ impl Play<'_> {
             }
             let due = self.reactor.tick(self.status);
             self.act(due)?;
+            self.look_at_lookers()?;
             self.look_at_terminal()?;
             // Whatever was heard: a workload that keeps us busy has no longer grace.
             if self.ending.left(Instant::now()) == Some(Duration::ZERO) {
@@ -143,6 +144,15 @@ impl Play<'_> {
         }
         self.status.say("signal", json!({"signal": number}));
         self.send(number)
+    }
+
+    /// A thread of the monitor that does not come back is a finding; nothing here waits for it.
+    fn look_at_lookers(&mut self) -> Result<(), Stop> {
+        for seen in self.scanner.as_mut().map(Scanner::overdue).unwrap_or_default() {
+            let act = self.reactor.saw(&seen, self.status);
+            self.act(act)?;
+        }
+        Ok(())
     }
 
     /// A key that stops what has the terminal is not heard here, and nobody else waits for what it stops.
@@ -257,11 +267,14 @@ impl Play<'_> {
 
     /// What the workload did last is judged and recorded too, though there is nobody left to be stopped.
     fn last_findings(&mut self) {
-        let Some(scanner) = self.scanner.take() else { return };
+        let Some(mut scanner) = self.scanner.take() else { return };
         scanner.stop();
         let mut over = false;
         while !over {
             over = scanner.has_ended();
+            for seen in scanner.overdue() {
+                let _ = self.reactor.saw(&seen, self.status);
+            }
             while let Some(notice) = self.watch.monitor.as_ref().and_then(Inbox::take) {
                 let _ = self.reactor.hear(notice, self.status);
             }

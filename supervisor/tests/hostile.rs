@@ -239,6 +239,13 @@ fn the_key_is_in_the_decryptor_and_nowhere_else() {
         return;
     }
     let Some(scene) = Scene::new() else { return };
+    has_the_key_in_the_decryptor_only(&scene, false);
+    let Some(scene) = Scene::new() else { return };
+    has_the_key_in_the_decryptor_only(&scene, true);
+}
+
+/// A run from its start to its end, by root or an `ordinary` user.
+fn has_the_key_in_the_decryptor_only(scene: &Scene, ordinary: bool) {
     let began = SystemTime::now();
     let (image, passphrase) = scene.with_passphrase("locked.sif", FREEZES);
     let secrets = Secrets::new(&scene.owner.volume_key_by("locked.sif", &passphrase), &passphrase);
@@ -253,7 +260,8 @@ fn the_key_is_in_the_decryptor_and_nowhere_else() {
 
     let script =
         "echo ready; cat /big > /dev/null; echo read; read x; cp /bin/busybox /tmp/sleep; exec /tmp/sleep 1000";
-    let mut run = Started::new(scene.command("exec", &["--status-fd", "2"], &image, &["sh", "-c", script]));
+    let by = |command: Command| if ordinary { scene.given_away(&command) } else { command };
+    let mut run = Started::new(by(scene.command("exec", &["--status-fd", "2"], &image, &["sh", "-c", script])));
     let mut line = String::new();
     run.stdout.read_line(&mut line).unwrap();
     assert_eq!(line, "read\n");
@@ -299,9 +307,134 @@ fn the_key_is_in_the_decryptor_and_nowhere_else() {
     files("ended");
     // The workload's view of itself and of bubblewrap's process: nothing of us, nothing of the user's environment.
     let script = "cat /proc/1/environ /proc/self/environ /proc/*/cmdline";
-    let mut command = scene.command("exec", &[], &scene.owner.path("app.sif"), &["sh", "-c", script]);
+    let mut command = by(scene.command("exec", &[], &scene.owner.path("app.sif"), &["sh", "-c", script]));
     let seen = stdout(&command.env("HOST_TOKEN", "of-the-host").stdin(Stdio::null()).output().unwrap());
     assert!(seen.contains("PATH=") && !seen.contains("countersign") && !seen.contains("of-the-host"), "{seen}");
+}
+
+#[test]
+fn a_workload_that_looks_for_the_key_sees_its_own_processes() {
+    let Some(scene) = Scene::new() else { return };
+    let (image, passphrase) = scene.with_passphrase("looks.sif", FREEZES);
+    let secrets = Secrets::new(&scene.owner.volume_key_by("looks.sif", &passphrase), &passphrase);
+    // Whatever it can list and read: processes, their memory, keys of the kernel, devices, the machine's memory.
+    let script = r#"for p in /proc/[0-9]*; do cat $p/comm; done; echo --
+        cat /proc/*/cmdline /proc/*/environ /proc/*/maps /proc/keys /proc/key-users /proc/kcore /dev/mem /dev/kmem /dev/tpm* 2> /dev/null
+        for p in /proc/[0-9]*; do for f in $p/fd/*; do echo $f; done; ls $p/root/ $p/cwd/; done 2> /dev/null; echo --; ls /dev"#;
+    let mut runtimes = vec!["builtin".to_owned()];
+    runtimes.extend(support::apptainer().map(|path| path.display().to_string()));
+    for runtime in runtimes {
+        let options = ["--runtime", &runtime, "--containall"];
+        let mut command = scene.command("exec", &options, &image, &["sh", "-c", script]);
+        let out = command.stdin(Stdio::null()).output().unwrap();
+        let seen = stdout(&out);
+        assert!(!secrets.within(&out.stdout), "{runtime}");
+        let (names, rest) = seen.split_once("--\n").unwrap_or_else(|| panic!("{runtime}: {seen}{}", stderr(&out)));
+        let known = ["bwrap", "sh", "cat", "appinit", "starter", "starter-suid", "sinit"];
+        for name in names.lines() {
+            assert!(known.contains(&name), "{runtime}: {name} is not the workload's: {names}");
+        }
+        assert!(names.lines().count() >= 2 && rest.contains("null"), "{runtime}: {seen}");
+        let (read, devices) = rest.rsplit_once("--\n").unwrap();
+        for (text, word) in
+            [(rest, "decryptor-process"), (rest, "stage-process"), (read, "sqfs"), (devices, "tpm"), (devices, "fuse")]
+        {
+            let lines: Vec<&str> = text.lines().filter(|line| line.contains(word)).collect();
+            assert!(lines.is_empty(), "{runtime}: {word}: {lines:?}");
+        }
+    }
+}
+
+/// What this user can open, or list: the thread that tries is one of his.
+fn reached(user: u32, places: &[PathBuf]) -> Vec<PathBuf> {
+    use rustix::fs::{Mode, OFlags, open};
+    use rustix::process::{Gid, Uid};
+    let places = places.to_vec();
+    let opens = |place: &PathBuf| {
+        // A pipe keeps nobody waiting.
+        let file = open(place, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty());
+        file.is_ok() && (!place.as_os_str().as_encoded_bytes().ends_with(b"/") || place.read_dir().is_ok())
+    };
+    let tried = std::thread::spawn(move || {
+        rustix::thread::set_thread_groups(&[]).unwrap();
+        let (gid, uid) = (Gid::from_raw(user), Uid::from_raw(user));
+        rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
+        rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+        places.into_iter().filter(opens).collect()
+    });
+    tried.join().unwrap()
+}
+
+/// Without the daemon: each user's runs are his.
+#[test]
+fn another_ordinary_user_reaches_nothing_of_a_run() {
+    if !is_root() {
+        return;
+    }
+    let Some(scene) = Scene::new() else { return };
+    // Words that no other test has.
+    let words = format!("the secret of {}", hex::encode(countersign_attest::random::random::<16>()));
+    std::fs::write(scene.owner.path("rootfs/words.txt"), &words).unwrap();
+    assert!(scene.owner.protect(&scene.owner.path("rootfs"), "words.sif", &[]).status.success());
+    scene.owner.register(&scene.verifier, "words.sif");
+    // It has a file of the image open and mapped, and stands in a folder of it.
+    let script = "cd /etc; echo ready; exec sleep 1000 < /words.txt";
+    let given = scene.command("exec", &[], &scene.owner.path("words.sif"), &["sh", "-c", script]);
+    let began = SystemTime::now();
+    let run = Started::new(scene.given_away(&given));
+    let family = Family::of(run.pid());
+    let workload = family.0.iter().rev().find(|process| process.command.contains("sleep")).unwrap();
+    // Everything below /proc that leads to files, memory or mounts.
+    let mut places = Vec::new();
+    for process in &family.0 {
+        let folders = ["root/", "cwd/", "fd/", "map_files/", "ns/", "root/etc/", "cwd/../bin/"];
+        places.extend(folders.map(|name| process.file(name)));
+        places.extend(
+            ["root/words.txt", "cwd/../words.txt", "exe", "mem", "maps", "environ"].map(|name| process.file(name)),
+        );
+        for folder in ["fd", "map_files"] {
+            places.extend(std::fs::read_dir(process.file(folder)).unwrap().flatten().map(|entry| entry.path()));
+        }
+    }
+    assert!(places.len() > 200 && places.iter().any(|place| place.to_string_lossy().contains("map_files/")));
+    let reached = |user| reached(user, &places).iter().map(|path| format!("{}\n", path.display())).collect::<String>();
+    assert_eq!(reached(54322), "");
+    // The attempt itself works: the user's own processes reach what they may, decision 0024 says what is done about that.
+    let own = reached(54321);
+    for name in ["root/words.txt", "cwd/", "root/", "fd/0"] {
+        let path = workload.file(name).display().to_string();
+        assert!(own.lines().any(|line| line == path), "{path} is not among\n{own}");
+    }
+    let decryptor = format!("/proc/{}/", family.find("decryptor-process").pid);
+    assert!(!own.contains(&decryptor), "{own}");
+    // Into its namespaces, and by any path: no mount, and no file in the places where programs leave files.
+    let pid = workload.pid.to_string();
+    let other = |arguments: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", "54322", "--regid", "54322", "--clear-groups"]).args(arguments).output().unwrap()
+    };
+    for namespaces in [&["-U", "-m"][..], &["-m"], &["-U", "-m", "-p"]] {
+        let out = other(&[&["nsenter", "-t", &pid], namespaces, &["cat", "/words.txt"]].concat());
+        assert!(!out.status.success() && !stdout(&out).contains(&words), "{namespaces:?}");
+    }
+    let mounts = stdout(&other(&["cat", "/proc/self/mountinfo"]));
+    assert!(!mounts.contains("squashfuse") && !mounts.contains("fuse countersign"), "{mounts}");
+    let since = began.elapsed().unwrap().as_secs() / 60 + 2;
+    let search = ["/tmp", "/var/tmp", "/dev/shm", "/run"].join(" ");
+    let search =
+        format!("find {search} -type f -mmin -{since} -size -64k -exec grep -lF '{words}' {{}} + 2> /dev/null");
+    // The owner's folder that the image was made of lies open.
+    let found = stdout(&other(&["sh", "-c", &search]));
+    assert!(found.lines().all(|path| path.ends_with("/owner/rootfs/words.txt")), "{found}");
+    let all = Command::new("sh").args(["-c", &search]).output().unwrap();
+    assert!(
+        stdout(&all).contains("rootfs/words.txt"),
+        "root finds the owner's own, so the search works: {}",
+        stdout(&all)
+    );
+    support::processes::signal(run.pid(), rustix::process::Signal::TERM);
+    assert_eq!(run.end().0, Some(143));
+    family.all_gone();
 }
 
 #[test]

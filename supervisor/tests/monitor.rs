@@ -15,143 +15,15 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use countersign_verifier::admin::{Request, RunOrder};
 use countersign_wire::runlog::{Event, RunLog};
 use serde_json::Value;
-use support::processes::{Family, signal};
+use support::processes::signal;
+use support::watched::{Watched, logged, policy};
 use support::{Scene, failed, is_root, stderr};
-
-/// A workload policy: these terms, this reaction to a finding of any kind but those that it accepts.
-fn policy(lease_s: u32, reattest_s: u32, reaction: &str, accepted: &[&str]) -> String {
-    format!(
-        r#"package countersign.workload
-
-reaction := {{"lease_s": {lease_s}, "reattest_s": {reattest_s}, "on_violation": "{reaction}", "freeze_hold_s": 3}}
-
-accepted := {accepted:?}
-
-default verdict := {{
-	"allow": false,
-	"reasons": [{{"id": "not-accepted", "message": "this is no business of the workload"}}],
-	"obligations": {{"on_violation": "{reaction}", "freeze_hold_s": 3}},
-}}
-
-verdict := {{"allow": true, "reasons": [], "obligations": reaction}} if input.purpose == "release"
-
-verdict := {{"allow": true, "reasons": [], "obligations": {{}}}} if {{
-	input.purpose == "run"
-	every finding in input.run.findings {{
-		finding.kind in accepted
-	}}
-}}
-"#
-    )
-}
-
-/// A run whose workload has said `ready`, with the lines of its status.
-struct Watched {
-    child: Child,
-    stderr: BufReader<ChildStderr>,
-    stdout: BufReader<std::process::ChildStdout>,
-    words: String,
-    started: Value,
-}
-
-impl Watched {
-    fn new(scene: &Scene, name: &str, policy: &str, script: &str) -> Self {
-        let image = scene.with_policy(name, policy);
-        Self::of(scene.command("exec", &["--status-fd", "2"], &image, &["sh", "-c", script]))
-    }
-
-    fn of(mut command: Command) -> Self {
-        let mut child = command.spawn().unwrap();
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut run = Self { child, stderr, stdout, words: String::new(), started: Value::Null };
-        run.started = run.stage("started");
-        let mut line = String::new();
-        run.stdout.read_line(&mut line).unwrap();
-        if line != "ready\n" {
-            panic!("the workload did not start: {line}{:?}", run.end());
-        }
-        run
-    }
-
-    /// Waits for a status line; its detail.
-    #[track_caller]
-    fn stage(&mut self, stage: &str) -> Value {
-        self.status(|line| line["stage"] == stage)["detail"].clone()
-    }
-
-    /// Waits for a finding of a kind.
-    #[track_caller]
-    fn finding(&mut self, kind: &str) -> Value {
-        self.status(|line| line["stage"] == "finding" && line["detail"]["finding"]["kind"] == kind)["detail"].clone()
-    }
-
-    #[track_caller]
-    fn status(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
-        loop {
-            let mut line = String::new();
-            assert_ne!(self.stderr.read_line(&mut line).unwrap(), 0, "it does not come:\n{}", self.words);
-            self.words.push_str(&line);
-            let value: Value = serde_json::from_str(&line).unwrap_or_default();
-            if wanted(&value) {
-                return value;
-            }
-        }
-    }
-
-    fn family(&self) -> Family {
-        Family::of(i32::try_from(self.child.id()).unwrap())
-    }
-
-    /// Where its cgroup is; none for a process tree.
-    fn cgroup(&self) -> Option<PathBuf> {
-        self.started["group"].as_str().unwrap().strip_prefix("cgroup ").map(PathBuf::from)
-    }
-
-    /// Whether all processes of the workload stand still.
-    fn is_frozen(&self) -> bool {
-        match self.cgroup() {
-            Some(path) => std::fs::read_to_string(path.join("cgroup.events")).unwrap().contains("frozen 1"),
-            None => {
-                let init = i32::try_from(self.started["init"].as_u64().unwrap()).unwrap();
-                Family::of(init).0.iter().all(|process| process.state() == 'T')
-            }
-        }
-    }
-
-    /// Waits for its end: exit code and all that it said.
-    fn end(mut self) -> (Option<i32>, String) {
-        let mut rest = String::new();
-        self.stderr.read_to_string(&mut rest).unwrap();
-        self.words.push_str(&rest);
-        (self.child.wait().unwrap().code(), std::mem::take(&mut self.words))
-    }
-}
-
-impl Drop for Watched {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Findings and reactions in the run log of a host.
-fn logged(scene: &Scene) -> Vec<String> {
-    let log = RunLog::parse(&std::fs::read(scene.path("host/run.log")).unwrap()).unwrap();
-    let say = |event: &Event| match event {
-        Event::Finding { finding, .. } => Some(finding.kind.to_string()),
-        Event::Reaction { reaction, .. } => Some(reaction.to_string()),
-        Event::End { status, .. } => Some(status.split(':').next().unwrap().to_owned()),
-        Event::Receipt { .. } | Event::Start { .. } | Event::Resume { .. } | Event::Other { .. } => None,
-    };
-    log.entries.iter().filter_map(|entry| say(&entry.event)).collect()
-}
 
 /// Ends in each way; nothing may be left of any.
 #[test]
@@ -164,7 +36,7 @@ fn a_stranger_is_killed_with_all_that_escaped() {
         let mut run = Watched::new(&scene, reaction, &policy(600, 300, reaction, &[]), script);
         let family = run.family();
         let cgroup = run.cgroup();
-        run.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+        run.say("go");
         let found = run.finding("process-not-in-image");
         let executable = found["finding"]["executable"].as_str().unwrap().to_owned();
         assert!(executable.ends_with("/sleep"), "{found}");
@@ -192,7 +64,7 @@ fn a_stop_that_is_not_heeded_kills_after_its_grace() {
         while :; do sleep 0.01; done";
     let mut run = Watched::new(&scene, "grace", &policy(600, 300, "stop", &[]), script);
     let family = run.family();
-    run.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    run.say("go");
     let found = run.finding("process-not-in-image");
     let began = Instant::now();
     assert_eq!(found["reaction"], "stop", "{found}");
@@ -216,7 +88,7 @@ fn a_frozen_run_stands_still_and_is_ended_in_time() {
     let mut run = Watched::new(&scene, "freeze", &policy(600, 300, "freeze", &[]), script);
     let id = run.started["run"].as_str().unwrap().to_owned();
     let family = run.family();
-    run.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    run.say("go");
     let found = run.finding("process-not-in-image");
     assert_eq!(found["reaction"], "freeze", "{found}");
     assert!(run.is_frozen());
@@ -236,7 +108,7 @@ fn a_frozen_run_stands_still_and_is_ended_in_time() {
     // A signal to a frozen run ends it: its workload would hear nothing.
     let mut run = Watched::new(&scene, "signal", &policy(600, 300, "freeze", &[]), script);
     let family = run.family();
-    run.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    run.say("go");
     run.finding("process-not-in-image");
     signal(i32::try_from(run.child.id()).unwrap(), rustix::process::Signal::TERM);
     assert_eq!(run.end().0, Some(143));
@@ -254,7 +126,7 @@ fn what_is_alerted_or_accepted_goes_on_and_is_told() {
     );
     let mut run = Watched::new(&scene, "alert", &policy(600, 300, "alert", &["listening-socket"]), &script);
     let sees_all = run.started["watched"].as_str().unwrap().starts_with("every execution");
-    run.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    run.say("go");
     if sees_all {
         // It is over long before anybody could look.
         let found = run.finding("process-not-in-image");
@@ -329,7 +201,7 @@ fn a_frozen_run_that_is_approved_goes_on() {
     let patient = policy(600, 300, "freeze", &[]).replace("\"freeze_hold_s\": 3", "\"freeze_hold_s\": 600");
     let mut run = Watched::new(&scene, "approved", &patient, script);
     let id = run.started["run"].as_str().unwrap().to_owned();
-    run.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    run.say("go");
     run.finding("process-not-in-image");
     assert!(run.is_frozen());
     // The operator sees what waits for him.
@@ -387,11 +259,11 @@ fn a_run_of_an_ordinary_user_is_frozen_and_ended_process_by_process() {
     let image = scene.with_policy("user", &policy(600, 300, "freeze", &[]));
     let script = "(setsid sh -c 'while :; do :; done' &); sleep 1001 & echo ready; read x; cp /bin/busybox /tmp/sleep; /tmp/sleep 1000";
     let given = scene.command("exec", &["--status-fd", "2"], &image, &["sh", "-c", script]);
-    let mut run = Watched::of(scene.given_away(&given));
+    let mut run = Watched::of(&mut scene.given_away(&given));
     let group = run.started["group"].as_str().unwrap().to_owned();
     assert!(group.starts_with("process tree ("), "{group}");
     assert_eq!(run.started["watched"], "at intervals");
-    run.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    run.say("go");
     let found = run.finding("process-not-in-image");
     assert_eq!(found["reaction"], "freeze", "{found}");
     assert!(run.is_frozen());
@@ -416,7 +288,7 @@ fn a_program_in_memory_is_seen_from_the_first_moment() {
     let script = "echo ready; /bin/busybox ln -s /proc/self/fd/0 /tmp/sleep; exec /tmp/sleep 1000";
     let mut command = scene.command("exec", &["--status-fd", "2"], &image, &["sh", "-c", script]);
     command.stdin(memory);
-    let mut run = Watched::of(command);
+    let mut run = Watched::of(&mut command);
     let family = run.family();
     let found = run.finding("process-not-in-image");
     assert!(found["finding"]["executable"].as_str().unwrap().starts_with("/memfd:harmless"), "{found}");
@@ -431,7 +303,7 @@ fn findings_do_not_leave_the_run_log() {
     let Some(scene) = Scene::new() else { return };
     let script = "echo ready; read x; cp /bin/busybox /tmp/sleep; /tmp/sleep 1000";
     let mut run = Watched::new(&scene, "logged", &policy(600, 300, "kill", &[]), script);
-    run.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    run.say("go");
     let (code, words) = run.end();
     assert_eq!(code, Some(217), "{words}");
     assert_eq!(logged(&scene), ["process-not-in-image", "kill", "violation"]);
@@ -505,7 +377,7 @@ fn a_full_disk_starts_nothing_and_ends_what_must_be_recorded() {
         /bin/busybox mkdir /tmp/$i; cp /bin/busybox /tmp/$i/sleep; /tmp/$i/sleep 1000 & done; wait";
     let mut run = Watched::new(&scene, "disk", &policy(600, 300, "alert", &[]), script);
     disk.fill();
-    run.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    run.say("go");
     let (code, words) = run.end();
     assert_eq!(code, Some(217), "{words}");
     assert!(words.contains("a finding cannot be recorded") && words.contains("No space left"), "{words}");
@@ -526,7 +398,7 @@ fn the_last_thing_that_a_workload_does_is_seen() {
     if run.started["watched"] == "at intervals" {
         return println!("skipped: executions are seen by root only");
     }
-    run.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    run.say("go");
     let (code, words) = run.end();
     assert_eq!(code, Some(217), "{words}");
     assert_eq!(logged(&scene), ["process-not-in-image", "stop", "violation"]);
@@ -590,7 +462,7 @@ fn namespaces_mounts_and_capabilities_are_seen() {
     }
     let script = "echo ready; read x; /bin/unshare -Um --keep-caps sh -c 'mount -o bind /bin /tmp; sleep 1000'";
     let mut run = Watched::new(&scene, "unshare", &policy(600, 300, "alert", &[]), script);
-    run.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    run.say("go");
     let mut wanted = vec!["new-namespace", "new-mount", "capability-gained"];
     while !wanted.is_empty() {
         let found = run.stage("finding");
@@ -669,7 +541,7 @@ fn a_stopped_supervisor_lifts_no_lease() {
     std::thread::sleep(Duration::from_secs(5));
     // Nothing that was not read before is to be had.
     for (reaction, run) in &mut runs {
-        run.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+        run.say("go");
         assert!(!says(run, Duration::from_millis(500)), "{reaction}: it reads on");
     }
     let next = |run: &mut Watched| {
@@ -714,7 +586,7 @@ fn findings_that_cannot_be_recorded_end_the_run() {
     // No entry fits into the run log any more, as on a full disk.
     std::fs::remove_file(scene.path("host/run.log")).unwrap();
     std::os::unix::fs::symlink("/dev/full", scene.path("host/run.log")).unwrap();
-    run.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    run.say("go");
     let (code, words) = run.end();
     assert_eq!(code, Some(217), "{words}");
     assert!(words.contains("a finding cannot be recorded"), "{words}");

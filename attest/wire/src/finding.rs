@@ -212,7 +212,8 @@ pub struct Finding {
     /// What was seen, in words.
     #[n(2)]
     pub what: Text,
-    /// Where: a path, a namespace, an address, a block. Empty where `what` says it all.
+    /// Where: a mount's place, a namespace, an address, a block; one shape for each kind (docs/operations.md, Monitoring). Empty where `what` says
+    /// it all.
     #[n(3)]
     #[serde(rename = "where", default, skip_serializing_if = "is_empty")]
     pub place: Text,

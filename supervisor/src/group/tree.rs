@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -58,6 +58,14 @@ fn namespace(process: u32) -> io::Result<PathBuf> {
     fs::read_link(format!("/proc/{process}/ns/pid"))
 }
 
+/// Whether a process is in a namespace of this kind and name. One that has ended is not, and other users' processes may not be asked.
+fn is_in(process: u32, kind: &str, name: &Path) -> io::Result<bool> {
+    match fs::read_link(format!("/proc/{process}/ns/{kind}")) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(false),
+        other => Ok(if_there(other)?.is_some_and(|of| of == name)),
+    }
+}
+
 impl Tree {
     pub(super) fn of(init: u32) -> io::Result<Self> {
         let id = pid(init).ok_or(io::ErrorKind::InvalidInput)?;
@@ -77,19 +85,32 @@ impl Tree {
     /// # Errors
     /// One that may belong to it cannot be looked at: a list without it would be false.
     pub(super) fn processes(&self) -> io::Result<Vec<u32>> {
+        self.in_sight(&[])
+    }
+
+    /// As [`Tree::processes`], and whoever else is in one of these namespaces, by their kinds and names.
+    pub(super) fn in_sight(&self, namespaces: &[(&str, &Path)]) -> io::Result<Vec<u32>> {
         let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
         let mut found = vec![self.init];
         let by_namespace = self.has_own_namespace()?;
+        let own = std::process::id();
+        let mut theirs = Vec::new();
+        for (kind, name) in namespaces {
+            let known = by_namespace && *kind == "pid" && *name == self.namespace;
+            if !known && !is_in(own, kind, name)? {
+                theirs.push((kind, name));
+            }
+        }
         for entry in fs::read_dir("/proc")? {
             let Some(process) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
             let Some((_, parent)) = stat(process)? else { continue };
             children.entry(parent).or_default().push(process);
-            // Whoever was put into the namespace from outside has a parent elsewhere. Other users' processes may not be asked.
-            let joined = || match namespace(process) {
-                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(false),
-                other => Ok::<_, io::Error>(if_there(other)?.is_some_and(|of| of == self.namespace)),
-            };
-            if by_namespace && joined()? {
+            // Whoever was put into a namespace from outside has a parent elsewhere.
+            let mut joined = by_namespace && is_in(process, "pid", &self.namespace)?;
+            for (kind, name) in &theirs {
+                joined = joined || is_in(process, kind, name)?;
+            }
+            if joined {
                 found.push(process);
             }
         }

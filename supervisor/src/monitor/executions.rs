@@ -1,13 +1,18 @@
 //! fanotify (fanotify(7)): each execution of a file on the container's mounts that are not the image, however short it is. For root only.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
 
 use countersign_wire::finding::{Finding, Kind};
 use nix::errno::Errno;
 use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
 use rustix::process::geteuid;
 
+use super::mounts::Mount;
+use super::process::Executable;
 use super::scan::Baseline;
+use super::stranger::stranger;
 
 /// Most announcements in turn that may fail to be read.
 const FAILURES: u32 = 16;
@@ -15,6 +20,25 @@ const FAILURES: u32 = 16;
 /// The kernel's announcements.
 #[derive(Debug)]
 pub(crate) struct Executions(Fanotify);
+
+/// What is marked: mounts of a container.
+#[derive(Debug)]
+pub(super) struct Marked {
+    /// The container's root, as seen from here.
+    root: PathBuf,
+    /// User and group of its processes.
+    ids: io::Result<(u32, u32)>,
+    mounts: Vec<Mount>,
+}
+
+impl Marked {
+    /// Those of a container's mounts that are not the image.
+    pub(super) fn of(baseline: &Baseline) -> Self {
+        let first = baseline.first;
+        let ids = first.status().map(|status| status.ids);
+        Self { root: first.file("root").into(), ids, mounts: baseline.other_mounts() }
+    }
+}
 
 impl Executions {
     /// `None` where this process may not ask for them.
@@ -31,26 +55,24 @@ impl Executions {
         Some(Self(group))
     }
 
-    /// Watches the mounts of a container; the places that cannot be watched, and why. They are marked with the ids of its processes: the kernel
-    /// lets nobody else, not even root, walk through a FUSE root.
-    pub(super) fn watch(&self, baseline: &Baseline) -> Vec<String> {
-        let root = baseline.first.file("root");
+    /// Watches these mounts; the places that cannot be watched, and why. They are marked with the ids of the container's processes: the kernel
+    /// lets nobody else, not even root, walk through a FUSE root. A file system that does not answer keeps the caller waiting.
+    pub(super) fn watch(&self, marked: &Marked) -> Vec<String> {
         let mark = |place: &str| {
             let here = std::fs::File::open("/").map_err(|e| format!("{place}: {e}"))?;
-            let path = format!("{root}{place}");
+            let path = format!("{}{place}", marked.root.display());
             let flags = MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_MOUNT;
             let marked = self.0.mark(flags, MaskFlags::FAN_OPEN_EXEC, &here, Some(path.as_str()));
             marked.map_err(|e| format!("{place}: {e}"))
         };
-        let all = || baseline.other_mounts().filter_map(|place| mark(place).err()).collect();
-        let (user, group) = match baseline.first.status() {
-            Ok(status) => status.ids,
-            Err(e) => return vec![format!("/: {e}")],
-        };
-        if user == geteuid().as_raw() {
-            return all();
+        let all = || marked.mounts.iter().filter_map(|mount| mark(&mount.place).err()).collect();
+        match &marked.ids {
+            Err(e) => vec![format!("/: {e}")],
+            Ok((user, _)) if *user == geteuid().as_raw() => all(),
+            Ok((user, group)) => {
+                countersign_sys::with_ids(*user, *group, all).unwrap_or_else(|e| vec![format!("/: {e}")])
+            }
         }
-        countersign_sys::with_ids(user, group, all).unwrap_or_else(|e| vec![format!("/: {e}")])
     }
 
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
@@ -58,8 +80,9 @@ impl Executions {
     }
 
     /// What was executed since. The marks are on the container's own mounts: only its processes, and who entered it, are seen. An
-    /// announcement that is lost is said to be, not passed over.
-    pub(super) fn take(&self, time_ms: i64) -> Vec<Finding> {
+    /// announcement that is lost is said to be, not passed over. The kernel opens each file for this process: a file system that does not answer
+    /// keeps the caller waiting.
+    pub(super) fn take(&self, marked: &Marked, time_ms: i64) -> Vec<Finding> {
         let mut found = Vec::new();
         let mut failures = 0_u32;
         loop {
@@ -79,16 +102,11 @@ impl Executions {
                 }
             };
             for event in events {
-                let what = "ran an executable that is not in the image";
-                let finding = match event.fd() {
+                let pid = u32::try_from(event.pid()).unwrap_or(0);
+                let finding = match event.fd().map(Executable::of) {
                     None => lost("more executions than could be watched", time_ms),
-                    Some(file) => {
-                        use std::os::fd::AsRawFd as _;
-                        let link = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
-                        let path = link.map_or_else(|_| "unknown".into(), |path| path.to_string_lossy().into_owned());
-                        Finding::new(Kind::ProcessNotInImage, what, &path, time_ms)
-                            .of(u32::try_from(event.pid()).unwrap_or(0), &path)
-                    }
+                    Some(Ok(executable)) => stranger(pid, &executable, &marked.mounts, time_ms),
+                    Some(Err(e)) => lost(&format!("an execution was announced and cannot be told: {e}"), time_ms),
                 };
                 found.push(finding);
             }

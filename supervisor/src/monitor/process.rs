@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd, AsRawFd as _};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, open, statx};
 
@@ -38,6 +38,20 @@ pub(super) struct Executable {
     pub(super) path: String,
     /// The mount that it was opened through, by its number in the process's own table.
     pub(super) mount: u64,
+}
+
+impl Executable {
+    /// That of an open file. Its file system is asked nothing.
+    ///
+    /// # Errors
+    /// /proc cannot be read.
+    pub(super) fn of(file: impl AsFd) -> io::Result<Self> {
+        let number = file.as_fd().as_raw_fd();
+        let path = fs::read_link(format!("/proc/self/fd/{number}"))?.to_string_lossy().into_owned();
+        let info = read(&format!("/proc/self/fdinfo/{number}"))?;
+        let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
+        Ok(Self { path, mount: mount.ok_or_else(|| unknown("mount in fdinfo"))? })
+    }
 }
 
 /// Reads a file of /proc.
@@ -122,14 +136,8 @@ impl Process {
     /// # Errors
     /// It has ended, or what it runs may not be looked at.
     pub(super) fn executable(self) -> io::Result<Executable> {
-        let link = self.file("exe");
-        let path = fs::read_link(&link)?.to_string_lossy().into_owned();
-        // O_PATH asks the file system nothing; fdinfo says through which mount.
-        let file = open(&link, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-        let info = read(&format!("/proc/self/fdinfo/{}", file.as_raw_fd()))?;
-        let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
-        let mount = mount.ok_or_else(|| unknown("mount in fdinfo"))?;
-        Ok(Executable { path, mount })
+        // O_PATH: the file is not opened, which its file system would have to answer.
+        Executable::of(open(self.file("exe"), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
     }
 
     pub(super) fn status(self) -> io::Result<Status> {

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use countersign_attest::lease::boot_time;
@@ -12,6 +12,7 @@ use super::machine::Machine;
 use super::mounts::{Mount, root};
 use super::process::{Executable, Identity, NAMESPACES, Process, identity, if_there};
 use super::sockets;
+use super::stranger::stranger;
 use crate::group::Group;
 
 /// How often a process is read again that changes its mount namespace while it is read.
@@ -40,6 +41,8 @@ pub(super) struct Baseline {
     programs: HashSet<Identity>,
     /// The runtime's own mount namespace, where it is not the container's: no process of the workload can enter it.
     outer: Option<String>,
+    /// That one and those of the runtime's processes on the way from there to the container.
+    around: HashSet<String>,
     machine: Machine,
 }
 
@@ -129,13 +132,14 @@ impl Baseline {
         for process in std::iter::once(init).chain(init.parent()?) {
             runtime.insert(process, identity(&process.file("exe"))?);
         }
+        let mut around = HashSet::new();
         let (first, mounts, image, capabilities) = if let Some(place) = nested {
             let Some(squashfs) = table.iter().rev().find(|mount| mount.place == place) else { return Ok(None) };
             let found = container(candidates, init, (&table, &outer), squashfs, awaited)?;
             let Some((inside, capabilities)) = found else {
                 return Ok(None);
             };
-            own(group, &inside, (init, &outer), &mut runtime)?;
+            around = own(group, &inside, (init, &outer), &mut runtime)?;
             let Inside { process, mounts, .. } = inside;
             let mut image = vec![squashfs.device.clone()];
             image.extend(root(&mounts).filter(|root| root.is_sealed()).map(|root| root.device.clone()));
@@ -171,15 +175,16 @@ impl Baseline {
             runtime,
             programs,
             outer: nested.map(|_| outer),
+            around,
             machine: Machine::now()?,
             mounts,
         }))
     }
 
-    /// Places of the container's mounts that are not the image, on which executables can lie.
-    pub(super) fn other_mounts(&self) -> impl Iterator<Item = &str> {
+    /// The container's mounts that are not the image, on which executables can lie.
+    pub(super) fn other_mounts(&self) -> Vec<Mount> {
         let other = self.mounts.iter().filter(|mount| !self.image.contains(&mount.device) && mount.kind != "proc");
-        other.map(|mount| mount.place.as_str())
+        other.cloned().collect()
     }
 
     /// Looks once.
@@ -191,10 +196,15 @@ impl Baseline {
         let mut tables: HashMap<String, Vec<Mount>> = HashMap::new();
         let mut judged: HashSet<String> = HashSet::new();
         let mut ours: HashMap<u64, Process> = HashMap::new();
-        for pid in group.processes()? {
+        // Whoever shares the container's files or processes, or the files of the runtime around it, from wherever he came.
+        let shared = ["mnt", "pid"].into_iter().filter_map(|kind| Some((kind, self.namespaces.get(kind)?)));
+        let shared = shared.chain(self.around.iter().map(|name| ("mnt", name)));
+        let shared: Vec<(&str, &Path)> = shared.map(|(kind, name)| (kind, Path::new(name.as_str()))).collect();
+        let all = group.in_sight(&shared)?;
+        for pid in all.iter().copied() {
             let Some(process) = Process::of(pid)? else { continue };
             // What cannot be read has ended, or does not want to be looked at.
-            let outcome = self.examine(process, (&mut tables, &mut judged), &mut ours, time_ms);
+            let outcome = self.examine(process, &all, (&mut tables, &mut judged), &mut ours, time_ms);
             match outcome {
                 Ok(more) => found.extend(more),
                 Err(_) if !process.lives() || process.is_ending() => {}
@@ -213,6 +223,7 @@ impl Baseline {
     fn examine(
         &self,
         process: Process,
+        all: &[u32],
         (tables, judged): (&mut HashMap<String, Vec<Mount>>, &mut HashSet<String>),
         ours: &mut HashMap<u64, Process>,
         time_ms: i64,
@@ -241,32 +252,33 @@ impl Baseline {
         let through = mounts.iter().find(|mount| mount.id == executable.mount);
         // A program of the host, in the namespace of the runtime: it joins an instance. Nothing of the image runs there, and nothing in memory.
         let is_hosts = || through.is_some_and(|mount| !self.image.contains(&mount.device));
+        let mut found = Vec::new();
+        let say = |kind: Kind, what: &str, place: &str| {
+            Finding::new(kind, what, place, time_ms).of(process.pid, &executable.path)
+        };
+        let put_here = |parent: Process| {
+            let what = "was put into the container's namespaces from outside";
+            say(Kind::NewNamespace, what, &format!("/proc/{}", parent.pid))
+        };
         if self.outer.as_ref() == Some(&namespace) && is_hosts() {
-            return Ok(Vec::new());
+            found.extend(self.parent_outside(process, all)?.map(put_here));
+            return Ok(found);
         }
         // On its way from outside into the container: it runs a runtime's program, to which no mount inside leads. One inside can do so by the
         // `exe` of such a process: it hides what it runs then, and not what it listens on, or who traces it.
-        let passes = through.is_none() && file.as_ref().is_ok_and(|file| self.programs.contains(file));
-        let mut found = Vec::new();
-        let mut say = |kind: Kind, what: &str, place: &str| {
-            found.push(Finding::new(kind, what, place, time_ms).of(process.pid, &executable.path));
-        };
+        let passes = through.is_none() && file.is_ok_and(|file| self.is_a_runtimes(file));
         let status = process.status()?;
         if !passes {
+            found.extend(self.parent_outside(process, all)?.map(put_here));
             for (name, before) in &self.namespaces {
                 let now = process.namespace(name)?;
                 if now != *before {
-                    say(Kind::NewNamespace, &format!("in another {name} namespace than the container's"), &now);
+                    let what = format!("in another {name} namespace than the container's");
+                    found.push(say(Kind::NewNamespace, &what, &now));
                 }
             }
             if through.is_none_or(|mount| !self.image.contains(&mount.device)) {
-                let place = through.map_or("on no mount of the container", |mount| mount.place.as_str());
-                // Its root can be written, or has other layers than the image: nothing says where a file of it comes from.
-                let what = match place {
-                    "/" => "runs an executable that cannot be shown to be the image's",
-                    _ => "runs an executable that is not in the image",
-                };
-                say(Kind::ProcessNotInImage, what, place);
+                found.push(stranger(process.pid, &executable, mounts, time_ms));
             }
             // A copy of the table in a new namespace has the same mounts under other numbers.
             if judged.insert(namespace) {
@@ -275,25 +287,45 @@ impl Baseline {
                 for mount in
                     mounts.iter().filter(|mount| !known.contains(&(mount.device.as_str(), mount.place.as_str())))
                 {
-                    say(Kind::NewMount, &format!("a new mount ({})", mount.kind), &mount.place);
+                    found.push(say(Kind::NewMount, &format!("a new mount ({})", mount.kind), &mount.place));
                 }
             }
             let gained = status.capabilities & !self.capabilities;
             if gained != 0 {
-                say(
-                    Kind::CapabilityGained,
-                    &format!("has capabilities {gained:#x} that the workload began without"),
-                    "",
-                );
+                let what = format!("has capabilities {gained:#x} that the workload began without");
+                found.push(say(Kind::CapabilityGained, &what, ""));
             }
         }
         if status.tracer != 0 {
-            say(Kind::Ptrace, "is traced by another process", &format!("/proc/{}", status.tracer));
+            found.push(say(Kind::Ptrace, "is traced by another process", &format!("/proc/{}", status.tracer)));
         }
         for socket in process.sockets()? {
             ours.insert(socket, process);
         }
         Ok(found)
+    }
+
+    /// Its parent, if that is outside and neither of the runtime's own processes nor one that joins an instance. What the workload starts has its
+    /// parents inside, and whoever loses his inside gets another one there.
+    fn parent_outside(&self, process: Process, all: &[u32]) -> io::Result<Option<Process>> {
+        let Some(parent) = process.parent()? else { return Ok(None) };
+        if all.binary_search(&parent.pid).is_ok() || self.runtime.contains_key(&parent) {
+            return Ok(None);
+        }
+        // Or one that was born after the others were listed.
+        let born = parent.namespace("pid").is_ok_and(|name| self.namespaces.get("pid") == Some(&name));
+        let joins = identity(&parent.file("exe")).is_ok_and(|file| self.is_a_runtimes(file));
+        Ok((!born && !joins && process.parent()? == Some(parent)).then_some(parent))
+    }
+
+    /// Whether a file is one of the runtime's programs, or this very program, also as it was replaced since.
+    fn is_a_runtimes(&self, file: Identity) -> bool {
+        let installed = || {
+            let own = std::fs::read_link("/proc/self/exe").ok()?;
+            let own = own.to_str()?;
+            identity(own.strip_suffix(" (deleted)").unwrap_or(own)).ok()
+        };
+        self.programs.contains(&file) || installed() == Some(file)
     }
 
     fn listening(&self, ours: &HashMap<u64, Process>, time_ms: i64) -> io::Result<Vec<Finding>> {
@@ -368,13 +400,13 @@ fn container(
 }
 
 /// The runtime's own processes around a container: programs of the host, in the namespaces of those that made it. A process of the workload
-/// that has left the container is in none of these.
+/// that has left the container is in none of these. The mount namespaces of all those.
 fn own(
     group: &Group,
     inside: &Inside,
     (init, outer): (Process, &str),
     runtime: &mut HashMap<Process, Identity>,
-) -> io::Result<()> {
+) -> io::Result<HashSet<String>> {
     let container = inside.process.namespace("mnt")?;
     let mut namespaces = HashSet::from([outer.to_owned()]);
     let mut at = inside.process;
@@ -397,5 +429,5 @@ fn own(
             runtime.insert(process, identity(&process.file("exe"))?);
         }
     }
-    Ok(())
+    Ok(namespaces)
 }

@@ -1,6 +1,5 @@
-//! The thread that looks: at intervals, and whenever the kernel announces an execution.
+//! The threads that look: one at intervals, and one whenever the kernel announces an execution.
 
-use std::collections::HashSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -9,15 +8,18 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use countersign_attest::lease::boot_time;
-use countersign_wire::finding::{Finding, Kind, Text};
+use countersign_wire::finding::Kind;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use super::executions::Executions;
-use super::inbox::Outbox;
+use super::executions::{Executions, Marked};
+use super::inbox::{Outbox, channel};
 use super::judge::Judge;
+use super::listener::Listener;
 use super::mounts::escape;
 use super::process::Process;
+use super::pulse::{LONGEST, Patience, Pulse};
 use super::scan::{Awaited, Baseline};
+use super::teller::Teller;
 use super::{Notice, Seen, now_ms};
 use crate::group::Group;
 
@@ -31,18 +33,45 @@ const BIRTH: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(2)
 const EVERYWHERE: u32 = 12;
 /// How long it may take until there is something to look at: then the monitor is blind, whatever hides the container's first process.
 const SET_UP: Duration = Duration::from_secs(30);
-/// Findings that are remembered, so that each is told once; then they are forgotten, and told again.
-const REMEMBERED: usize = 4096;
+/// How long the end of a run waits for a thread that is in the middle of something.
+const LEAVE: Duration = Duration::from_secs(1);
 
-/// The thread's handle; dropped, it ends.
+/// The threads' handle; dropped, they end.
 #[derive(Debug)]
 pub(crate) struct Scanner {
     stop: Arc<OwnedFd>,
+    threads: Vec<Thread>,
+}
+
+/// One of them.
+#[derive(Debug)]
+struct Thread {
+    /// What it looks at, for people.
+    at: &'static str,
     thread: Option<JoinHandle<()>>,
+    patience: Patience,
+}
+
+impl Thread {
+    /// `work` does by its pulse what may not come back.
+    fn start(at: &'static str, pulse: &Arc<Pulse>, work: impl FnOnce() + Send + 'static) -> Self {
+        let patience = Patience::with(Arc::clone(pulse), Instant::now());
+        Self { at, thread: Some(std::thread::spawn(work)), patience }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// What it does not see, because it does not come back.
+    fn overdue(&mut self) -> Option<Seen> {
+        let what = format!("it takes more than {} s to look: a file system may not answer", LONGEST.as_secs());
+        self.patience.ends(Instant::now()).then(|| Seen::now(Kind::MonitorBlind, &what, self.at))
+    }
 }
 
 impl Scanner {
-    /// Starts it. `longest` is the longest time between two looks.
+    /// Starts them. `longest` is the longest time between two looks.
     ///
     /// # Errors
     /// The system call fails.
@@ -55,56 +84,72 @@ impl Scanner {
         outbox: Outbox<Notice>,
     ) -> io::Result<Self> {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
-        let told = HashSet::new();
         let nested = nested.map(|place| escape(&place.to_string_lossy()));
-        let mut work = Work { stop: Arc::clone(&stop), group, nested, executions, longest, outbox, told };
-        let thread = std::thread::spawn(move || {
+        let (teller, pulse, (marks, marked)) = (Teller::new(outbox), Arc::new(Pulse::default()), channel()?);
+        let mut threads = Vec::new();
+        if let Some(executions) = executions {
+            let (stop, teller, pulse) = (Arc::clone(&stop), teller.clone(), Arc::new(Pulse::default()));
+            let listener = Listener { stop, executions, marked, teller, pulse: Arc::clone(&pulse) };
+            threads.push(Thread::start("executions", &pulse, || listener.run()));
+        }
+        let work = Work { stop: Arc::clone(&stop), group, nested, marks, longest, teller, pulse: Arc::clone(&pulse) };
+        threads.push(Thread::start("looks", &pulse, move || {
             // While the workload's own first steps are waited for anyway.
             let _ = judge.prepare();
             if let Err(e) = work.go_on() {
-                work.blind(&format!("nobody looks any more: {e}"));
+                work.teller.blind(&format!("nobody looks any more: {e}"));
             }
-        });
-        Ok(Self { stop, thread: Some(thread) })
+        }));
+        Ok(Self { stop, threads })
     }
-}
 
-impl Scanner {
-    /// Has it tell what was announced until now, and end; it may have to be listened to until it has.
+    /// Has them tell what was announced until now, and end; they may have to be listened to until they have.
     pub(crate) fn stop(&self) {
         let _ = rustix::io::write(&*self.stop, &1_u64.to_ne_bytes());
     }
 
-    pub(crate) fn has_ended(&self) -> bool {
-        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    /// Those of them that do not come back, each told once.
+    pub(crate) fn overdue(&mut self) -> Vec<Seen> {
+        self.threads.iter_mut().filter_map(Thread::overdue).collect()
+    }
+
+    /// Whether all have ended that ever will.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        let now = Instant::now();
+        self.threads.iter_mut().all(|thread| thread.has_ended() || thread.patience.is_over(now))
     }
 }
 
 impl Drop for Scanner {
     fn drop(&mut self) {
         self.stop();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        let asked = Instant::now();
+        while !self.threads.iter().all(Thread::has_ended) && asked.elapsed() < LEAVE {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // One that waits for a file system is left behind: it holds nothing that anybody waits for.
+        for thread in self.threads.iter_mut().filter(|thread| thread.has_ended()) {
+            if let Some(thread) = thread.thread.take() {
+                let _ = thread.join();
+            }
         }
     }
 }
-
-/// What is one finding, told again.
-type Told = (Kind, Text, Option<Text>);
 
 struct Work {
     stop: Arc<OwnedFd>,
     group: Arc<Group>,
     /// The runtime makes the container in namespaces of its own, of what is mounted here.
     nested: Option<String>,
-    executions: Option<Executions>,
+    /// Who listens for executions is told where.
+    marks: Outbox<Marked>,
     longest: Duration,
-    outbox: Outbox<Notice>,
-    told: HashSet<Told>,
+    teller: Teller,
+    pulse: Arc<Pulse>,
 }
 
 impl Work {
-    fn go_on(&mut self) -> io::Result<()> {
+    fn go_on(&self) -> io::Result<()> {
         let begun = boot_time();
         let (mut said, mut why) = (false, "its first process shows itself to nobody".to_owned());
         let (mut looks, mut awaited) = (0_u32, Awaited::default());
@@ -113,7 +158,8 @@ impl Work {
         let mut baseline = loop {
             let everywhere = looks.is_multiple_of(EVERYWHERE);
             looks = looks.wrapping_add(1);
-            match Baseline::take(&self.group, self.nested.as_deref(), &mut awaited, everywhere) {
+            let taken = || Baseline::take(&self.group, self.nested.as_deref(), &mut awaited, everywhere);
+            match self.pulse.step(taken) {
                 Ok(Some(baseline)) => break baseline,
                 // It has ended before it was looked at.
                 Ok(None) | Err(_) if self.gone() => return Ok(()),
@@ -126,7 +172,7 @@ impl Work {
             }
             if !said && boot_time().saturating_sub(begun) > SET_UP {
                 said = true;
-                self.blind(&format!(
+                self.teller.blind(&format!(
                     "nothing in the container can be watched {} s after its start: {why}",
                     SET_UP.as_secs()
                 ));
@@ -135,21 +181,16 @@ impl Work {
                 return Ok(());
             }
         };
-        let unwatched = self.executions.as_ref().map(|executions| executions.watch(&baseline)).unwrap_or_default();
-        if !unwatched.is_empty() {
-            let what = format!("executions are seen at intervals only in {}", unwatched.join(", "));
-            self.outbox.send(Notice::Warning(what));
-        }
+        self.marks.send(Marked::of(&baseline));
         loop {
             let (started, at) = (Instant::now(), boot_time());
-            match baseline.look(&self.group, now_ms()) {
+            match self.pulse.step(|| baseline.look(&self.group, now_ms())) {
                 Ok(found) => {
-                    self.tell(found, at);
-                    // Whoever cannot look later has to say it again.
-                    self.told.retain(|(kind, ..)| *kind != Kind::MonitorBlind);
+                    self.teller.tell(found, at);
+                    self.teller.sees();
                 }
                 Err(_) if self.gone() => return Ok(()),
-                Err(e) => self.blind(&format!("the run cannot be looked at: {e}")),
+                Err(e) => self.teller.blind(&format!("the run cannot be looked at: {e}")),
             }
             let pause = started.elapsed().saturating_mul(SHARE).clamp(SHORTEST.min(self.longest), self.longest);
             let next = Instant::now().checked_add(pause).unwrap_or_else(Instant::now);
@@ -167,47 +208,14 @@ impl Work {
         self.group.init().is_some_and(ended)
     }
 
-    /// Says that what happens is not seen. The policy judges that too.
-    fn blind(&mut self, what: &str) {
-        self.tell(vec![Finding::new(Kind::MonitorBlind, what, "", now_ms())], boot_time());
-    }
-
-    /// Waits, and tells what the kernel announces meanwhile; true when it is over.
-    fn wait(&mut self, time: Duration) -> io::Result<bool> {
+    /// Waits; true when it is over.
+    fn wait(&self, time: Duration) -> io::Result<bool> {
         let time = Timespec::try_from(time).map_err(io::Error::other)?;
-        let mut fds = vec![PollFd::new(&self.stop, PollFlags::IN)];
-        if let Some(executions) = &self.executions {
-            fds.push(PollFd::from_borrowed_fd(executions.as_fd(), PollFlags::IN));
-        }
+        let mut fds = [PollFd::new(&self.stop, PollFlags::IN)];
         match poll(&mut fds, Some(&time)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
-        }
-        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-        let at = boot_time();
-        if ready.get(1) == Some(&true)
-            && let Some(found) = self.executions.as_ref().map(|executions| executions.take(now_ms()))
-        {
-            self.tell(found, at);
-        }
-        Ok(ready.first() == Some(&true))
-    }
-
-    fn tell(&mut self, found: Vec<Finding>, at: Duration) {
-        if self.told.len() > REMEMBERED {
-            self.told.clear();
-        }
-        for finding in found {
-            // Events of the machine happen again; what a process is, is so until it ends.
-            // An execution is announced with the file's place, and seen later with its mount's: one finding.
-            let blind = finding.kind == Kind::MonitorBlind;
-            let place = if blind { &finding.what } else { &finding.place };
-            let place = if finding.kind == Kind::ProcessNotInImage { Text::default() } else { place.clone() };
-            let once = finding.pid.is_some() || blind;
-            let again = once && !self.told.insert((finding.kind, place, finding.executable.clone()));
-            if !again {
-                self.outbox.send(Notice::Saw(Seen { finding, at }));
-            }
+            Ok(ready) => Ok(ready > 0),
+            Err(rustix::io::Errno::INTR) => Ok(false),
+            Err(e) => Err(e.into()),
         }
     }
 }

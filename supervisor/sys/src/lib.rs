@@ -184,11 +184,17 @@ pub fn lock_heap() -> io::Result<usize> {
     if result == 0 { Ok(length) } else { Err(io::Error::last_os_error()) }
 }
 
-/// First and last-plus-one address of the heap in /proc/self/maps.
+/// First and last-plus-one address of the heap in /proc/self/maps. One that has grown since it was locked is two lines there, or more.
 fn heap(maps: &str) -> Option<(usize, usize)> {
-    let line = maps.lines().find(|line| line.ends_with("[heap]"))?;
-    let (start, end) = line.split_whitespace().next()?.split_once('-')?;
-    Some((usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?))
+    let mut lines = maps.lines().filter(|line| line.ends_with("[heap]"));
+    let address = |text: &str| usize::from_str_radix(text, 16).ok();
+    let ends = |line: &str| {
+        let (start, end) = line.split_whitespace().next()?.split_once('-')?;
+        Some((address(start)?, address(end)?))
+    };
+    let (start, end) = ends(lines.next()?)?;
+    let last = lines.next_back().map_or(Some(end), |line| Some(ends(line)?.1));
+    Some((start, last?))
 }
 
 #[cfg(test)]
@@ -256,6 +262,9 @@ mod tests {
         let maps = "55d0-55e0 rw-p 00000000 00:00 0    [heap]\n7f00-7f01 r--p 0 00:00 0 /x\n";
         assert_eq!(heap(maps), Some((0x55d0, 0x55e0)));
         assert_eq!(heap("7f00-7f01 r--p 0 00:00 0 /x\n"), None);
+        // As it is after it was locked and has grown.
+        let grown = format!("{maps}55e0-5610 rw-p 00000000 00:00 0    [heap]\n");
+        assert_eq!(heap(&grown), Some((0x55d0, 0x5610)));
         let locked = |status: &str| -> u64 {
             let line = status.lines().find(|line| line.starts_with("VmLck:")).unwrap();
             line.split_whitespace().nth(1).unwrap().parse().unwrap()

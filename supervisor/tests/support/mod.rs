@@ -4,6 +4,8 @@
 pub(crate) mod host;
 pub(crate) mod processes;
 pub(crate) mod secrets;
+pub(crate) mod stalling;
+pub(crate) mod watched;
 
 use std::ffi::OsStr;
 use std::fs::File;

@@ -1,0 +1,69 @@
+//! The thread that hears what the kernel announces. It asks the file systems of what was executed, and may have to wait for them: nothing
+//! else does with it.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use countersign_attest::lease::boot_time;
+use rustix::event::{PollFd, PollFlags, poll};
+
+use super::executions::{Executions, Marked};
+use super::inbox::Inbox;
+use super::now_ms;
+use super::pulse::Pulse;
+use super::teller::Teller;
+
+/// What it needs.
+pub(super) struct Listener {
+    pub(super) stop: Arc<OwnedFd>,
+    pub(super) executions: Executions,
+    /// What there is to listen to, once there is a container.
+    pub(super) marked: Inbox<Marked>,
+    pub(super) teller: Teller,
+    pub(super) pulse: Arc<Pulse>,
+}
+
+impl Listener {
+    /// To the end; what was announced by then is told.
+    pub(super) fn run(self) {
+        let marked = loop {
+            match (self.wait(self.marked.as_fd()), self.marked.take()) {
+                (Ok(false), Some(marked)) => break marked,
+                (Ok(false), None) => {}
+                (Ok(true), _) => return,
+                (Err(e), _) => return self.deaf(&e),
+            }
+        };
+        let unwatched = self.pulse.step(|| self.executions.watch(&marked));
+        if !unwatched.is_empty() {
+            self.teller.warn(format!("executions are seen at intervals only in {}", unwatched.join(", ")));
+        }
+        loop {
+            let waited = self.wait(self.executions.as_fd());
+            let at = boot_time();
+            self.teller.tell(self.pulse.step(|| self.executions.take(&marked, now_ms())), at);
+            match waited {
+                Ok(false) => {}
+                Ok(true) => return,
+                Err(e) => return self.deaf(&e),
+            }
+        }
+    }
+
+    fn deaf(&self, error: &io::Error) {
+        self.teller.blind(&format!("nobody listens for executions any more: {error}"));
+    }
+
+    /// Waits until something can be read from `fd`; true when it is over.
+    fn wait(&self, fd: BorrowedFd<'_>) -> io::Result<bool> {
+        let mut fds = [PollFd::new(&self.stop, PollFlags::IN), PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => return Ok(false),
+            Err(e) => return Err(e.into()),
+        }
+        let [stop, _] = fds;
+        Ok(!stop.revents().is_empty())
+    }
+}

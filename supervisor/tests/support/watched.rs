@@ -1,0 +1,161 @@
+//! Runs under a policy that judges findings, and what their monitor says.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::path::PathBuf;
+use std::process::{Child, ChildStderr, ChildStdout, Command};
+
+use countersign_wire::runlog::{Event, RunLog};
+use serde_json::Value;
+
+use super::Scene;
+use super::processes::Family;
+
+/// A workload policy: these terms, this reaction to a finding of any kind but those that it accepts.
+pub(crate) fn policy(lease_s: u32, reattest_s: u32, reaction: &str, accepted: &[&str]) -> String {
+    format!(
+        r#"package countersign.workload
+
+reaction := {{"lease_s": {lease_s}, "reattest_s": {reattest_s}, "on_violation": "{reaction}", "freeze_hold_s": 3}}
+
+accepted := {accepted:?}
+
+default verdict := {{
+	"allow": false,
+	"reasons": [{{"id": "not-accepted", "message": "this is no business of the workload"}}],
+	"obligations": {{"on_violation": "{reaction}", "freeze_hold_s": 3}},
+}}
+
+verdict := {{"allow": true, "reasons": [], "obligations": reaction}} if input.purpose == "release"
+
+verdict := {{"allow": true, "reasons": [], "obligations": {{}}}} if {{
+	input.purpose == "run"
+	every finding in input.run.findings {{
+		finding.kind in accepted
+	}}
+}}
+"#
+    )
+}
+
+/// A run whose workload has said `ready`, with the lines of its status.
+pub(crate) struct Watched {
+    pub(crate) child: Child,
+    stderr: BufReader<ChildStderr>,
+    pub(crate) stdout: BufReader<ChildStdout>,
+    words: String,
+    pub(crate) started: Value,
+}
+
+impl Watched {
+    pub(crate) fn new(scene: &Scene, name: &str, policy: &str, script: &str) -> Self {
+        let image = scene.with_policy(name, policy);
+        Self::of(&mut scene.command("exec", &["--status-fd", "2"], &image, &["sh", "-c", script]))
+    }
+
+    pub(crate) fn of(command: &mut Command) -> Self {
+        let mut child = command.spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut run = Self { child, stderr, stdout, words: String::new(), started: Value::Null };
+        run.started = run.stage("started");
+        let mut line = String::new();
+        run.stdout.read_line(&mut line).unwrap();
+        if line != "ready\n" {
+            panic!("the workload did not start: {line}{:?}", run.end());
+        }
+        run
+    }
+
+    /// Waits for a status line; its detail.
+    #[track_caller]
+    pub(crate) fn stage(&mut self, stage: &str) -> Value {
+        self.status(|line| line["stage"] == stage)["detail"].clone()
+    }
+
+    /// Waits for a finding of a kind.
+    #[track_caller]
+    pub(crate) fn finding(&mut self, kind: &str) -> Value {
+        self.status(|line| line["stage"] == "finding" && line["detail"]["finding"]["kind"] == kind)["detail"].clone()
+    }
+
+    #[track_caller]
+    pub(crate) fn status(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
+        loop {
+            let mut line = String::new();
+            assert_ne!(self.stderr.read_line(&mut line).unwrap(), 0, "it does not come:\n{}", self.words);
+            self.words.push_str(&line);
+            let value: Value = serde_json::from_str(&line).unwrap_or_default();
+            if wanted(&value) {
+                return value;
+            }
+        }
+    }
+
+    pub(crate) fn family(&self) -> Family {
+        Family::of(i32::try_from(self.child.id()).unwrap())
+    }
+
+    /// Where its cgroup is; none for a process tree.
+    pub(crate) fn cgroup(&self) -> Option<PathBuf> {
+        self.started["group"].as_str().unwrap().strip_prefix("cgroup ").map(PathBuf::from)
+    }
+
+    /// Whether all processes of the workload stand still.
+    pub(crate) fn is_frozen(&self) -> bool {
+        match self.cgroup() {
+            Some(path) => std::fs::read_to_string(path.join("cgroup.events")).unwrap().contains("frozen 1"),
+            None => {
+                let init = i32::try_from(self.started["init"].as_u64().unwrap()).unwrap();
+                Family::of(init).0.iter().all(|process| process.state() == 'T')
+            }
+        }
+    }
+
+    /// The run's id.
+    pub(crate) fn id(&self) -> String {
+        self.started["run"].as_str().unwrap().to_owned()
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).unwrap()
+    }
+
+    /// A line for the workload.
+    pub(crate) fn say(&mut self, line: &str) {
+        self.child.stdin.as_mut().unwrap().write_all(format!("{line}\n").as_bytes()).unwrap();
+    }
+
+    /// The workload's next line.
+    pub(crate) fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        line
+    }
+
+    /// Waits for its end: exit code and all that it said.
+    pub(crate) fn end(mut self) -> (Option<i32>, String) {
+        let mut rest = String::new();
+        self.stderr.read_to_string(&mut rest).unwrap();
+        self.words.push_str(&rest);
+        (self.child.wait().unwrap().code(), std::mem::take(&mut self.words))
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Findings and reactions in the run log of a host.
+pub(crate) fn logged(scene: &Scene) -> Vec<String> {
+    let log = RunLog::parse(&std::fs::read(scene.path("host/run.log")).unwrap()).unwrap();
+    let say = |event: &Event| match event {
+        Event::Finding { finding, .. } => Some(finding.kind.to_string()),
+        Event::Reaction { reaction, .. } => Some(reaction.to_string()),
+        Event::End { status, .. } => Some(status.split(':').next().unwrap().to_owned()),
+        Event::Receipt { .. } | Event::Start { .. } | Event::Resume { .. } | Event::Other { .. } => None,
+    };
+    log.entries.iter().filter_map(|entry| say(&entry.event)).collect()
+}
