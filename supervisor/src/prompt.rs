@@ -21,7 +21,7 @@ struct Silent<'a> {
 }
 
 impl<'a> Silent<'a> {
-    /// Keys that send signals are read like others: no signal ends the process while nothing is shown. Ctrl-C ends the line.
+    /// Keys that send signals are read like others: none of them ends the process while nothing is shown. Ctrl-C ends the line.
     fn new(terminal: &'a File) -> io::Result<Self> {
         let before = tcgetattr(terminal)?;
         let mut silent = before.clone();

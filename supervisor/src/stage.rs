@@ -24,6 +24,9 @@ use crate::exit::{Failure, Stage};
 use crate::runtime::{Chosen, Ids, Place, Share, Task, Waiting};
 use crate::served::FILE;
 
+/// Folder of the stage's own places, over the state folder. What shows the machine to a runtime covers it: nobody finds the root in its first
+/// place.
+const OWN: &str = ".own";
 /// How long squashfuse may take to mount.
 const MOUNT: Duration = Duration::from_secs(20);
 /// Most bytes of one request to the decryptor: squashfs' blocks of 128 KiB touch 33 pages, which two threads decrypt at the same time.
@@ -182,7 +185,9 @@ impl Places {
         mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).map_err(namespaces)?;
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         mount("countersign", base, "tmpfs", flags, Some(c"mode=0700,size=64k")).map_err(namespaces)?;
-        let places = Self { image: base.join(".image"), root: base.join(".root"), shown: shown(base, &order.name) };
+        let own = base.join(OWN);
+        fs::create_dir(&own).map_err(namespaces)?;
+        let places = Self { image: own.join("image"), root: own.join("root"), shown: shown(base, &order.name) };
         for folder in [&places.image, &places.root] {
             fs::create_dir(folder).map_err(namespaces)?;
         }

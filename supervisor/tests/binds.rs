@@ -264,7 +264,13 @@ fn a_client_that_sends_what_ours_does_not() {
     let memory =
         path(Path::new(&format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&memory))), OFlags::empty());
     let namespace = path(Path::new("/proc/self/ns/mnt"), OFlags::empty());
+    use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+    let made = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
+    fsconfig_create(&made).unwrap();
+    let nowhere = fsmount(&made, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).unwrap();
     for (fds, stage, words) in [
+        // Older kernels refuse them by themselves.
+        (vec![nowhere], "usage or namespaces", "/x: its mount"),
         (vec![], "usage", "4 descriptors in place of 5"),
         (vec![folder(), open(Path::new("/dev/null")), folder()], "usage", "7 descriptors in place of 5"),
         (vec![open(&data)], "usage", "more than a path"),
@@ -274,11 +280,11 @@ fn a_client_that_sends_what_ours_does_not() {
         (vec![pipe], "usage", "more than a path"),
         // Files that are mounted nowhere, and namespaces.
         (vec![memory], "namespaces", "its mount cannot be had"),
-        (vec![namespace], "namespaces", "/x"),
+        (vec![namespace], "usage or namespaces", "/x"),
         (vec![path(Path::new("/proc/1"), OFlags::empty())], "namespaces", "cannot be lent"),
     ] {
         let told = answer(&["/tmp/x"], fds);
-        assert_eq!(told["Failed"]["stage"], stage, "{words}: {told}");
+        assert!(stage.contains(told["Failed"]["stage"].as_str().unwrap()), "{words}: {told}");
         assert!(told["Failed"]["error"].as_str().unwrap().contains(words), "{words}: {told}");
     }
     let many: Vec<String> = (0..17).map(|n| format!("/tmp/{n}")).collect();

@@ -69,6 +69,10 @@ impl Bound {
             Failure::new(Stage::Namespaces, format!("--bind {}: {why}", self.name.display()), hint)
         })?;
         let id = mount_of(&self.fd).map_err(|e| usage(&self.name, e))?;
+        // The kernel copies those too that are in no namespace: whoever made one may have done so in a user namespace of his own.
+        if kind_of(&table, id).is_none() {
+            return Err(usage(&self.name, "its mount has no place where the supervisor was started"));
+        }
         // What does not come along would show what it is there to hide.
         if let Some(place) = unbindable_below(&table, id) {
             return Err(usage(&self.name, format!("what is mounted at {place} cannot be bound (unbindable)")));

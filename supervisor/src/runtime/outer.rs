@@ -72,6 +72,8 @@ impl Program {
             command.env_remove(name);
         }
         command.args(["--dev-bind", "/", "/", "--cap-drop", "ALL"]);
+        // The root may be in its first place still.
+        command.arg("--tmpfs").arg(place.root.parent().unwrap_or(place.root));
         if !place.terminal.is_any() {
             command.arg("--new-session");
         }
