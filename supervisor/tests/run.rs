@@ -589,7 +589,8 @@ fn a_script_and_a_pipeline_share_the_terminal() {
     desk.shows("ended 0");
     desk.end();
     // Whoever else is in a pipeline keeps the terminal.
-    let pager = "\"$@\" | sh -c 'read a; echo \"first $a.\"; read x < /dev/tty; echo \"typed $x.\"'; echo ended";
+    let pager =
+        "\"$@\" | sh -c 'trap \"\" INT; read a; echo \"first $a.\"; read x < /dev/tty; echo \"typed $x.\"'; echo ended";
     let mut desk = support::Desk::new(&[], pager, &sleeps);
     desk.shows("first ready.");
     desk.types("yes\n");
