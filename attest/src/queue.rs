@@ -5,6 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -53,18 +54,35 @@ pub(crate) fn wait(lock: &File, since: Instant, patience: Duration, resting: &dy
 
 /// Who holds a file's lock, in words, and whether he is stopped.
 fn holder(lock: &File) -> Option<(String, bool)> {
-    let inode = lock.metadata().ok()?.ino().to_string();
+    let file = format!("{}:{}", device(lock)?, lock.metadata().ok()?.ino());
     let locks = fs::read_to_string("/proc/locks").ok()?;
-    let process = locks.lines().find_map(|line| {
-        let mut fields = line.split_whitespace().skip(1);
-        (fields.next()? == "FLOCK").then_some(())?;
-        let process = fields.nth(2)?;
-        (fields.next()?.rsplit(':').next()? == inode).then(|| process.to_owned())
-    })?;
+    let process = first_with(&locks, &file)?;
     let stat = fs::read(format!("/proc/{process}/stat")).ok()?;
     let stat = String::from_utf8_lossy(&stat);
     let (name, rest) = stat.split_once(" (")?.1.rsplit_once(") ")?;
     Some((format!("process {process} ({})", name.escape_debug()), rest.starts_with(['T', 't'])))
+}
+
+/// The process that locks a file (`device:inode`) with flock(2), in /proc/locks (proc(5)).
+fn first_with<'a>(locks: &'a str, file: &str) -> Option<&'a str> {
+    locks.lines().find_map(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        (fields.next()? == "FLOCK").then_some(())?;
+        let process = fields.nth(2)?;
+        (fields.next()? == file).then_some(process)
+    })
+}
+
+/// The number of a file's file system, as /proc/locks has it: everybody can make a file of the same inode on another one. It is not always what
+/// stat(2) says (btrfs, overlay), but what mount tables say.
+fn device(file: &File) -> Option<String> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).ok()?;
+    let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim();
+    let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let fields =
+        table.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|fields| fields.first() == Some(&mount))?;
+    let (major, minor) = fields.get(2)?.split_once(':')?;
+    Some(format!("{:02x}:{:02x}", major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?))
 }
 
 /// A place in the queue, left when dropped.
@@ -175,6 +193,18 @@ mod tests {
             thread.join().unwrap();
         }
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_holder_of_this_file() {
+        let locks = "1: FLOCK  ADVISORY  WRITE 11 00:29:77 0 EOF\n1: -> FLOCK  ADVISORY  WRITE 12 fe:00:77 0 EOF\n\
+            2: POSIX  ADVISORY  WRITE 13 fe:00:77 0 EOF\n3: FLOCK  ADVISORY  WRITE 14 fe:00:77 0 EOF\n";
+        assert_eq!(
+            first_with(locks, "fe:00:77"),
+            Some("14"),
+            "neither a file of the same number elsewhere nor who waits"
+        );
+        assert_eq!(first_with(locks, "fe:00:78"), None);
     }
 
     #[test]

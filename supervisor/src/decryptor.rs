@@ -22,6 +22,7 @@ use crate::confine;
 use crate::exit::{Failure, Stage};
 use crate::permit::Permit;
 use crate::served::{self, Gate, THREADS};
+use crate::watch::all_signals;
 
 /// How long a release that is ready is kept waiting, which keeps the host's other programs waiting. It is given up then, and begun anew once
 /// everything else is ready.
@@ -92,7 +93,10 @@ pub(crate) struct Released {
 
 /// Runs the decryptor on its standard input.
 pub(crate) fn main() -> u8 {
+    countersign_sys::write_in_background();
     let Ok(channel) = Channel::from_stdin() else { return Stage::Decryptor.code() };
+    // It ends with its supervisor, and by no signal that a batch system sends to all processes of a job.
+    let Ok(_unheard) = countersign_sys::signals(&all_signals()) else { return Stage::Decryptor.code() };
     match serve(&channel) {
         Ok(()) => 0,
         Err(failure) => {

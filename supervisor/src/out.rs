@@ -107,6 +107,7 @@ fn later(said: Said) {
     let writer = WRITER.get_or_init(|| {
         let (sender, receiver) = std::sync::mpsc::sync_channel(PENDING);
         let write = move || {
+            countersign_sys::write_in_background();
             for said in receiver {
                 match said {
                     Said::Text(text) => say(&text),

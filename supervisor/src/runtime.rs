@@ -56,6 +56,21 @@ pub enum Task {
     },
 }
 
+impl Task {
+    /// Whether it is a shell that reads commands from the terminal.
+    pub(crate) fn is_shell(&self) -> bool {
+        match self {
+            Self::Shell(_) => true,
+            Self::Run(_) | Self::Start { .. } => false,
+            Self::Exec(words) => {
+                let name = words.first().map(|word| Path::new(word).file_name().unwrap_or_default());
+                let options = words.iter().skip(1).all(|word| word.as_encoded_bytes().starts_with(b"-"));
+                options && name.is_some_and(|name| name.as_encoded_bytes().ends_with(b"sh"))
+            }
+        }
+    }
+}
+
 /// A runtime's make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -23,6 +23,7 @@ use crate::channel::Channel;
 use crate::exit::{Failure, Stage};
 use crate::runtime::{Chosen, Ids, Place, Share, Task, Waiting};
 use crate::served::FILE;
+use crate::watch::all_signals;
 
 /// Folder of the stage's own places, over the state folder. What shows the machine to a runtime covers it: nobody finds the root in its first
 /// place.
@@ -88,6 +89,8 @@ pub(crate) fn place_of_bind(folder: &Path, n: usize) -> PathBuf {
 /// Runs the stage on its standard input.
 pub(crate) fn main() -> u8 {
     let Ok(channel) = Channel::from_stdin() else { return Stage::Start.code() };
+    // They are the workload's, also where a batch system sends them to all processes of a job. What is started here hears them.
+    let Ok(_unheard) = countersign_sys::signals(&all_signals()) else { return Stage::Start.code() };
     match play(&channel) {
         Ok(()) => 0,
         Err(failure) => {
@@ -261,6 +264,7 @@ fn squashfuse(places: &Places) -> Result<Child, Failure> {
     let image = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(FILE);
     let mut command = Command::new(&program);
     countersign_sys::end_with_parent(&mut command);
+    countersign_sys::ignore_signals(&mut command, all_signals());
     command.arg("-f").args(["-o", "ro,nosuid,nodev"]).arg(image).arg(&places.root);
     command.env_clear().env("PATH", "/usr/bin:/bin").env("LC_ALL", "C");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());

@@ -294,6 +294,27 @@ fn what_a_signal_means_is_for_the_workload_to_say() {
 }
 
 #[test]
+fn a_signal_to_all_processes_of_a_job_is_the_workloads_too() {
+    let Some(scene) = Scene::new() else { return };
+    let script = "trap 'echo told' USR1; trap 'echo saved; cat /secret.txt; exit 6' TERM; echo ready; while :; do sleep 0.01; done";
+    let run = scene.started(script);
+    // As Slurm does it; without what sleeps a moment.
+    let all = || {
+        support::processes::Family::of(run.pid()).0.into_iter().filter(|process| !process.command.starts_with("sleep "))
+    };
+    let send = |number: Signal| all().for_each(|process| process.signal_if_there(number));
+    send(Signal::USR1);
+    assert_eq!(all().filter(|process| process.state() != 'Z').count(), all().count());
+    send(Signal::TERM);
+    let (code, out, err) = run.end();
+    assert!(
+        code == Some(6) && out.contains("told\n") && out.contains("saved\n") && out.ends_with(SECRET),
+        "{out}{err}"
+    );
+    assert_eq!(scene.runs(), ["start", "exit 6"]);
+}
+
+#[test]
 fn an_interrupt_at_a_terminal_is_for_what_the_shell_runs() {
     let Some(scene) = Scene::new() else { return };
     let (mut pty, terminal) = support::terminal();
@@ -568,12 +589,58 @@ fn a_script_and_a_pipeline_share_the_terminal() {
     desk.shows("ended 0");
     desk.end();
     // Whoever else is in a pipeline keeps the terminal.
-    let pager = "\"$@\" | sh -c 'read a; echo \"first $a.\"; read x < /dev/tty; echo \"typed $x.\"'; echo ended";
+    let pager =
+        "\"$@\" | sh -c 'trap \"\" INT; read a; echo \"first $a.\"; read x < /dev/tty; echo \"typed $x.\"'; echo ended";
     let mut desk = support::Desk::new(&[], pager, &sleeps);
     desk.shows("first ready.");
     desk.types("yes\n");
     desk.shows("typed yes.");
     desk.types("\x03");
+    desk.shows("ended");
+    desk.end();
+}
+
+#[test]
+fn whoever_has_the_terminal_cannot_stop_his_supervisor_with_it() {
+    let Some(scene) = Scene::new() else { return };
+    let image = scene.with_policy("alerts", &support::watched::policy(3600, 1800, "alert", &[]));
+    // Who writes from the background is stopped now, and each finding is written.
+    let stranger = "cp /bin/busybox /tmp/busybox; busybox stty tostop; echo ready; read x; /tmp/busybox sleep 0.5";
+    let script = format!("{stranger}; read x; grep SigBlk /proc/self/status; exit 4");
+    let program = scene.command("exec", &[], &image, &["sh", "-c", &script]);
+    let mut desk = support::Desk::new(&[], "\"$@\"; echo \"ended $?\"", &program);
+    desk.shows("ready");
+    desk.types("\n");
+    desk.shows("process-not-in-image");
+    assert_ne!(desk.supervisor().state(), 'T');
+    desk.types("\n");
+    desk.shows("0000000000000000");
+    desk.shows("ended 4");
+    desk.end();
+}
+
+#[test]
+fn a_shells_last_code_is_no_key() {
+    let Some(scene) = Scene::new() else { return };
+    let shell = scene.command("exec", &[], &scene.owner.path("app.sif"), &["sh"]);
+    let mut desk = support::Desk::new(&[], "dash -c '\"$@\"; echo \"went on $?\"' dash \"$@\"", &shell);
+    desk.types("echo rea''dy\n");
+    desk.shows("ready");
+    desk.types("\x03");
+    desk.types("exit 130\n");
+    desk.shows("went on 130");
+    desk.end();
+}
+
+#[test]
+fn a_key_reaches_all_also_where_the_input_is_a_pipe() {
+    let Some(scene) = Scene::new() else { return };
+    let script = "trap 'echo told' INT; echo ready; busybox sleep 1000";
+    let program = scene.command("exec", &[], &scene.owner.path("app.sif"), &["sh", "-c", script]);
+    let mut desk = support::Desk::new(&[], "true | \"$@\"; echo ended", &program);
+    desk.shows("ready");
+    desk.types("\x03");
+    desk.shows("told");
     desk.shows("ended");
     desk.end();
 }

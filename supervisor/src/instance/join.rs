@@ -54,7 +54,7 @@ pub fn join(instances: Option<&Path>, name: &str, task: &Task, flags: &[Given]) 
         .map(|folder| fs::OpenOptions::new().write(true).open(folder.join("cgroup.procs")));
     let cgroup = cgroup.transpose().map_err(|e| entering(&e))?;
     let here = std::env::current_dir();
-    let at_terminal = crate::runtime::Share::now().is_any();
+    let at_terminal = matches!(task, Task::Shell(_)) && crate::runtime::Share::now().is_any();
     let mut command = {
         let root = PathBuf::from(format!("/proc/{}/root", note.init));
         note.runtime.join(name, &root, &instance.path("runtime"), task, flags)?
@@ -80,7 +80,8 @@ pub fn join(instances: Option<&Path>, name: &str, task: &Task, flags: &[Given]) 
     if let Some(procs) = cgroup {
         countersign_sys::join_cgroup(&mut command, procs.into());
     }
-    // As in a run: what runs at the user's terminal may not type into it, elsewhere it gets a session of its own.
+    // A shell gets the user's terminal and may not type into it, whatever else runs gets a session without one: it would be in this process's
+    // group, and all of that is in its reach then.
     let filter = crate::runtime::terminal_filter().filter(|_| at_terminal);
     match &filter {
         Some(filter) => countersign_sys::filter_calls(&mut command, filter),

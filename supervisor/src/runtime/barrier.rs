@@ -11,6 +11,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
 
 use rustix::fs::{CWD, Mode, OFlags, open};
 use rustix::io::Errno;
@@ -42,6 +43,7 @@ pub(super) struct Barrier {
     /// The place of the root.
     place: OwnedFd,
     word: Sender<()>,
+    server: JoinHandle<()>,
 }
 
 impl Mounted {
@@ -63,10 +65,10 @@ impl Mounted {
         let server = Server { fuse, name, said };
         let own = std::process::id();
         let thread = std::thread::Builder::new().stack_size(STACK);
-        thread.spawn(move || server.serve(own)).map_err(namespaces)?;
+        let server = thread.spawn(move || server.serve(own)).map_err(namespaces)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let place = open(&path, flags, Mode::empty()).map_err(namespaces)?;
-        Ok(Barrier { folder, place, word })
+        Ok(Barrier { folder, place, word, server })
     }
 }
 
@@ -90,6 +92,8 @@ impl Barrier {
     /// Takes it away; who waits gets an error.
     pub(super) fn remove(self) -> Result<(), Failure> {
         drop(self.word);
+        // A process with threads starts none in a cgroup.
+        let _ = self.server.join();
         unmount(&self.folder, UnmountFlags::DETACH).map_err(namespaces)
     }
 }
@@ -267,9 +271,9 @@ mod tests {
         let (word, said) = channel();
         let server = Server { fuse, name: name.clone(), said };
         let own = u32::try_from(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
-        std::thread::spawn(move || server.serve(own));
+        let server = std::thread::spawn(move || server.serve(own));
         let place = open(folder.join(name), OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
-        Barrier { folder, place, word }
+        Barrier { folder, place, word, server }
     }
 
     fn reader(shown: &Path) -> Child {

@@ -216,8 +216,6 @@ impl Settings {
         match terminal::filter().filter(|_| place.terminal.is_any()) {
             Some(filter) => {
                 terminal::hand_over(command, place.terminal);
-                // bubblewrap is in the workload's group: what the keys mean is not for it.
-                bubble.is_first = true;
                 bubble.give("--seccomp", in_memory(&filter)?)?;
             }
             None => {

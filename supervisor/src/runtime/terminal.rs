@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 
 /// Most processes that are looked at.
 const NEAR: usize = 256;
+/// And how many of their threads: a look costs the run's main thread some milliseconds at most.
+const THREADS: usize = 512;
 /// How often it is looked at who is stopped there.
 const LOOK: Duration = Duration::from_secs(1);
 /// How often it is looked at where a shell may give the terminal to the supervisor, and how long what is stopped has to be.
@@ -91,10 +93,12 @@ impl Stat {
     }
 }
 
-/// Its children, those of all its threads.
-fn children(process: i32) -> Vec<i32> {
+/// Its children, those of its threads, as many of which are looked at as there are `left`.
+fn children(process: i32, left: &mut usize) -> Vec<i32> {
     let Ok(threads) = std::fs::read_dir(format!("/proc/{process}/task")) else { return Vec::new() };
-    let lists = threads.flatten().filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    let threads: Vec<_> = threads.flatten().take(*left).collect();
+    *left = left.saturating_sub(threads.len());
+    let lists = threads.into_iter().filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
     lists.flat_map(|list| list.split_whitespace().filter_map(|child| child.parse().ok()).collect::<Vec<_>>()).collect()
 }
 
@@ -107,7 +111,7 @@ pub(crate) struct Lending {
     nested: bool,
     /// The workload's group that had it last.
     group: Option<Pid>,
-    /// Whoever has it makes no groups of its own, as a shell does.
+    /// Whoever had it made no groups of its own, as a shell does.
     plain: bool,
     /// When it was looked at last who is stopped.
     looked: Option<Instant>,
@@ -149,7 +153,7 @@ impl Lending {
         let has_it = all.iter().any(|stat| stat.group == number(foreground));
         if has_it {
             self.group = Some(foreground);
-            self.plain = self.group == self.first();
+            self.plain &= self.group == self.first();
         }
         let group = self.group()?;
         let by = all.iter().filter(|stat| stat.group == number(group) && stat.state == 'T').map(|stat| stat.by);
@@ -167,10 +171,10 @@ impl Lending {
 
     /// The container's processes, the first ones first.
     fn processes(&self) -> Vec<Stat> {
-        let (mut processes, mut next) = (vec![self.init], 0);
+        let (mut processes, mut next, mut threads) = (vec![self.init], 0, THREADS);
         while let Some(&process) = processes.get(next).filter(|_| processes.len() < NEAR) {
             next = next.saturating_add(1);
-            processes.extend(children(process));
+            processes.extend(children(process, &mut threads));
         }
         processes.iter().filter_map(|process| Stat::of(*process)).collect()
     }
@@ -180,7 +184,7 @@ impl Lending {
         let outer = Stat::of(self.init)?.group;
         let group = if self.nested {
             // Until it has one.
-            Stat::of(*children(self.init).first()?)?.group
+            Stat::of(*children(self.init, &mut { THREADS }).first()?)?.group
         } else {
             outer
         };
@@ -317,7 +321,7 @@ mod tests {
             by
         };
         assert_eq!([Signal::STOP, Signal::TTIN, Signal::TTOU].map(stopped_by), [19, 21, 22]);
-        assert!(children(number(rustix::process::getpid())).contains(&pid));
+        assert!(children(number(rustix::process::getpid()), &mut { THREADS }).contains(&pid));
         child.kill().unwrap();
         child.wait().unwrap();
     }

@@ -28,8 +28,6 @@ pub(super) struct Bubble {
     status: PipeReader,
     /// What it inherits.
     kept: Vec<OwnedFd>,
-    /// It is to be the first process of a namespace, which a terminal's keys neither end nor stop.
-    pub(super) is_first: bool,
 }
 
 /// What holds a runtime up.
@@ -47,7 +45,6 @@ pub(crate) struct Waiting {
     bubblewrap: Spawned,
     status: File,
     held: Option<Held>,
-    is_first: bool,
     /// What it is to start, in words.
     what: String,
 }
@@ -62,7 +59,7 @@ impl Bubble {
         command.arg("--unshare-user").args(["--uid", &ids.user.to_string(), "--gid", &ids.group.to_string()]);
         command.args(["--unshare-pid", "--die-with-parent"]);
         let (status, writer) = std::io::pipe().map_err(start)?;
-        let mut bubble = Self { command, status, kept: Vec::new(), is_first: false };
+        let mut bubble = Self { command, status, kept: Vec::new() };
         bubble.give("--json-status-fd", writer.into())?;
         Ok(bubble)
     }
@@ -96,34 +93,23 @@ impl Bubble {
         stdin: OwnedFd,
         cgroup: Option<(BorrowedFd<'_>, BorrowedFd<'_>)>,
     ) -> Result<Waiting, Failure> {
-        let Self { mut command, status, kept, is_first } = self;
+        let Self { mut command, status, kept } = self;
         command.stdin(Stdio::from(stdin));
-        let bubblewrap =
-            spawn(&mut command, cgroup, is_first).map_err(|e| missing(Path::new(command.get_program()), &e))?;
+        let bubblewrap = spawn(&mut command, cgroup).map_err(|e| missing(Path::new(command.get_program()), &e))?;
         drop(kept);
-        Ok(Waiting { bubblewrap, status: File::from(OwnedFd::from(status)), held: None, is_first, what })
+        Ok(Waiting { bubblewrap, status: File::from(OwnedFd::from(status)), held: None, what })
     }
 }
 
-/// Starts bubblewrap in the run's cgroup, if there is one.
-fn spawn(
-    command: &mut Command,
-    cgroup: Option<(BorrowedFd<'_>, BorrowedFd<'_>)>,
-    is_first: bool,
-) -> std::io::Result<Spawned> {
-    let born = |command: &mut Command| {
-        if is_first { countersign_sys::spawn_first(command, None) } else { command.spawn()?.try_into() }
-    };
-    let Some((entrance, folder)) = cgroup else { return born(command) };
-    let there = match is_first {
-        true => countersign_sys::spawn_first(command, Some(folder)),
-        false => countersign_sys::spawn_into(command, folder),
-    };
-    if there.is_ok() {
-        return there;
+/// Starts bubblewrap in the run's cgroup, if there is one, as the first process of a namespace: neither a terminal's keys nor signals that a batch
+/// system sends to all processes of a job end it, or stop it, before its workload has ended.
+fn spawn(command: &mut Command, cgroup: Option<(BorrowedFd<'_>, BorrowedFd<'_>)>) -> std::io::Result<Spawned> {
+    let Some((entrance, folder)) = cgroup else { return countersign_sys::spawn_first(command, None) };
+    if let Ok(born) = countersign_sys::spawn_first(command, Some(folder)) {
+        return Ok(born);
     }
     // Where this process may not start one there, who opened the entrance may move one there.
-    born(countersign_sys::join_cgroup(command, entrance.try_clone_to_owned()?))
+    countersign_sys::spawn_first(countersign_sys::join_cgroup(command, entrance.try_clone_to_owned()?), None)
 }
 
 impl Waiting {
@@ -147,8 +133,8 @@ impl Waiting {
 
     /// The workload's exit code, or `None` when the supervisor is gone.
     pub(super) fn run(self, channel: &Channel, squashfuse: &Child) -> Result<Option<u8>, Failure> {
-        let Self { bubblewrap, status, held, is_first, what } = self;
-        let told = Told { parent: is_first.then(|| bubblewrap.pid()), ..Told::default() };
+        let Self { bubblewrap, status, held, what } = self;
+        let told = Told { parent: Some(bubblewrap.pid()), ..Told::default() };
         let outcome = watch(channel, (status, told), held, &bubblewrap, squashfuse);
         if !matches!(outcome, Ok(Some(_))) {
             let _ = bubblewrap.kill();

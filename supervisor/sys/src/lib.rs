@@ -41,16 +41,33 @@ pub fn enter_private_namespaces() -> io::Result<()> {
     std::fs::write("/proc/self/gid_map", format!("0 {gid} 1"))
 }
 
-/// Has the kernel kill the command's process when this one (its main thread, which must be the one that spawns) ends, however it ends.
+/// Has the kernel kill the command's process when this one (its main thread, which must be the one that spawns) ends, however it ends. It begins
+/// without what [`write_in_background`] does.
 pub fn end_with_parent(command: &mut Command) -> &mut Command {
     let parent = getpid();
     let child = move || {
         set_parent_process_death_signal(Some(Signal::KILL))?;
+        mask_background_writes(libc::SIG_UNBLOCK);
         // It may have ended before the line above.
         // No parent is one outside of the process namespace that the child is in; a dead one's children go to a process inside.
         if getppid().is_none_or(|now| now == parent) { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
     };
-    // SAFETY: between fork and exec `child` makes two system calls; it allocates nothing and takes no lock.
+    // SAFETY: between fork and exec `child` makes a few system calls; it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(child) }
+}
+
+/// Has the command's program begin with these signals ignored.
+pub fn ignore_signals(command: &mut Command, numbers: Vec<i32>) -> &mut Command {
+    let child = move || {
+        for number in &numbers {
+            // SAFETY: ignoring a signal runs nothing of this process's.
+            if unsafe { libc::signal(*number, libc::SIG_IGN) } == libc::SIG_ERR {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec `child` makes system calls alone; it allocates nothing and takes no lock.
     unsafe { command.pre_exec(child) }
 }
 
@@ -65,6 +82,23 @@ pub fn foreground() -> io::Result<Pid> {
         return Err(io::Error::last_os_error());
     }
     Pid::from_raw(group).ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// This thread, and those that it starts, write to a terminal from the background too, whatever its settings are (`stty tostop`): who has the
+/// terminal must not stop this process by it.
+pub fn write_in_background() {
+    mask_background_writes(libc::SIG_BLOCK);
+}
+
+/// Async-signal-safe.
+fn mask_background_writes(how: libc::c_int) {
+    // SAFETY: an all-zero sigset_t is a value of it; sigemptyset and sigaddset then set it up; pthread_sigmask changes this thread's mask alone.
+    unsafe {
+        let mut signals: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut signals);
+        libc::sigaddset(&raw mut signals, libc::SIGTTOU);
+        libc::pthread_sigmask(how, &raw const signals, std::ptr::null_mut());
+    }
 }
 
 /// Makes a process group of this session the foreground of the terminal on standard input, also when this process is not in it.

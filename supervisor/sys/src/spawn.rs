@@ -71,8 +71,13 @@ pub fn spawn_first(command: &mut Command, folder: Option<BorrowedFd<'_>>) -> io:
 }
 
 fn spawn(command: &mut Command, folder: Option<BorrowedFd<'_>>, flags: u64) -> io::Result<Spawned> {
-    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
-        return Err(io::Error::new(io::ErrorKind::ResourceBusy, "this process has several threads"));
+    // One that was joined takes a moment to be gone.
+    let mut tries = 0..20;
+    while std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        if tries.next().is_none() {
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, "this process has several threads"));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
     }
     let (mut failed, mut failure) = io::pipe()?;
     // SAFETY: all numbers: zero asks for nothing.

@@ -41,7 +41,11 @@ impl Process {
     }
 
     pub(crate) fn kill_if_there(&self) {
-        let _ = rustix::process::pidfd_send_signal(&self.handle, Signal::KILL);
+        self.signal_if_there(Signal::KILL);
+    }
+
+    pub(crate) fn signal_if_there(&self, signal: Signal) {
+        let _ = rustix::process::pidfd_send_signal(&self.handle, signal);
     }
 
     /// Waits until it has ended.
