@@ -10,7 +10,7 @@ mod tree;
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 pub(crate) use cgroup::{Cgroup, mount_points};
@@ -95,6 +95,11 @@ impl Group {
         let mut inside = cgroup.processes()?;
         inside.sort_unstable();
         Ok(inside)
+    }
+
+    /// The cgroup that a process is in, unless it is the run's or below it; none without a cgroup. As [`Cgroup::elsewhere`].
+    pub(crate) fn elsewhere(&self, process: u32) -> io::Result<Option<PathBuf>> {
+        self.cgroup.as_ref().map_or(Ok(None), |cgroup| cgroup.elsewhere(process))
     }
 
     /// None of them runs when this returns.

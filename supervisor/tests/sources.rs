@@ -35,9 +35,10 @@ fn receipts(scene: &Scene) -> usize {
 }
 
 /// What a program sees of its machine, between it and the kernel: nobody loads modules or sets clocks for a test. The clock is as many seconds
-/// ahead as a file says, and another file is /proc/modules.
+/// ahead as a file says, another file is /proc/modules, and while a third one is there no process's tables of TCP sockets can be opened.
 const MACHINE: &str = r#"
 #define _GNU_SOURCE
+#include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -52,6 +53,7 @@ int open64(const char *path, int flags, ...) {
     int mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(more, int) : 0;
     va_end(more);
     if (!strcmp(path, "/proc/modules") && getenv("MODULES")) path = getenv("MODULES");
+    if (strstr(path, "/net/tcp") && getenv("UNSEEN") && !access(getenv("UNSEEN"), F_OK)) return errno = EMFILE, -1;
     return (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode);
 }
 int clock_gettime(clockid_t clock, struct timespec *time) {
@@ -95,11 +97,16 @@ impl<'a> Machine<'a> {
     }
 
     fn run(&self, name: &str, policy: &str) -> Watched {
+        self.runs(name, policy, "echo ready; read x; exit 6")
+    }
+
+    fn runs(&self, name: &str, policy: &str, script: &str) -> Watched {
         let image = self.scene.with_policy(name, policy);
-        let script = "echo ready; read x; exit 6";
         let mut command = self.scene.command("exec", &["--status-fd", "2"], &image, &["sh", "-c", script]);
-        let [library, modules, ahead] = ["machine.so", "modules", "ahead"].map(|name| self.scene.path(name));
-        Watched::of(command.env("LD_PRELOAD", library).env("MODULES", modules).env("AHEAD", ahead))
+        let [library, modules, ahead, unseen] =
+            ["machine.so", "modules", "ahead", "unseen"].map(|name| self.scene.path(name));
+        let command = command.env("LD_PRELOAD", library).env("MODULES", modules);
+        Watched::of(command.env("AHEAD", ahead).env("UNSEEN", unseen))
     }
 }
 
@@ -202,6 +209,31 @@ fn a_module_that_the_kernel_loads_is_seen() {
     let (code, words) = run.end();
     assert_eq!(code, Some(217), "{words}");
     assert_eq!(logged(&scene), ["kernel-module-loaded", "kill", "violation"]);
+}
+
+#[test]
+fn a_look_that_fails_keeps_what_it_found() {
+    let Some(scene) = Scene::new() else { return };
+    let Some(machine) = Machine::of(&scene) else { return };
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let script = format!(
+        "/bin/busybox httpd -f -p {free} & echo ready; read x; cp /bin/busybox /tmp/sleep; /tmp/sleep 1000 & read x; exit 6"
+    );
+    let mut run = machine.runs("half", &policy(600, 300, "alert", &[]), &script);
+    assert_eq!(run.finding("listening-socket")["finding"]["where"], free.to_string());
+    machine.is("unseen", "");
+    let found = run.finding("monitor-blind");
+    assert!(found["finding"]["what"].as_str().unwrap().contains("cannot be looked at"), "{found}");
+    // A change of the machine is seen once, by the look after it.
+    machine.is("modules", "rootkit 16384 0 - Live 0x0\next4 1 0 - Live 0x0\n");
+    assert_eq!(run.finding("kernel-module-loaded")["finding"]["where"], "rootkit");
+    run.say("go");
+    assert_eq!(run.finding("process-not-in-image")["finding"]["where"], "/tmp");
+    std::fs::remove_file(scene.path("unseen")).unwrap();
+    run.say("go");
+    let (code, words) = run.end();
+    assert_eq!(code, Some(6), "{words}");
+    assert_eq!(words.matches("\"kind\":\"monitor-blind\"").count(), 1, "told once: {words}");
 }
 
 #[test]

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use support::processes::{Family, Process};
 use support::watched::{Watched, logged, policy};
 use support::{Scene, as_nobody, is_root};
@@ -117,6 +118,33 @@ impl Drop for Intruder {
     }
 }
 
+/// Puts one into the container who has left his parents: a child of the container's first process, and its own but for his cgroup.
+fn orphan_is_found(who: &str, run: &mut Watched, nsenter: &Path, workload: i32) {
+    let Some(cgroup) = run.cgroup() else { return };
+    let mut command = Command::new(nsenter);
+    command.args(["--target", &workload.to_string(), &format!("--user=/proc/{workload}/ns/user")]);
+    command.args(["--preserve-credentials", "-m", "-p", "-i", "-n", "-u", "-C", "/bin/sh", "-c"]);
+    command.arg("(/bin/busybox setsid /bin/busybox sleep 1999 </dev/null >/dev/null 2>&1 &)").stdin(Stdio::null());
+    assert!(command.status().unwrap().success(), "{who}");
+    let intruder = loop {
+        let mut family = run.family();
+        if let Some(at) = family.0.iter().position(|process| process.command == "/bin/busybox sleep 1999 ") {
+            break family.0.swap_remove(at);
+        }
+    };
+    let inside = std::fs::read_to_string(cgroup.join("cgroup.procs")).unwrap();
+    assert!(!inside.lines().any(|pid| pid == intruder.pid.to_string()), "{who}: {inside}");
+    let stat = std::fs::read_to_string(intruder.file("stat")).unwrap();
+    let parent = stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().to_owned();
+    let is_his =
+        |finding: &Value| finding["kind"] == "new-namespace" && finding["pid"].as_i64() == Some(intruder.pid.into());
+    let found = run.status(|line| is_his(&line["detail"]["finding"]))["detail"]["finding"].clone();
+    assert_eq!(found["where"], format!("/proc/{parent}"), "{who}: {found}");
+    assert_eq!(found["what"], "was put into the container's namespaces from outside", "{who}");
+    intruder.kill();
+    intruder.gone();
+}
+
 #[test]
 fn whoever_is_put_into_the_container_is_found() {
     if !is_root() {
@@ -136,6 +164,7 @@ fn whoever_is_put_into_the_container_is_found() {
         let workload = family.0.iter().rev().find(|process| process.command.starts_with("sleep 1000")).unwrap().pid;
         let helper = family.0.iter().find(|process| process.command.starts_with("Apptainer runtime")).map(|it| it.pid);
         let stage = family.find("stage-process").pid;
+        orphan_is_found(who, &mut run, &nsenter, workload);
         let mut number = 2000;
         let mut enters = |target: i32, namespaces: &[&str], what: &[&str]| {
             number += 1;

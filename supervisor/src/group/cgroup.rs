@@ -21,6 +21,8 @@ const FILE: usize = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct Cgroup {
     path: PathBuf,
+    /// As /proc/PID/cgroup has it.
+    name: PathBuf,
     entrance: File,
     folder: File,
     _lock: File,
@@ -29,11 +31,12 @@ pub(crate) struct Cgroup {
 impl Cgroup {
     /// Makes one below the cgroup of this process; why not, in words.
     pub(crate) fn make(name: &str) -> Result<Self, String> {
-        let parent = own()?;
+        let (parent, above) = own()?;
         sweep(&parent);
         // Another supervisor that tidies up may take it before it is locked, or somebody has the name: once more, under another one.
         for again in 0..3 {
-            let path = parent.join(if again == 0 { name.to_owned() } else { format!("{name}-{}", fresh()) });
+            let last = if again == 0 { name.to_owned() } else { format!("{name}-{}", fresh()) };
+            let (path, name) = (parent.join(&last), above.join(&last));
             let at = |e: io::Error| format!("{}: {e}", path.display());
             match fs::create_dir(&path) {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
@@ -45,7 +48,7 @@ impl Cgroup {
                 let open = open.and_then(|entrance| Ok((entrance, File::open(&path)?)));
                 let missing = ["cgroup.freeze", "cgroup.kill"].into_iter().find(|file| !path.join(file).exists());
                 return match (open, missing) {
-                    (Ok((entrance, folder)), None) => Ok(Self { path, entrance, folder, _lock: lock }),
+                    (Ok((entrance, folder)), None) => Ok(Self { path, name, entrance, folder, _lock: lock }),
                     (Err(e), _) => {
                         let _ = fs::remove_dir(&path);
                         Err(at(e))
@@ -71,6 +74,15 @@ impl Cgroup {
     /// Its folder, to be handed on without the lock.
     pub(crate) const fn folder(&self) -> &File {
         &self.folder
+    }
+
+    /// The cgroup that a process is in, unless it is this one or below it. A process that is just being forked is shown at the top of all
+    /// cgroups, until the kernel has put it where its parent is.
+    pub(crate) fn elsewhere(&self, process: u32) -> io::Result<Option<PathBuf>> {
+        // Names need not be UTF-8.
+        let text = fs::read(format!("/proc/{process}/cgroup"))?;
+        let of = PathBuf::from(of(&String::from_utf8_lossy(&text)).map_err(io::Error::other)?);
+        Ok((!of.starts_with(&self.name)).then_some(of))
     }
 
     /// Of this cgroup and those that the workload made below it.
@@ -207,10 +219,16 @@ fn sweep(parent: &Path) {
     }
 }
 
-/// The folder of the cgroup that this process is in.
-fn own() -> Result<PathBuf, String> {
+/// The cgroup that this process is in: its folder, and as /proc/PID/cgroup has it.
+fn own() -> Result<(PathBuf, PathBuf), String> {
     let text = |path: &str| fs::read_to_string(path).map_err(|e| format!("{path}: {e}"));
-    folder(&text("/proc/self/mountinfo")?, &text("/proc/self/cgroup")?)
+    let cgroup = text("/proc/self/cgroup")?;
+    Ok((folder(&text("/proc/self/mountinfo")?, &cgroup)?, of(&cgroup)?.into()))
+}
+
+/// What /proc/PID/cgroup says of cgroup v2 (cgroups(7)).
+fn of(text: &str) -> Result<&str, &'static str> {
+    text.lines().find_map(|line| line.strip_prefix("0::")).ok_or("this system has no cgroup v2")
 }
 
 /// Where cgroup v2 is mounted and to be reached, for this process.
@@ -241,7 +259,7 @@ fn mounts(mountinfo: &str) -> impl Iterator<Item = (&str, &str)> {
 
 /// From /proc/self/mountinfo and /proc/self/cgroup (proc(5), cgroups(7)).
 fn folder(mountinfo: &str, cgroup: &str) -> Result<PathBuf, String> {
-    let own = cgroup.lines().find_map(|line| line.strip_prefix("0::")).ok_or("this system has no cgroup v2")?;
+    let own = of(cgroup)?;
     let mut inside = mounts(mountinfo).filter_map(|(root, place)| {
         let rest = Path::new(own).strip_prefix(root).ok()?;
         Some(Path::new(place).join(rest))
@@ -286,10 +304,19 @@ mod tests {
         countersign_sys::join_cgroup(&mut command, cgroup.entrance().try_clone().unwrap().into());
         let mut child = command.arg("1000").spawn().unwrap();
         assert_eq!(cgroup.processes().unwrap(), [child.id()]);
+        assert_eq!(cgroup.elsewhere(child.id()).unwrap(), None);
+        assert_eq!(cgroup.elsewhere(std::process::id()).unwrap(), Some(own().unwrap().1));
         // A workload that makes cgroups of its own stays in ours.
         fs::create_dir(path.join("inner")).unwrap();
         fs::write(path.join("inner/cgroup.procs"), child.id().to_string()).unwrap();
         assert_eq!(cgroup.processes().unwrap(), [child.id()]);
+        assert_eq!(cgroup.elsewhere(child.id()).unwrap(), None);
+        // A name that begins as ours does is not below it.
+        let beside = Cgroup::make(&format!("{name}-beside")).unwrap();
+        fs::write(beside.path.join("cgroup.procs"), child.id().to_string()).unwrap();
+        assert_eq!(cgroup.elsewhere(child.id()).unwrap(), Some(beside.name.clone()));
+        fs::write(path.join("inner/cgroup.procs"), child.id().to_string()).unwrap();
+        drop(beside);
         cgroup.freeze(true).unwrap();
         assert!(read(&path.join("inner/cgroup.events")).unwrap().contains("frozen 1"));
         cgroup.freeze(false).unwrap();

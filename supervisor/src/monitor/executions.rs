@@ -6,16 +6,13 @@ use std::path::PathBuf;
 
 use countersign_wire::finding::{Finding, Kind};
 use nix::errno::Errno;
-use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
+use nix::sys::fanotify::{EventFFlags, Fanotify, FanotifyEvent, InitFlags, MarkFlags, MaskFlags};
 use rustix::process::geteuid;
 
 use super::mounts::Mount;
 use super::process::Executable;
 use super::scan::Baseline;
 use super::stranger::stranger;
-
-/// Most announcements in turn that may fail to be read.
-const FAILURES: u32 = 16;
 
 /// The kernel's announcements.
 #[derive(Debug)]
@@ -79,42 +76,71 @@ impl Executions {
         self.0.as_fd()
     }
 
-    /// What was executed since. The marks are on the container's own mounts: only its processes, and who entered it, are seen. An
+    /// What was executed since, as much as one call of the kernel says: whoever executes without end delays no judgement of what he did first.
+    /// `None` when there is no more. The marks are on the container's own mounts: only its processes, and who entered it, are seen. An
     /// announcement that is lost is said to be, not passed over. The kernel opens each file for this process: a file system that does not answer
     /// keeps the caller waiting.
-    pub(super) fn take(&self, marked: &Marked, time_ms: i64) -> Vec<Finding> {
-        let mut found = Vec::new();
-        let mut failures = 0_u32;
-        loop {
-            let events = match self.0.read_events() {
-                Ok(events) => events,
-                Err(Errno::EAGAIN) => return found,
-                Err(Errno::EINTR) => continue,
-                // The kernel has dropped the announcement of a file that it could not open for this process (fanotify(7), read(2)).
-                Err(e) => {
-                    found.push(lost(&format!("an execution was announced and cannot be looked at: {e}"), time_ms));
-                    failures = failures.saturating_add(1);
-                    // The next ones at the next look.
-                    if failures >= FAILURES {
-                        return found;
-                    }
-                    continue;
-                }
-            };
-            for event in events {
-                let pid = u32::try_from(event.pid()).unwrap_or(0);
-                let finding = match event.fd().map(Executable::of) {
-                    None => lost("more executions than could be watched", time_ms),
-                    Some(Ok(executable)) => stranger(pid, &executable, &marked.mounts, time_ms),
-                    Some(Err(e)) => lost(&format!("an execution was announced and cannot be told: {e}"), time_ms),
-                };
-                found.push(finding);
+    pub(super) fn take(&self, marked: &Marked, time_ms: i64) -> Option<Vec<Finding>> {
+        let events = match self.0.read_events() {
+            Ok(events) => events,
+            Err(Errno::EAGAIN) => return None,
+            Err(Errno::EINTR) => return Some(Vec::new()),
+            // The kernel has dropped the announcement of a file that it could not open for this process (fanotify(7), read(2)).
+            Err(e) => {
+                return Some(vec![lost(&format!("an execution was announced and cannot be looked at: {e}"), time_ms)]);
             }
-        }
+        };
+        let finding = |event: &FanotifyEvent| match event.fd().map(Executable::of) {
+            None => lost("more executions than could be watched", time_ms),
+            Some(Ok(executable)) => {
+                stranger(u32::try_from(event.pid()).unwrap_or(0), &executable, &marked.mounts, time_ms)
+            }
+            Some(Err(e)) => lost(&format!("an execution was announced and cannot be told: {e}"), time_ms),
+        };
+        Some(events.iter().map(finding).collect())
     }
 }
 
 /// Something was executed, and what is not known.
-fn lost(what: &str, time_ms: i64) -> Finding {
+pub(super) fn lost(what: &str, time_ms: i64) -> Finding {
     Finding::new(Kind::MonitorBlind, what, "executions", time_ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// Most announcements of one read: nix reads 4096 bytes, and one has 24.
+    const BATCH: usize = 4096 / 24;
+
+    #[test]
+    fn a_flood_is_taken_in_parts_and_nothing_of_it_is_lost() {
+        let Some(executions) = Executions::open() else { return println!("skipped: executions are seen by root only") };
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().canonicalize().unwrap().join("program");
+        std::fs::copy("/bin/true", &program).unwrap();
+        let flags = MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_MOUNT;
+        let here = std::fs::File::open("/").unwrap();
+        executions.0.mark(flags, MaskFlags::FAN_OPEN_EXEC, &here, Some(&program)).unwrap();
+        let marked = Marked { root: "/".into(), ids: Ok((0, 0)), mounts: Vec::new() };
+        let own = |found: &[Finding]| {
+            let is_own = |finding: &&Finding| {
+                let path = finding.executable.as_ref().map(|path| path.as_str());
+                path.is_some_and(|path| std::path::Path::new(path) == program)
+            };
+            found.iter().filter(is_own).count()
+        };
+        let flood = BATCH * 2 + 1;
+        for _ in 0..flood {
+            assert!(Command::new(&program).status().unwrap().success());
+        }
+        let mut taken = 0;
+        while let Some(found) = executions.take(&marked, 7) {
+            assert!(found.len() <= BATCH, "{} at once", found.len());
+            taken += own(&found);
+        }
+        assert_eq!(taken, flood);
+    }
 }

@@ -4,15 +4,19 @@
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use countersign_attest::lease::boot_time;
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::executions::{Executions, Marked};
+use super::executions::{Executions, Marked, lost};
 use super::inbox::Inbox;
 use super::now_ms;
 use super::pulse::Pulse;
 use super::teller::Teller;
+
+/// How long what was announced by the end is told, should it not end.
+const LAST: Duration = Duration::from_secs(5);
 
 /// What it needs.
 pub(super) struct Listener {
@@ -41,12 +45,32 @@ impl Listener {
         }
         loop {
             let waited = self.wait(self.executions.as_fd());
-            let at = boot_time();
-            self.teller.tell(self.pulse.step(|| self.executions.take(&marked, now_ms())), at);
             match waited {
-                Ok(false) => {}
-                Ok(true) => return,
-                Err(e) => return self.deaf(&e),
+                Ok(false) => drop(self.tell(&marked)),
+                Ok(true) => return self.tell_last(&marked),
+                Err(e) => {
+                    self.tell_last(&marked);
+                    return self.deaf(&e);
+                }
+            }
+        }
+    }
+
+    /// Tells some of what was announced; false when there is no more.
+    fn tell(&self, marked: &Marked) -> bool {
+        let at = boot_time();
+        let found = self.pulse.step(|| self.executions.take(marked, now_ms()));
+        found.map(|found| self.teller.tell(found, at)).is_some()
+    }
+
+    /// All that was announced.
+    fn tell_last(&self, marked: &Marked) {
+        let began = Instant::now();
+        while self.tell(marked) {
+            if began.elapsed() > LAST {
+                return self
+                    .teller
+                    .tell(vec![lost("more executions at the end than could be told", now_ms())], boot_time());
             }
         }
     }

@@ -3,13 +3,17 @@
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd, AsRawFd as _};
+use std::time::Duration;
 
+use countersign_attest::lease::boot_time;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, open, statx};
 
 use super::mounts::Mount;
 
 /// Most bytes read of one file of /proc. A mount table may be long; a workload must not make it endless.
 const FILE: u64 = 16 << 20;
+/// Unit of the start time in /proc/PID/stat: 1/100 s (USER_HZ) on every machine that this runs on.
+const TICK_MS: u64 = 10;
 /// Namespaces that are watched.
 pub(super) const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"];
 
@@ -124,6 +128,11 @@ impl Process {
         Self::of(self.pid).map_or(true, |now| now == Some(self))
     }
 
+    /// How long it has been there.
+    pub(super) fn age(self) -> Duration {
+        boot_time().saturating_sub(Duration::from_millis(self.start.saturating_mul(TICK_MS)))
+    }
+
     /// Whether it is on its way out: without memory it has no executable any more, and runs nothing of its own.
     pub(super) fn is_ending(self) -> bool {
         fs::read_link(self.file("exe")).is_err_and(|e| has_ended(&e))
@@ -214,6 +223,7 @@ mod tests {
     fn one_that_has_ended_and_one_that_cannot_be_read() {
         let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
         let process = Process::of(child.id()).unwrap().unwrap();
+        assert!(process.age() < Duration::from_secs(60) && process.age() < Process { start: 0, ..process }.age());
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(Process::of(process.pid).unwrap(), None);

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use countersign_attest::lease::boot_time;
@@ -24,6 +24,9 @@ const DEPTH: usize = 16;
 /// without a start script.
 const IDLE: Duration = Duration::from_secs(3);
 
+/// How old a process is that is not being forked any more.
+const FORKED: Duration = Duration::from_secs(1);
+
 /// How things were when the workload started.
 #[derive(Debug)]
 pub(super) struct Baseline {
@@ -43,6 +46,8 @@ pub(super) struct Baseline {
     outer: Option<String>,
     /// That one and those of the runtime's processes on the way from there to the container.
     around: HashSet<String>,
+    /// The cgroup that the runtime has moved the container to, where it is none of the run's.
+    moved: Option<PathBuf>,
     machine: Machine,
 }
 
@@ -176,6 +181,7 @@ impl Baseline {
             programs,
             outer: nested.map(|_| outer),
             around,
+            moved: None,
             machine: Machine::now()?,
             mounts,
         }))
@@ -187,12 +193,15 @@ impl Baseline {
         other.cloned().collect()
     }
 
-    /// Looks once.
+    /// Looks once, and adds what it finds.
     ///
     /// # Errors
-    /// What happens in the run cannot be seen.
-    pub(super) fn look(&mut self, group: &Group, time_ms: i64) -> io::Result<Vec<Finding>> {
-        let mut found = self.machine.look(time_ms)?;
+    /// What happens in the run cannot be seen, or not all of it: what was found by then counts.
+    pub(super) fn look(&mut self, group: &Group, time_ms: i64, found: &mut Vec<Finding>) -> io::Result<()> {
+        found.extend(self.machine.look(time_ms)?);
+        if let Some(cgroup) = if_there(group.elsewhere(self.first.pid))?.flatten().filter(|_| self.first.lives()) {
+            self.moved = Some(cgroup);
+        }
         let mut tables: HashMap<String, Vec<Mount>> = HashMap::new();
         let mut judged: HashSet<String> = HashSet::new();
         let mut ours: HashMap<u64, Process> = HashMap::new();
@@ -204,7 +213,7 @@ impl Baseline {
         for pid in all.iter().copied() {
             let Some(process) = Process::of(pid)? else { continue };
             // What cannot be read has ended, or does not want to be looked at.
-            let outcome = self.examine(process, &all, (&mut tables, &mut judged), &mut ours, time_ms);
+            let outcome = self.examine(process, (group, &all), (&mut tables, &mut judged), &mut ours, time_ms);
             match outcome {
                 Ok(more) => found.extend(more),
                 Err(_) if !process.lives() || process.is_ending() => {}
@@ -217,13 +226,13 @@ impl Baseline {
         if !ours.is_empty() {
             found.extend(self.listening(&ours, time_ms)?);
         }
-        Ok(found)
+        Ok(())
     }
 
     fn examine(
         &self,
         process: Process,
-        all: &[u32],
+        of: (&Group, &[u32]),
         (tables, judged): (&mut HashMap<String, Vec<Mount>>, &mut HashSet<String>),
         ours: &mut HashMap<u64, Process>,
         time_ms: i64,
@@ -261,7 +270,7 @@ impl Baseline {
             say(Kind::NewNamespace, what, &format!("/proc/{}", parent.pid))
         };
         if self.outer.as_ref() == Some(&namespace) && is_hosts() {
-            found.extend(self.parent_outside(process, all)?.map(put_here));
+            found.extend(self.put_by(process, of)?.map(put_here));
             return Ok(found);
         }
         // On its way from outside into the container: it runs a runtime's program, to which no mount inside leads. One inside can do so by the
@@ -269,7 +278,7 @@ impl Baseline {
         let passes = through.is_none() && file.is_ok_and(|file| self.is_a_runtimes(file));
         let status = process.status()?;
         if !passes {
-            found.extend(self.parent_outside(process, all)?.map(put_here));
+            found.extend(self.put_by(process, of)?.map(put_here));
             for (name, before) in &self.namespaces {
                 let now = process.namespace(name)?;
                 if now != *before {
@@ -303,6 +312,26 @@ impl Baseline {
             ours.insert(socket, process);
         }
         Ok(found)
+    }
+
+    /// Its parent, if it was put here from outside.
+    fn put_by(&self, process: Process, (group, all): (&Group, &[u32])) -> io::Result<Option<Process>> {
+        if let Some(parent) = self.parent_outside(process, all)? {
+            return Ok(Some(parent));
+        }
+        // Whoever put it here may have ended: then it has got a parent inside.
+        Ok(if self.in_another_cgroup(process, group)? { Some(process.parent()?.unwrap_or(process)) } else { None })
+    }
+
+    /// Whether it is in none of the run's cgroups. All that the workload starts is born there, and who joins an instance goes there first.
+    fn in_another_cgroup(&self, process: Process, group: &Group) -> io::Result<bool> {
+        let Some(cgroup) = group.elsewhere(process.pid)? else { return Ok(false) };
+        if self.moved.as_ref().is_some_and(|moved| cgroup.starts_with(moved)) {
+            return Ok(false);
+        }
+        // At the top of all, as it is seen from here.
+        let forked = cgroup.components().any(|part| matches!(part, Component::Normal(_))) || process.age() > FORKED;
+        Ok(forked && process.lives())
     }
 
     /// Its parent, if that is outside and neither of the runtime's own processes nor one that joins an instance. What the workload starts has its

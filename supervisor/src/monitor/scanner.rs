@@ -184,11 +184,11 @@ impl Work {
         self.marks.send(Marked::of(&baseline));
         loop {
             let (started, at) = (Instant::now(), boot_time());
-            match self.pulse.step(|| baseline.look(&self.group, now_ms())) {
-                Ok(found) => {
-                    self.teller.tell(found, at);
-                    self.teller.sees();
-                }
+            let mut found = Vec::new();
+            let looked = self.pulse.step(|| baseline.look(&self.group, now_ms(), &mut found));
+            self.teller.tell(found, at);
+            match looked {
+                Ok(()) => self.teller.sees(),
                 Err(_) if self.gone() => return Ok(()),
                 Err(e) => self.teller.blind(&format!("the run cannot be looked at: {e}")),
             }
