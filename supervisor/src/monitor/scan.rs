@@ -75,8 +75,8 @@ impl Inside {
 pub(super) struct Awaited {
     /// Mount namespace and executable of each process, as links of /proc name them.
     seen: HashMap<u32, [Option<PathBuf>; 2]>,
-    /// The runtime's own process in a container: since when nothing has changed there.
-    idle: Option<(Process, Vec<Mount>, Duration)>,
+    /// The runtime's own process in a container: since when nothing has changed there, and how much all of them had worked by then.
+    idle: Option<(Process, Vec<Mount>, u64, Duration)>,
 }
 
 impl Awaited {
@@ -94,19 +94,44 @@ impl Awaited {
         self.seen.clear();
     }
 
-    /// Whether this one has been there, with these mounts, for as long as a runtime may take from the container to the workload.
+    /// Whether this one has been there, with these mounts, for as long as a runtime may take from the container to the workload, and none of the
+    /// processes has worked meanwhile: on a busy machine a runtime may take longer.
     fn still(&mut self, inside: &Inside) -> bool {
         let now = boot_time();
+        let Some(worked) = work(self.seen.keys().copied()) else {
+            self.idle = None;
+            return false;
+        };
         match &self.idle {
-            Some((process, mounts, since)) if *process == inside.process && *mounts == inside.mounts => {
+            Some((process, mounts, before, since))
+                if *process == inside.process && *mounts == inside.mounts && *before == worked =>
+            {
                 now.saturating_sub(*since) > IDLE
             }
             _ => {
-                self.idle = Some((inside.process, inside.mounts.clone(), now));
+                self.idle = Some((inside.process, inside.mounts.clone(), worked, now));
                 false
             }
         }
     }
+}
+
+/// The processor time that these processes have used (clock ticks); `None` while one of them works, or waits to.
+fn work(pids: impl Iterator<Item = u32>) -> Option<u64> {
+    let mut sum = 0_u64;
+    for pid in pids {
+        // One that has ended.
+        let Ok(stat) = std::fs::read(format!("/proc/{pid}/stat")) else { continue };
+        sum = sum.saturating_add(worked(&String::from_utf8_lossy(&stat))?);
+    }
+    Some(sum)
+}
+
+/// From /proc/PID/stat (proc(5)): fields 3, 14 and 15.
+fn worked(stat: &str) -> Option<u64> {
+    let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split_whitespace().collect();
+    let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
+    if matches!(*fields.first()?, "R" | "D") { None } else { number(11)?.checked_add(number(12)?) }
 }
 
 impl Baseline {
@@ -459,4 +484,18 @@ fn own(
         }
     }
     Ok(namespaces)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_worked_or_waits_to() {
+        let stat =
+            |state: &str, user: u64| format!("7 (a) R (b) {state} 1 7 7 0 -1 0 0 0 0 0 {user} 5 0 0 20 0 1 0 9 0 0");
+        assert_eq!(worked(&stat("S", 3)), Some(8));
+        assert_eq!([worked(&stat("R", 3)), worked(&stat("D", 3)), worked("")], [None; 3]);
+        assert_eq!(work([u32::MAX].into_iter()), Some(0), "one that has ended");
+    }
 }
