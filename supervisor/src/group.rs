@@ -160,10 +160,7 @@ mod tests {
         let init: u32 = children.trim().parse().unwrap();
         group.begins_with(init).unwrap();
         assert_eq!(group.processes().unwrap(), [init]);
-        let state = || {
-            let stat = std::fs::read_to_string(format!("/proc/{init}/stat")).ok()?;
-            stat.rsplit_once(") ")?.1.chars().next()
-        };
+        let state = || crate::stat::Stat::of(init).unwrap().map(|stat| stat.state);
         group.freeze().unwrap();
         assert_eq!(state(), Some('T'));
         group.thaw().unwrap();

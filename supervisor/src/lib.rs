@@ -25,6 +25,7 @@ pub mod run;
 mod runtime;
 mod served;
 mod stage;
+mod stat;
 mod status;
 pub mod unprotect;
 mod watch;

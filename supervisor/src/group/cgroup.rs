@@ -324,7 +324,10 @@ mod tests {
         cgroup.kill().unwrap();
         child.wait().unwrap();
         // A test's process has several threads: it is said, and nothing is started.
-        let refused = countersign_sys::spawn_into(Command::new("sleep").arg("1000"), cgroup.folder());
+        let refused = countersign_sys::spawn_first(
+            Command::new("sleep").arg("1000"),
+            Some(std::os::fd::AsFd::as_fd(cgroup.folder())),
+        );
         assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::ResourceBusy);
         assert!(cgroup.processes().unwrap().is_empty());
         // In use: nobody tidies it away. Then nobody uses it any more.

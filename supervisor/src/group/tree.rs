@@ -11,6 +11,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 
+use crate::stat::{Stat, if_there};
+
 /// How long stopping all of them, or their end, may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -26,32 +28,9 @@ fn pid(number: u32) -> Option<Pid> {
     i32::try_from(number).ok().and_then(Pid::from_raw)
 }
 
-/// State and parent from /proc/PID/stat: what stands behind the name, which may hold anything.
-fn state_and_parent(process: u32) -> Option<(char, u32)> {
-    stat(process).ok().flatten()
-}
-
-/// As [`state_and_parent`]; `None` when it has ended, an error when it may be there and cannot be looked at.
-fn stat(process: u32) -> io::Result<Option<(char, u32)>> {
-    let Some(stat) = if_there(fs::read(format!("/proc/{process}/stat")))? else { return Ok(None) };
-    // The name need not be UTF-8.
-    let stat = String::from_utf8_lossy(&stat);
-    let fields = || {
-        let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-        Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
-    };
-    fields().map(Some).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/PID/stat is not as in proc(5)"))
-}
-
-/// What is read of a process; `None` when it has ended.
-fn if_there<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
-    match outcome {
-        Ok(found) => Ok(Some(found)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => {
-            Ok(None)
-        }
-        Err(e) => Err(e),
-    }
+/// What can be known of a process.
+fn known(process: u32) -> Option<Stat> {
+    Stat::of(process).ok().flatten()
 }
 
 fn namespace(process: u32) -> io::Result<PathBuf> {
@@ -103,7 +82,7 @@ impl Tree {
         }
         for entry in fs::read_dir("/proc")? {
             let Some(process) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-            let Some((_, parent)) = stat(process)? else { continue };
+            let Some(Stat { parent, .. }) = Stat::of(process)? else { continue };
             children.entry(parent).or_default().push(process);
             // Whoever was put into a namespace from outside has a parent elsewhere.
             let mut joined = by_namespace && is_in(process, "pid", &self.namespace)?;
@@ -137,9 +116,8 @@ impl Tree {
         let started = Instant::now();
         let mut again = false;
         while started.elapsed() < PATIENCE {
-            let running = |process: &u32| {
-                state_and_parent(*process).is_some_and(|(state, _)| !matches!(state, 'T' | 't' | 'Z' | 'X'))
-            };
+            let running =
+                |process: &u32| known(*process).is_some_and(|stat| !matches!(stat.state, 'T' | 't' | 'Z' | 'X'));
             let running: Vec<u32> = self.but(others)?.into_iter().filter(running).collect();
             if running.is_empty() && again {
                 return Ok(());
@@ -209,22 +187,22 @@ mod tests {
         // unshare's child is the namespace's first process.
         let all = fs::read_dir("/proc").unwrap().flatten();
         let mut pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-        let init = pids.find(|pid| state_and_parent(*pid).is_some_and(|(_, parent)| parent == child.id()));
+        let init = pids.find(|pid| known(*pid).is_some_and(|stat| stat.parent == child.id()));
         let tree = Tree::of(init.unwrap()).unwrap();
         assert!(tree.has_own_namespace().unwrap());
         let members = tree.processes().unwrap();
         assert_eq!(members.len(), 3, "{members:?}");
         tree.stop(&|| Ok(Vec::new())).unwrap();
         for member in &members {
-            assert_eq!(state_and_parent(*member).unwrap().0, 'T');
+            assert_eq!(known(*member).unwrap().state, 'T');
         }
         tree.go_on(&|| Ok(Vec::new())).unwrap();
-        assert!(members.iter().all(|member| state_and_parent(*member).unwrap().0 != 'T'));
+        assert!(members.iter().all(|member| known(*member).unwrap().state != 'T'));
         tree.stop(&|| Ok(Vec::new())).unwrap();
         tree.kill().unwrap();
         child.wait().unwrap();
         for member in members {
-            assert!(state_and_parent(member).is_none_or(|(state, _)| state == 'Z'), "{member}");
+            assert!(known(member).is_none_or(|stat| stat.state == 'Z'), "{member}");
         }
     }
 }

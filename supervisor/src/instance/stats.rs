@@ -9,6 +9,7 @@ use super::folder::Instances;
 use super::other;
 use crate::exit::Failure;
 use crate::group::Group;
+use crate::stat::Stat;
 
 /// Unit of the processor times in /proc/PID/stat: 1/100 s (USER_HZ) on every machine that this runs on.
 const TICKS: f64 = 100.0;
@@ -27,12 +28,9 @@ pub fn stats(instances: Option<&Path>, name: &str) -> Result<Value, Failure> {
     let mut not_read = Vec::new();
     for pid in processes {
         let file = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}"));
-        let Ok(stat) = file("stat") else { continue };
+        let Ok(Some(stat)) = Stat::of(pid) else { continue };
         count = count.saturating_add(1);
-        // Behind the name, which may hold anything: utime and stime are the 12th and 13th.
-        let fields: Vec<&str> = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ').collect()).unwrap_or_default();
-        let number = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
-        ticks = ticks.saturating_add(number(11)).saturating_add(number(12));
+        ticks = ticks.saturating_add(stat.ticks);
         let field = |text: &str, name: &str| -> u64 {
             let line = text.lines().find_map(|line| line.strip_prefix(name));
             line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)

@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use countersign_attest::lease::boot_time;
 use countersign_wire::finding::{Finding, Kind};
 
-use super::process::{if_there, read};
+use super::process::read;
+use crate::stat::if_there;
 
 /// A clock that moves by less is being corrected, not set (NTP slews by at most 0.5 ms a second).
 const JUMP: Duration = Duration::from_secs(1);

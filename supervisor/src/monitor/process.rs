@@ -9,6 +9,7 @@ use countersign_attest::lease::boot_time;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, open, statx};
 
 use super::mounts::Mount;
+use crate::stat::{Stat, has_ended, if_there};
 
 /// Most bytes read of one file of /proc. A mount table may be long; a workload must not make it endless.
 const FILE: u64 = 16 << 20;
@@ -81,20 +82,6 @@ pub(super) fn identity(link: &str) -> io::Result<Identity> {
     Ok((file.stx_dev_major, file.stx_dev_minor, file.stx_ino))
 }
 
-/// Whether this is what /proc says of a process that has ended. Anything else hides one that may be there.
-pub(super) fn has_ended(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
-}
-
-/// What is read of something that may be gone: `None` when it is.
-pub(super) fn if_there<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
-    match outcome {
-        Ok(found) => Ok(Some(found)),
-        Err(e) if has_ended(&e) => Ok(None),
-        Err(e) => Err(e),
-    }
-}
-
 /// The kernel wrote something else than proc(5) says.
 fn unknown(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("/proc has no {what}"))
@@ -106,21 +93,13 @@ impl Process {
     /// # Errors
     /// It may be there and cannot be looked at.
     pub(super) fn of(pid: u32) -> io::Result<Option<Self>> {
-        let Some(stat) = if_there(read(&format!("/proc/{pid}/stat")))? else { return Ok(None) };
-        let fields = || {
-            // Behind the name, which may hold anything: state first, start time 20th (field 22).
-            let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-            Some((fields.next()?, fields.nth(18)?.parse().ok()?))
-        };
-        let (state, start) = fields().ok_or_else(|| unknown("state and start time"))?;
-        Ok((!matches!(state, "Z" | "X")).then_some(Self { pid, start }))
+        let stat = Stat::of(pid)?.filter(|stat| !matches!(stat.state, 'Z' | 'X'));
+        Ok(stat.map(|stat| Self { pid, start: stat.start }))
     }
 
     /// The process that waits for it; `None` when one of the two has ended.
     pub(super) fn parent(self) -> io::Result<Option<Self>> {
-        let Some(stat) = if_there(read(&self.file("stat")))? else { return Ok(None) };
-        let parent = || stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok();
-        Self::of(parent().ok_or_else(|| unknown("parent"))?)
+        Stat::of(self.pid)?.map_or(Ok(None), |stat| Self::of(stat.parent))
     }
 
     /// Whether it is still there, or may be.

@@ -10,10 +10,11 @@ use countersign_wire::finding::{Finding, Kind};
 
 use super::machine::Machine;
 use super::mounts::{Mount, root};
-use super::process::{Executable, Identity, NAMESPACES, Process, identity, if_there};
+use super::process::{Executable, Identity, NAMESPACES, Process, identity};
 use super::sockets;
 use super::stranger::stranger;
 use crate::group::Group;
+use crate::stat::{Stat, if_there};
 
 /// How often a process is read again that changes its mount namespace while it is read.
 const TRIES: u32 = 4;
@@ -120,18 +121,14 @@ impl Awaited {
 fn work(pids: impl Iterator<Item = u32>) -> Option<u64> {
     let mut sum = 0_u64;
     for pid in pids {
-        // One that has ended.
-        let Ok(stat) = std::fs::read(format!("/proc/{pid}/stat")) else { continue };
-        sum = sum.saturating_add(worked(&String::from_utf8_lossy(&stat))?);
+        // One that has ended, or cannot be looked at, says nothing.
+        let Ok(Some(stat)) = Stat::of(pid) else { continue };
+        if matches!(stat.state, 'R' | 'D') {
+            return None;
+        }
+        sum = sum.saturating_add(stat.ticks);
     }
     Some(sum)
-}
-
-/// From /proc/PID/stat (proc(5)): fields 3, 14 and 15.
-fn worked(stat: &str) -> Option<u64> {
-    let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split_whitespace().collect();
-    let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
-    if matches!(*fields.first()?, "R" | "D") { None } else { number(11)?.checked_add(number(12)?) }
 }
 
 impl Baseline {
@@ -488,14 +485,18 @@ fn own(
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     #[test]
     fn who_has_worked_or_waits_to() {
-        let stat =
-            |state: &str, user: u64| format!("7 (a) R (b) {state} 1 7 7 0 -1 0 0 0 0 0 {user} 5 0 0 20 0 1 0 9 0 0");
-        assert_eq!(worked(&stat("S", 3)), Some(8));
-        assert_eq!([worked(&stat("R", 3)), worked(&stat("D", 3)), worked("")], [None; 3]);
         assert_eq!(work([u32::MAX].into_iter()), Some(0), "one that has ended");
+        let mut works = Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+        while work([works.id()].into_iter()).is_some() {}
+        rustix::process::kill_process(rustix::process::Pid::from_child(&works), rustix::process::Signal::STOP).unwrap();
+        while work([works.id()].into_iter()).is_none() {}
+        works.kill().unwrap();
+        works.wait().unwrap();
     }
 }

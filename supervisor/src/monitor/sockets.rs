@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::{self, BufRead as _, BufReader};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::process::{Process, if_there};
+use super::process::Process;
+use crate::stat::if_there;
 
 /// A TCP socket that listens; a UDP socket that is bound and not connected. The numbers are the kernel's (include/net/tcp_states.h).
 const TABLES: [(&str, &str, &str); 4] =

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, getpgrp, kill_process_group, setpgid, test_kill_process_group};
 use serde::{Deserialize, Serialize};
 
+use crate::stat::Stat;
+
 /// Most processes that are looked at.
 const NEAR: usize = 256;
 /// And how many of their threads: a look costs the run's main thread some milliseconds at most.
@@ -63,34 +65,16 @@ fn is_alone() -> bool {
     let (group, own) = (number(getpgrp()), number(rustix::process::getpid()));
     let Ok(entries) = std::fs::read_dir("/proc") else { return false };
     let mut processes = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    !processes.any(|process| process != own && Stat::of(process).is_some_and(|stat| stat.group == group))
+    !processes.any(|process| process != own && known(process).is_some_and(|stat| stat.group == group))
 }
 
 fn number(process: Pid) -> i32 {
     process.as_raw_nonzero().get()
 }
 
-/// From /proc/PID/stat: what stands behind the name, which may hold anything.
-#[derive(Debug, PartialEq, Eq)]
-struct Stat {
-    state: char,
-    group: i32,
-    /// Of one that is stopped: the signal that did it, until its parent has been told.
-    by: i32,
-}
-
-impl Stat {
-    fn of(process: i32) -> Option<Self> {
-        let stat = std::fs::read(format!("/proc/{process}/stat")).ok()?;
-        Self::parse(&String::from_utf8_lossy(&stat))
-    }
-
-    fn parse(stat: &str) -> Option<Self> {
-        let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split_whitespace().collect();
-        let number = |at: usize| fields.get(at).and_then(|field| field.parse().ok());
-        // Fields 3, 5 and 52 of proc(5).
-        Some(Self { state: fields.first()?.chars().next()?, group: number(2)?, by: number(49).unwrap_or(0) })
-    }
+/// What can be known of a process.
+fn known(process: i32) -> Option<Stat> {
+    Stat::of(process).ok().flatten()
 }
 
 /// Its children, those of its threads, as many of which are looked at as there are `left`.
@@ -156,7 +140,7 @@ impl Lending {
             self.plain &= self.group == self.first();
         }
         let group = self.group()?;
-        let by = all.iter().filter(|stat| stat.group == number(group) && stat.state == 'T').map(|stat| stat.by);
+        let by = all.iter().filter(|stat| stat.group == number(group) && stat.state == 'T').map(|stat| stat.stopped_by);
         // In the background a key is for somebody else.
         let by = by.filter(|by| STOPPING.iter().skip(usize::from(!has_it)).any(|signal| signal == by)).max();
         let before = self.stopped.take();
@@ -176,15 +160,15 @@ impl Lending {
             next = next.saturating_add(1);
             processes.extend(children(process, &mut threads));
         }
-        processes.iter().filter_map(|process| Stat::of(*process)).collect()
+        processes.iter().filter_map(|process| known(*process)).collect()
     }
 
     /// The workload's first group.
     fn first(&self) -> Option<Pid> {
-        let outer = Stat::of(self.init)?.group;
+        let outer = known(self.init)?.group;
         let group = if self.nested {
             // Until it has one.
-            Stat::of(*children(self.init, &mut { THREADS }).first()?)?.group
+            known(*children(self.init, &mut { THREADS }).first()?)?.group
         } else {
             outer
         };
@@ -290,19 +274,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_stopped_a_process_is_the_fifty_second_field() {
-        let mut fields: Vec<String> = (1..=52).map(|n| n.to_string()).collect();
-        fields[1] = "(a) R (b c)".into();
-        for (state, by) in [("T", 20), ("T", 19), ("S", 0)] {
-            (fields[2], fields[51]) = (state.into(), by.to_string());
-            let state = state.chars().next().unwrap();
-            assert_eq!(Stat::parse(&fields.join(" ")), Some(Stat { state, group: 5, by }));
-        }
-        assert_eq!(Stat::parse("1 (a) T 1 5").map(|stat| stat.by), Some(0), "not said");
-        assert_eq!(Stat::parse("1 (a)"), None);
-    }
-
-    #[test]
     fn who_was_stopped_by_what() {
         use std::os::unix::process::CommandExt as _;
         // In a group that its parent, outside of it, would continue.
@@ -312,12 +283,12 @@ mod tests {
             rustix::process::kill_process(Pid::from_child(&child), signal).unwrap();
             // Until it is.
             let by = loop {
-                if let Some(stat) = Stat::of(pid).filter(|stat| stat.state == 'T') {
-                    break stat.by;
+                if let Some(stat) = known(pid).filter(|stat| stat.state == 'T') {
+                    break stat.stopped_by;
                 }
             };
             rustix::process::kill_process(Pid::from_child(&child), Signal::CONT).unwrap();
-            while Stat::of(pid).unwrap().state == 'T' {}
+            while known(pid).unwrap().state == 'T' {}
             by
         };
         assert_eq!([Signal::STOP, Signal::TTIN, Signal::TTOU].map(stopped_by), [19, 21, 22]);

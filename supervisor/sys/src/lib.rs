@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_sig
 pub use mounts::{clone_mount, id_map, map_mount, owner_of};
 pub use peer::{peer, peer_groups, peer_process};
 pub use signals::{interrupt_others, is_heard, signals, suspend};
-pub use spawn::{Spawned, spawn_first, spawn_into};
+pub use spawn::{Spawned, spawn_first};
 pub use user::{become_user, start_as, with_ids};
 
 /// Moves this process, which must have one thread, into a new user and mount namespace in which it is root; mounts made here are seen nowhere else.

@@ -1,9 +1,9 @@
 //! Children that are born in a cgroup or a process namespace.
 
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Command};
+use std::process::Command;
 
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
 
@@ -13,15 +13,6 @@ const INTO_CGROUP: u64 = 0x2_0000_0000;
 /// A child process that was not waited for yet.
 #[derive(Debug)]
 pub struct Spawned(Pid);
-
-impl TryFrom<Child> for Spawned {
-    type Error = io::Error;
-
-    fn try_from(child: Child) -> io::Result<Self> {
-        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-        pid.map(Self).ok_or_else(|| io::ErrorKind::InvalidData.into())
-    }
-}
 
 impl Spawned {
     /// Its id.
@@ -52,25 +43,13 @@ impl Spawned {
     }
 }
 
-/// Starts a command as a process that is in a cgroup from its first moment; `folder` is the cgroup's. Moving one there ([`crate::join_cgroup`])
-/// waits for every process of the machine, some ten milliseconds. This process must have one thread.
+/// Starts a command as the first process of a process namespace of its own: of signals that it does not handle, a terminal's keys among them, only
+/// SIGKILL and SIGSTOP from outside do anything to it. Where there is a cgroup, by its folder, it is in it from its first moment: moving one there
+/// ([`crate::join_cgroup`]) waits for every process of the machine, some ten milliseconds. This process must have one thread.
 ///
 /// # Errors
 /// The kernel or the cgroup does not allow it, this process has several threads, or the command is not executed.
-pub fn spawn_into(command: &mut Command, folder: impl AsFd) -> io::Result<Spawned> {
-    spawn(command, Some(folder.as_fd()), 0)
-}
-
-/// As [`spawn_into`], where there is a cgroup, as the first process of a process namespace of its own: of signals that it does not handle, a
-/// terminal's keys among them, only SIGKILL and SIGSTOP from outside do anything to it.
-///
-/// # Errors
-/// As [`spawn_into`]; this process may not make namespaces.
 pub fn spawn_first(command: &mut Command, folder: Option<BorrowedFd<'_>>) -> io::Result<Spawned> {
-    spawn(command, folder, u64::try_from(libc::CLONE_NEWPID).map_err(io::Error::other)?)
-}
-
-fn spawn(command: &mut Command, folder: Option<BorrowedFd<'_>>, flags: u64) -> io::Result<Spawned> {
     // One that was joined takes a moment to be gone.
     let mut tries = 0..20;
     while std::fs::read_dir("/proc/self/task")?.count() != 1 {
@@ -82,7 +61,7 @@ fn spawn(command: &mut Command, folder: Option<BorrowedFd<'_>>, flags: u64) -> i
     let (mut failed, mut failure) = io::pipe()?;
     // SAFETY: all numbers: zero asks for nothing.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-    arguments.flags = flags;
+    arguments.flags = u64::try_from(libc::CLONE_NEWPID).map_err(io::Error::other)?;
     arguments.exit_signal = u64::try_from(libc::SIGCHLD).map_err(io::Error::other)?;
     if let Some(folder) = folder {
         arguments.flags |= INTO_CGROUP;
