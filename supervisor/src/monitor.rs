@@ -48,6 +48,8 @@ pub(crate) enum Notice {
     },
     /// Something that policy asks for cannot be recorded.
     Unrecorded(String),
+    /// What happens in the container from here on is seen.
+    Watched,
     /// Worth knowing, nothing more.
     Warning(String),
 }

@@ -105,8 +105,14 @@ impl Play<'_> {
             Heard::Decryptor(report) => self.decryptor(report)?,
             Heard::Stage(report) => return self.stage(report.map(|(report, _)| report)),
             Heard::Monitor(notice) => {
+                let blind =
+                    |notice: &Notice| matches!(notice, Notice::Saw(seen) if seen.finding.kind == Kind::MonitorBlind);
+                let settles = matches!(notice, Notice::Watched) || blind(&notice);
                 let act = self.reactor.hear(notice, self.status);
                 self.act(act)?;
+                if settles {
+                    self.settle();
+                }
             }
             Heard::Event(said) => {
                 let act = self.reactor.told(said, self.status);
@@ -146,11 +152,20 @@ impl Play<'_> {
         self.send(number)
     }
 
+    /// The workload need not wait any longer: it is watched, or policy lets it run unwatched.
+    fn settle(&self) {
+        if self.reactor.violation().is_none() {
+            // A stage that has ended says why when it is listened to.
+            let _ = self.watch.stage.send(&stage::Word::Watched, &[]);
+        }
+    }
+
     /// A thread of the monitor that does not come back is a finding; nothing here waits for it.
     fn look_at_lookers(&mut self) -> Result<(), Stop> {
         for seen in self.scanner.as_mut().map(Scanner::overdue).unwrap_or_default() {
             let act = self.reactor.saw(&seen, self.status);
             self.act(act)?;
+            self.settle();
         }
         Ok(())
     }

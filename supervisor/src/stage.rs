@@ -62,6 +62,8 @@ pub(crate) enum Word {
     Make(Vec<RuntimeFlag>),
     /// Run it.
     Start,
+    /// It is watched: what waits for that may run.
+    Watched,
     /// Send the workload this signal.
     Signal(u8),
     /// Send the workload and what it runs (its process group) the signal of a terminal's key.

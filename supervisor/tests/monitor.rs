@@ -405,6 +405,24 @@ fn the_last_thing_that_a_workload_does_is_seen() {
 }
 
 #[test]
+fn the_first_thing_that_a_workload_does_is_seen_however_short_it_is() {
+    let Some(scene) = Scene::new() else { return };
+    if !is_root() {
+        return println!("skipped: executions are seen by root only");
+    }
+    let folder = scene.path("own");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::copy(scene.owner.path("rootfs/bin/busybox"), folder.join("true")).unwrap();
+    let bind = format!("{}:/tmp/own", folder.display());
+    let image = scene.with_policy("first", &policy(600, 300, "alert", &[]));
+    // The workload is that program, and over at once.
+    let out =
+        scene.command("exec", &["--status-fd", "2", "--bind", &bind], &image, &["/tmp/own/true"]).output().unwrap();
+    assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
+    assert_eq!(logged(&scene), ["process-not-in-image", "alert", "exit 0"], "{}", stderr(&out));
+}
+
+#[test]
 fn a_monitor_that_cannot_look_says_so() {
     let Some(scene) = Scene::new() else { return };
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();

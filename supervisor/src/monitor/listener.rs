@@ -43,6 +43,7 @@ impl Listener {
         if !unwatched.is_empty() {
             self.teller.warn(format!("executions are seen at intervals only in {}", unwatched.join(", ")));
         }
+        self.teller.watched();
         loop {
             let waited = self.wait(self.executions.as_fd());
             match waited {

@@ -107,6 +107,7 @@ impl Reactor {
                 self.terms = terms;
                 return act;
             }
+            Notice::Watched => {}
             Notice::Warning(text) => {
                 out::warn(&text);
                 status.say("warning", json!({"text": text}));

@@ -181,7 +181,10 @@ impl Work {
                 return Ok(());
             }
         };
-        self.marks.send(Marked::of(&baseline));
+        // Who listens says so when he does; where nobody does, looks are all there is.
+        if !self.marks.send(Marked::of(&baseline)) {
+            self.teller.watched();
+        }
         loop {
             let (started, at) = (Instant::now(), boot_time());
             let mut found = Vec::new();

@@ -59,6 +59,10 @@ impl Teller {
         self.told.lock().unwrap_or_else(PoisonError::into_inner).retain(|(kind, ..)| *kind != Kind::MonitorBlind);
     }
 
+    pub(super) fn watched(&self) {
+        self.outbox.send(Notice::Watched);
+    }
+
     pub(super) fn warn(&self, text: String) {
         self.outbox.send(Notice::Warning(text));
     }

@@ -222,6 +222,7 @@ impl Settings {
                 command.arg("--new-session");
             }
         }
+        bubble.holds()?;
         let command_line = self.command_line(task, root);
         bubble.command.arg("--").args(&command_line);
         Ok((bubble, said(command_line.first().map(OsString::as_os_str))))

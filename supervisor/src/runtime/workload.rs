@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use countersign_sys::Spawned;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, PidfdFlags, Signal, getpgid, kill_process, kill_process_group, pidfd_open};
 
 use super::Ids;
@@ -26,6 +27,7 @@ const STATUS: usize = 64 * 1024;
 pub(super) struct Bubble {
     pub(super) command: Command,
     status: PipeReader,
+    gate: Option<Gate>,
     /// What it inherits.
     kept: Vec<OwnedFd>,
 }
@@ -34,9 +36,26 @@ pub(super) struct Bubble {
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) barrier: Barrier,
-    /// To the agent, which waits too where the runtime would take the terminal before it comes to the barrier. bubblewrap itself does not wait
-    /// here: at the end of its `--block-fd` it goes on, and where that has no end it outlives the run.
+    /// To the agent, which waits too where the runtime would take the terminal before it comes to the barrier.
     pub(super) agent: Option<Channel>,
+}
+
+/// What holds a workload up whose container is made: bubblewrap waits for a byte from here (its `--block-fd`). At an end it would go on, so this
+/// is a socket that has none; whoever waits at it without hope ends with its namespace.
+#[derive(Debug)]
+pub(super) struct Gate(OwnedFd);
+
+impl Gate {
+    /// One, and what to wait at.
+    fn made() -> Result<(OwnedFd, Self), Failure> {
+        let pair = socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
+        pair.map(|(inside, gate)| (inside, Self(gate))).map_err(start)
+    }
+
+    /// Lets it run. Who has ended meanwhile says so himself.
+    fn open(self) {
+        let _ = rustix::io::write(&self.0, &[1]);
+    }
 }
 
 /// bubblewrap at work.
@@ -45,6 +64,7 @@ pub(crate) struct Waiting {
     bubblewrap: Spawned,
     status: File,
     held: Option<Held>,
+    gate: Option<Gate>,
     /// What it is to start, in words.
     what: String,
 }
@@ -59,7 +79,7 @@ impl Bubble {
         command.arg("--unshare-user").args(["--uid", &ids.user.to_string(), "--gid", &ids.group.to_string()]);
         command.args(["--unshare-pid", "--die-with-parent"]);
         let (status, writer) = std::io::pipe().map_err(start)?;
-        let mut bubble = Self { command, status, kept: Vec::new() };
+        let mut bubble = Self { command, status, gate: None, kept: Vec::new() };
         bubble.give("--json-status-fd", writer.into())?;
         Ok(bubble)
     }
@@ -70,6 +90,14 @@ impl Bubble {
         // Nobody else can open a socket by /proc, as he could a pipe.
         let (inside, agent) = Channel::pair().map_err(start)?;
         Ok((self.keep(inside.into_fd())?, agent))
+    }
+
+    /// The workload waits until it is watched. To be said before what it is.
+    pub(super) fn holds(&mut self) -> Result<(), Failure> {
+        let (inside, gate) = Gate::made()?;
+        self.give("--block-fd", inside)?;
+        self.gate = Some(gate);
+        Ok(())
     }
 
     fn keep(&mut self, fd: OwnedFd) -> Result<RawFd, Failure> {
@@ -93,11 +121,11 @@ impl Bubble {
         stdin: OwnedFd,
         cgroup: Option<(BorrowedFd<'_>, BorrowedFd<'_>)>,
     ) -> Result<Waiting, Failure> {
-        let Self { mut command, status, kept } = self;
+        let Self { mut command, status, gate, kept } = self;
         command.stdin(Stdio::from(stdin));
         let bubblewrap = spawn(&mut command, cgroup).map_err(|e| missing(Path::new(command.get_program()), &e))?;
         drop(kept);
-        Ok(Waiting { bubblewrap, status: File::from(OwnedFd::from(status)), held: None, what })
+        Ok(Waiting { bubblewrap, status: File::from(OwnedFd::from(status)), held: None, gate, what })
     }
 }
 
@@ -133,9 +161,9 @@ impl Waiting {
 
     /// The workload's exit code, or `None` when the supervisor is gone.
     pub(super) fn run(self, channel: &Channel, squashfuse: &Child) -> Result<Option<u8>, Failure> {
-        let Self { bubblewrap, status, held, what } = self;
+        let Self { bubblewrap, status, held, gate, what } = self;
         let told = Told::of(bubblewrap.pid());
-        let outcome = watch(channel, (status, told), held, &bubblewrap, squashfuse);
+        let outcome = watch(channel, (status, told), (held, gate), &bubblewrap, squashfuse);
         if !matches!(outcome, Ok(Some(_))) {
             let _ = bubblewrap.kill();
         }
@@ -160,8 +188,8 @@ impl Waiting {
     }
 }
 
-/// Runs what bubblewrap is to start (`what` in words) and nothing holds up, once the word is said; the workload's exit code, or `None` when the
-/// supervisor is gone.
+/// Runs what bubblewrap is to start (`what` in words), once the word is said, and its workload once it is watched; the workload's exit code, or
+/// `None` when the supervisor is gone.
 pub(super) fn run(
     channel: &Channel,
     bubble: Bubble,
@@ -248,7 +276,7 @@ fn ends_soon(process: &OwnedFd) -> Result<bool, Failure> {
 fn watch(
     channel: &Channel,
     (mut status, mut told): (File, Told),
-    mut held: Option<Held>,
+    (mut held, mut gate): (Option<Held>, Option<Gate>),
     bubblewrap: &Spawned,
     squashfuse: &Child,
 ) -> Result<Option<Told>, Failure> {
@@ -294,6 +322,8 @@ fn watch(
         } else if is_ready(0) {
             let number = match channel.receive::<Word>().map_err(start)? {
                 Some((Word::Signal(number), _)) => number,
+                // A program that has not run yet would make nothing of it.
+                Some((Word::Key(number), _)) if gate.is_some() && ends(number) => number,
                 Some((Word::Key(number), _)) => {
                     // The group is the container's (--new-session): its number 1 is bubblewrap's, which the kernel spares.
                     let group = told.workload().and_then(|pid| getpgid(Some(pid)).ok());
@@ -309,6 +339,10 @@ fn watch(
                         let _ = agent.map(|agent| agent.send(&Cue::Run, &[]));
                         barrier.open();
                     }
+                    continue;
+                }
+                Some((Word::Watched, _)) => {
+                    gate.take().into_iter().for_each(Gate::open);
                     continue;
                 }
                 Some((Word::Runtime(_) | Word::Make(_), _)) | None => return Ok(None),
@@ -328,7 +362,7 @@ fn starts(channel: &Channel) -> Result<bool, Failure> {
     loop {
         match channel.receive::<Word>().map_err(start)? {
             Some((Word::Start, _)) => return Ok(true),
-            Some((Word::Signal(_) | Word::Key(_), _)) => {}
+            Some((Word::Signal(_) | Word::Key(_) | Word::Watched, _)) => {}
             Some((Word::Runtime(_) | Word::Make(_), _)) | None => return Ok(false),
         }
     }
@@ -339,6 +373,21 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
+
+    #[test]
+    fn a_gate_opens_by_its_word_and_not_at_its_end() {
+        let waits = |inside: &OwnedFd| {
+            let moment = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+            poll(&mut [PollFd::new(inside, PollFlags::IN)], Some(&moment)).unwrap() == 0
+        };
+        let (inside, gate) = Gate::made().unwrap();
+        assert!(waits(&inside));
+        gate.open();
+        assert_eq!(rustix::io::read(&inside, &mut [0; 1]), Ok(1));
+        let (inside, gate) = Gate::made().unwrap();
+        drop(gate);
+        assert!(waits(&inside), "nobody can open it any more");
+    }
 
     #[test]
     fn bubblewraps_status_in_pieces() {
