@@ -1,29 +1,29 @@
 //! The `verifier` command line.
 
+mod check;
 mod explain;
 mod keys;
+mod operator;
+mod perform;
 mod policy;
 mod reference;
 mod words;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use clap::{Args, CommandFactory as _, Parser, Subcommand};
-use countersign_wire::artefact;
-use countersign_wire::enrol::HostState;
-use countersign_wire::id::{RunId, VerdictId, WorkloadId};
-use countersign_wire::record::Bundle;
+use clap::{CommandFactory as _, Parser, Subcommand};
 use serde_json::{Value, json};
 
-use crate::admin::{self, Request, RunOrder};
-use crate::check::{self, CheckError, LogFiles, check_bundle, check_eventlog, check_quote, code};
+use crate::admin::Request;
+use crate::check::{CheckError, code, read_bounded};
 use crate::error::Error;
 use crate::out::{self, Failure};
 use crate::policy::sandbox::Trial;
 use crate::service::Service;
+use operator::{Ek, EkRoot, Grant, Host, Reference, Release, Run, Token, Verdict, Workload};
+use perform::perform;
 
 const AFTER: &str = "\
 Examples:
@@ -124,7 +124,7 @@ enum Command {
     Restored,
     /// Check logs, quotes and bundles offline
     #[command(subcommand)]
-    Check(Check),
+    Check(check::Command),
     /// Print the configuration's keys with their meaning
     Config,
     /// Print shell completions
@@ -136,278 +136,6 @@ enum Command {
     Man {
         /// The folder
         dir: PathBuf,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum Token {
-    /// A token that admits hosts never seen before, or with --host a new AK on a known host
-    New {
-        /// How many hosts it admits
-        #[arg(long, default_value_t = 1)]
-        uses: u32,
-        /// Seconds until it expires
-        #[arg(long, default_value_t = 86_400)]
-        ttl: u32,
-        /// A known host: id, its beginning, or name
-        #[arg(long)]
-        host: Option<String>,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum EkRoot {
-    /// Trust every certificate in a PEM file
-    Add {
-        /// PEM file
-        file: PathBuf,
-        /// Hosts under it are simulated
-        #[arg(long)]
-        development: bool,
-    },
-    /// Trusted CAs with their fingerprints
-    List,
-    /// No longer trust a CA
-    Remove {
-        /// Beginning of its fingerprint
-        fingerprint: String,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum Ek {
-    /// Trust one EK: only when you know that it is that host's, for it can be any key
-    Allow {
-        /// What `attest ek -o` or `attest show -o` wrote on the host; or the public key, PEM or as TPM tools write it
-        file: PathBuf,
-        /// A name for people (default: the file's)
-        #[arg(long)]
-        name: Option<String>,
-        /// The host with it is simulated
-        #[arg(long)]
-        development: bool,
-    },
-    /// EKs that are trusted so
-    List,
-    /// No longer trust an EK; a host that is enrolled with it stays enrolled
-    Remove {
-        /// Beginning of its id
-        ek: String,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum Host {
-    /// All hosts
-    List,
-    /// One host
-    Show {
-        /// Id, its beginning, or name
-        host: String,
-    },
-    /// Admit a pending or suspended host; it starts a new baseline
-    Admit(Change),
-    /// Suspend a host: it is appraised and gets nothing
-    Suspend(Change),
-    /// Revoke a host for ever
-    Revoke(Change),
-}
-
-#[derive(Debug, Args)]
-struct Change {
-    /// Id, its beginning, or name
-    host: String,
-    /// Why; kept with the host and in the audit
-    #[arg(long, default_value = "by the operator")]
-    reason: String,
-}
-
-#[derive(Debug, Subcommand)]
-enum Reference {
-    /// Accept what a boot log measured, or the files of a reference set
-    #[command(group(clap::ArgGroup::new("source").required(true).args(["eventlog", "verdict", "file"])))]
-    Add {
-        /// Name of the set
-        name: String,
-        /// The firmware's event log
-        #[arg(long, value_name = "FILE")]
-        eventlog: Option<PathBuf>,
-        /// The boot log in the evidence of this verdict, which its quoted PCRs must vouch for
-        #[arg(long, value_name = "ID")]
-        verdict: Option<VerdictId>,
-        /// PCRs to take (default: 0, 2, 3, 4, 7, 8, 9, 14)
-        #[arg(long, conflicts_with = "file")]
-        pcr: Vec<u8>,
-        /// A reference set, as `attest learn` writes it or `attest reference sign` signs it
-        #[arg(long, value_name = "FILE")]
-        file: Option<PathBuf>,
-        /// Key (PEM) that must have signed the set
-        #[arg(long, value_name = "FILE", requires = "file")]
-        key: Vec<PathBuf>,
-    },
-    /// No longer accept a set
-    Revoke {
-        /// Its name
-        name: String,
-    },
-    /// All sets
-    List,
-}
-
-#[derive(Debug, Subcommand)]
-enum Verdict {
-    /// Newest verdicts
-    List {
-        /// Of one host
-        #[arg(long)]
-        host: Option<String>,
-        /// How many
-        #[arg(long, default_value_t = 20)]
-        limit: u32,
-    },
-    /// One verdict with every check
-    Show {
-        /// Verdict id
-        id: VerdictId,
-    },
-    /// Write a verdict's evidence bundle into a file
-    Bundle {
-        /// Verdict id
-        id: VerdictId,
-        /// The file
-        #[arg(short, long)]
-        output: PathBuf,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum Release {
-    /// Newest releases, with their runs
-    List {
-        /// To one host
-        #[arg(long)]
-        host: Option<String>,
-        /// How many
-        #[arg(long, default_value_t = 20)]
-        limit: u32,
-    },
-    /// Give a release whose answer was lost back: it counts against the cap no longer (audited)
-    Refund {
-        /// Run id
-        run: RunId,
-        /// Host, when several have a release for such a run: id, a beginning of it, or name
-        #[arg(long)]
-        host: Option<String>,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum Workload {
-    /// All workloads
-    List,
-    /// One workload
-    Show {
-        /// Workload id
-        workload: WorkloadId,
-    },
-    /// No longer release a workload's key
-    Withdraw {
-        /// Workload id
-        workload: WorkloadId,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum Grant {
-    /// Take a grant that an owner made (supervisor grant)
-    Add {
-        /// The file
-        file: PathBuf,
-    },
-    /// All grants
-    List,
-}
-
-#[derive(Debug, Subcommand)]
-enum Run {
-    /// Newest runs, as the hosts' attested run logs tell
-    List {
-        /// Of one host: id, its beginning, or name
-        #[arg(long)]
-        host: Option<String>,
-        /// How many
-        #[arg(long, default_value_t = 20)]
-        limit: u32,
-    },
-    /// One run, with findings
-    Show {
-        /// Run id, or its beginning
-        run: String,
-    },
-    /// Tell the host to end a run
-    Stop(Order),
-    /// Tell the host to freeze a run
-    Freeze(Order),
-    /// Tell the host to let a frozen run go on
-    Thaw(Order),
-}
-
-#[derive(Debug, Args)]
-struct Order {
-    /// Run id, or its beginning
-    run: String,
-    /// Why; the host and the audit are told
-    #[arg(long, default_value = "by the operator")]
-    reason: String,
-}
-
-#[derive(Debug, Subcommand)]
-enum Check {
-    /// Does a log lead to these PCRs, in every listed bank, without lying?
-    Eventlog {
-        /// The firmware's event log: binary, or a canonical event log in JSON
-        file: PathBuf,
-        /// {"sha256": {"0": "hex", ...}, ...}; of a TDX guest {"sha384": {"rtmr0": "hex", ...}}
-        #[arg(long, value_name = "FILE")]
-        pcrs: PathBuf,
-        /// The kernel's IMA list, binary
-        #[arg(long, value_name = "FILE")]
-        ima: Option<PathBuf>,
-        /// systemd's userspace log
-        #[arg(long, value_name = "FILE")]
-        userspace: Option<PathBuf>,
-        /// A TDX guest's ACPI table CCEL
-        #[arg(long, value_name = "FILE")]
-        ccel: Option<PathBuf>,
-    },
-    /// Is a quote by this AK, for this nonce, over these PCRs?
-    Quote {
-        /// TPMT_PUBLIC
-        #[arg(long, value_name = "FILE")]
-        ak: PathBuf,
-        /// TPMS_ATTEST
-        #[arg(long, value_name = "FILE")]
-        quote: PathBuf,
-        /// TPMT_SIGNATURE
-        #[arg(long, value_name = "FILE")]
-        signature: PathBuf,
-        /// Raw extraData, hex
-        #[arg(long, value_name = "HEX")]
-        nonce: String,
-        /// PCR values; may list more than the quote selects
-        #[arg(long, value_name = "FILE")]
-        pcrs: PathBuf,
-    },
-    /// Recompute a verdict from its bundle
-    Bundle {
-        /// The bundle
-        file: PathBuf,
-        /// The verifier's trust bundle, or its SHA-256
-        #[arg(long, value_name = "FILE|SHA256", required_unless_present = "unanchored")]
-        trust: Option<String>,
-        /// Check consistency only: anybody can make such a bundle
-        #[arg(long, conflicts_with = "trust")]
-        unanchored: bool,
     },
 }
 
@@ -455,14 +183,14 @@ fn read_at_most(path: &Path, max: usize) -> Result<Vec<u8>, Failure> {
     let bad = |e: std::io::Error| {
         CheckError::new(code::INPUT, "file", e.to_string(), "a readable file").about(path.display().to_string())
     };
-    Ok(check::read_bounded(path, max).map_err(bad)?)
+    Ok(read_bounded(path, max).map_err(bad)?)
 }
 
 fn run(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Init { dev, url } => init(cli, *dev, url),
         Command::Serve => serve(cli),
-        Command::Check(check) => run_check(cli, check),
+        Command::Check(check) => check::run(cli, check),
         Command::Explain { what } => explain::run(cli, what),
         Command::Policy(command) => policy::run(cli, command),
         Command::Keys(command) => {
@@ -509,74 +237,17 @@ fn run(cli: &Cli) -> Result<(), Failure> {
 
 /// The operator's request behind a command.
 fn request(command: &Command) -> Result<Option<Request>, Failure> {
-    let change =
-        |change: &Change, state| Request::HostState { host: change.host.clone(), state, reason: change.reason.clone() };
     Ok(Some(match command {
-        Command::Token(Token::New { uses, ttl, host }) => {
-            Request::TokenNew { uses: *uses, ttl_s: *ttl, host: host.clone() }
-        }
-        Command::EkRoot(EkRoot::Add { file, development }) => {
-            let certificates =
-                crate::tls::pem_certificates(&read(file)?).into_iter().map(|der| STANDARD.encode(der)).collect();
-            Request::EkRootAdd { certificates, development: *development }
-        }
-        Command::EkRoot(EkRoot::List) => Request::EkRootList {},
-        Command::EkRoot(EkRoot::Remove { fingerprint }) => Request::EkRootRemove { fingerprint: fingerprint.clone() },
-        Command::Ek(Ek::Allow { file, name, development }) => {
-            let bytes = read(file)?;
-            let card = artefact::from_file::<countersign_wire::enrol::HostCard>(&bytes);
-            let ek = card.map_or_else(|_| crate::tls::public_key(bytes), |card| card.ek_public);
-            let stem = || file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            let name = name.clone().unwrap_or_else(stem);
-            Request::EkAllow { ek: STANDARD.encode(ek), name, development: *development }
-        }
-        Command::Ek(Ek::List) => Request::EkList {},
-        Command::Ek(Ek::Remove { ek }) => Request::EkRemove { ek: ek.clone() },
-        Command::Host(Host::List) => Request::HostList {},
-        Command::Host(Host::Show { host }) => Request::HostShow { host: host.clone() },
-        Command::Host(Host::Admit(host)) => change(host, HostState::Active),
-        Command::Host(Host::Suspend(host)) => change(host, HostState::Suspended),
-        Command::Host(Host::Revoke(host)) => change(host, HostState::Revoked),
-        Command::Reference(Reference::Add { name, verdict: Some(id), pcr, .. }) => {
-            Request::ReferenceAddVerdict { name: name.clone(), id: *id, pcrs: pcr.clone() }
-        }
-        Command::Reference(Reference::Add { name, eventlog, pcr, file, key, verdict: None }) => {
-            match (eventlog, file) {
-                (Some(log), _) => Request::ReferenceAdd {
-                    name: name.clone(),
-                    eventlog: STANDARD.encode(read(log)?),
-                    pcrs: pcr.clone(),
-                },
-                (None, Some(file)) => reference::add(name, file, key)?,
-                (None, None) => return Ok(None),
-            }
-        }
-        Command::Reference(Reference::Revoke { name }) => Request::ReferenceRevoke { name: name.clone() },
-        Command::Reference(Reference::List) => Request::ReferenceList {},
-        Command::Verdict(Verdict::List { host, limit }) => Request::VerdictList { host: host.clone(), limit: *limit },
-        Command::Run(run) => {
-            let order = |given: &Order, order| Request::RunOrder {
-                run: given.run.clone(),
-                order,
-                reason: given.reason.clone(),
-            };
-            match run {
-                Run::List { host, limit } => Request::RunList { host: host.clone(), limit: *limit },
-                Run::Show { run } => Request::RunShow { run: run.clone() },
-                Run::Stop(given) => order(given, RunOrder::Stop),
-                Run::Freeze(given) => order(given, RunOrder::Freeze),
-                Run::Thaw(given) => order(given, RunOrder::Thaw),
-            }
-        }
-        Command::Verdict(Verdict::Show { id }) => Request::VerdictShow { id: *id },
-        Command::Verdict(Verdict::Bundle { id, .. }) => Request::VerdictBundle { id: *id },
-        Command::Release(Release::List { host, limit }) => Request::ReleaseList { host: host.clone(), limit: *limit },
-        Command::Release(Release::Refund { run, host }) => Request::ReleaseRefund { run: *run, host: host.clone() },
-        Command::Workload(Workload::List) => Request::WorkloadList {},
-        Command::Workload(Workload::Show { workload }) => Request::WorkloadShow { workload: *workload },
-        Command::Workload(Workload::Withdraw { workload }) => Request::WorkloadWithdraw { workload: *workload },
-        Command::Grant(Grant::Add { file }) => Request::GrantAdd { grant: STANDARD.encode(read(file)?) },
-        Command::Grant(Grant::List) => Request::GrantList {},
+        Command::Token(given) => given.request(),
+        Command::EkRoot(given) => given.request()?,
+        Command::Ek(given) => given.request()?,
+        Command::Host(given) => given.request(),
+        Command::Reference(given) => return given.request(),
+        Command::Verdict(given) => given.request(),
+        Command::Release(given) => given.request(),
+        Command::Workload(given) => given.request(),
+        Command::Grant(given) => given.request()?,
+        Command::Run(given) => given.request(),
         Command::Restored => Request::Restored {},
         Command::Init { .. }
         | Command::Serve
@@ -588,51 +259,6 @@ fn request(command: &Command) -> Result<Option<Request>, Failure> {
         | Command::Completions { .. }
         | Command::Man { .. } => return Ok(None),
     }))
-}
-
-/// On the state folder, whose permissions are the authority; with --remote over HTTPS.
-fn perform(cli: &Cli, request: Request) -> Result<Value, Failure> {
-    let dir = state_dir(cli)?;
-    let Some(url) = &cli.remote else {
-        return runtime(false)?.block_on(async {
-            let service = Service::open(&dir).await?.tried_in(Trial::own());
-            Ok(admin::perform(&service, request, "command line").await?)
-        });
-    };
-    let token = crate::keys::read_secret(&cli.token_file.clone().unwrap_or_else(|| dir.join("operator.token")))?;
-    let ca = read(&cli.ca.clone().unwrap_or_else(|| dir.join("ca.pem")))?;
-    remote(url, &String::from_utf8_lossy(&token), &ca, &request)
-}
-
-fn remote(url: &str, token: &str, ca: &[u8], request: &Request) -> Result<Value, Failure> {
-    let unreachable = |e: &dyn std::fmt::Display| Failure {
-        code: 21,
-        error: format!("verifier at {url}: {e}"),
-        hint: "check the address and that `verifier serve` runs there".into(),
-        json: json!({"error": {"code": 21, "message": e.to_string()}}),
-    };
-    let ca = reqwest::Certificate::from_pem(ca).map_err(|e| unreachable(&e))?;
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = reqwest::blocking::Client::builder()
-        .tls_certs_only([ca])
-        .https_only(true)
-        .no_proxy()
-        .timeout(Duration::from_secs(30))
-        .build()
-        .map_err(|e| unreachable(&e))?;
-    let response = client
-        .post(format!("{}/v1/admin", url.trim_end_matches('/')))
-        .bearer_auth(token.trim())
-        .json(request)
-        .send()
-        .map_err(|e| unreachable(&e))?;
-    let good = response.status().is_success();
-    let body: Value = response.json().map_err(|e| unreachable(&e))?;
-    if good {
-        return Ok(body);
-    }
-    let text = |name: &str| body.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-    Err(Failure { code: 20, error: text("title"), hint: text("hint"), json: json!({"error": body}) })
 }
 
 fn init(cli: &Cli, dev: bool, url: &str) -> Result<(), Failure> {
@@ -681,28 +307,4 @@ fn serve(cli: &Cli) -> Result<(), Failure> {
         }
         Ok(())
     })
-}
-
-fn run_check(cli: &Cli, check: &Check) -> Result<(), Failure> {
-    let optional = |path: &Option<PathBuf>| path.as_deref().map(read).transpose();
-    match check {
-        Check::Eventlog { file, pcrs, ima, userspace, ccel } => {
-            let (log, pcrs) = (read(file)?, read(pcrs)?);
-            let (ima, userspace, ccel) = (optional(ima)?, optional(userspace)?, optional(ccel)?);
-            let (ima, userspace, ccel) = (ima.as_deref(), userspace.as_deref(), ccel.as_deref());
-            let checked = check_eventlog(LogFiles { log: &log, pcrs: &pcrs, ima, userspace, ccel })?;
-            out::print(cli.json, &json!(checked), || words::eventlog(&checked))
-        }
-        Check::Quote { ak, quote, signature, nonce, pcrs } => {
-            let nonce = hex::decode(nonce)
-                .map_err(|e| CheckError::new(code::INPUT, "nonce", e.to_string(), "hex digits").about("--nonce"))?;
-            let checked = check_quote(&read(ak)?, &read(quote)?, &read(signature)?, &nonce, &read(pcrs)?)?;
-            out::print(cli.json, &json!(checked), || words::quote(&checked))
-        }
-        Check::Bundle { file, trust, .. } => {
-            let trust = trust.as_deref().map(check::trust_digest).transpose()?;
-            let checked = check_bundle(&read_at_most(file, artefact::longest::<Bundle>())?, trust)?;
-            out::print(cli.json, &json!(checked), || words::bundle(&checked))
-        }
-    }
 }

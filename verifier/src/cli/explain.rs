@@ -7,7 +7,8 @@ use countersign_wire::id::VerdictId;
 use countersign_wire::record::Bundle;
 use serde_json::json;
 
-use super::{Cli, perform, read_at_most};
+use super::perform::perform;
+use super::{Cli, read_at_most};
 use crate::admin::Request;
 use crate::check::code;
 use crate::error::Error;
