@@ -21,6 +21,7 @@ use crate::monitor::{Act, Executions, Inbox, Judge, Notice, Outbox, Reactor, Sca
 use crate::permit::{Prolonging, millis};
 use crate::run::{Stop, died, ended_early};
 use crate::runtime::Lending;
+use crate::stat::if_there;
 use crate::status::Status;
 use crate::watch::{CONTINUE, Heard, KEYS, SUSPEND, Watch, ends};
 use crate::{decryptor, out, stage};
@@ -52,6 +53,8 @@ pub(crate) struct Play<'a> {
     pub(crate) caller: Option<&'a Caller>,
     /// It stands still until its caller continues it.
     pub(crate) suspended: bool,
+    /// The container's first process and how that is watched, while the workload waits for the word to run.
+    pub(crate) waits: Option<(u32, &'static str)>,
     pub(crate) started: bool,
     pub(crate) prolonging: Prolonging,
     /// How the workload was asked to end.
@@ -111,7 +114,7 @@ impl Play<'_> {
                 let act = self.reactor.hear(notice, self.status);
                 self.act(act)?;
                 if settles {
-                    self.settle();
+                    self.settle()?;
                 }
             }
             Heard::Event(said) => {
@@ -153,11 +156,22 @@ impl Play<'_> {
     }
 
     /// The workload need not wait any longer: it is watched, or policy lets it run unwatched.
-    fn settle(&self) {
-        if self.reactor.violation().is_none() {
-            // A stage that has ended says why when it is listened to.
-            let _ = self.watch.stage.send(&stage::Word::Watched, &[]);
+    fn settle(&mut self) -> Result<(), Stop> {
+        if self.reactor.violation().is_some() {
+            return Ok(());
         }
+        let Some((init, watched)) = self.waits.take() else { return Ok(()) };
+        // A stage that has ended says why when it is listened to.
+        let _ = self.watch.stage.send(&stage::Word::Watched, &[]);
+        self.started = true;
+        self.lending = self.lends.then(|| Lending::new(init, self.nested.is_some()));
+        self.watch.pass();
+        self.status.say("mounted", json!({}));
+        let group = self.group.words();
+        self.status.say("started", json!({"run": self.run, "group": group, "watched": watched, "init": init}));
+        let subscription = Subscription::start(&Host::open(self.config.clone())?)?;
+        let _ = self.watch.events.set(subscription);
+        Ok(())
     }
 
     /// A thread of the monitor that does not come back is a finding; nothing here waits for it.
@@ -165,7 +179,7 @@ impl Play<'_> {
         for seen in self.scanner.as_mut().map(Scanner::overdue).unwrap_or_default() {
             let act = self.reactor.saw(&seen, self.status);
             self.act(act)?;
-            self.settle();
+            self.settle()?;
         }
         Ok(())
     }
@@ -297,18 +311,14 @@ impl Play<'_> {
         }
     }
 
+    /// There is a container. Of the built-in runtime its workload waits until it is watched; others have theirs run at once.
     fn started(&mut self, init: u32) -> Result<(), Stop> {
         let other = |e: std::io::Error| Failure::new(Stage::Other, e.to_string(), "");
-        self.started = true;
-        self.lending = self.lends.then(|| Lending::new(init, self.nested.is_some()));
-        self.watch.pass();
-        let seen =
+        let watched =
             if self.executions.is_some() { "every execution, and the rest at intervals" } else { "at intervals" };
-        self.status.say("mounted", json!({}));
-        self.status
-            .say("started", json!({"run": self.run, "group": self.group.words(), "watched": seen, "init": init}));
+        self.waits = Some((init, watched));
         // A container that has ended already has nothing to be watched; the stage says how it ended.
-        if self.group.begins_with(init).is_ok() {
+        if if_there(self.group.begins_with(init)).map_err(other)?.is_some() {
             let (group, judge) = (Arc::clone(&self.group), Arc::clone(&self.judge));
             let scanner = Scanner::start(
                 group,
@@ -320,8 +330,6 @@ impl Play<'_> {
             );
             self.scanner = Some(scanner.map_err(other)?);
         }
-        let subscription = Subscription::start(&Host::open(self.config.clone())?)?;
-        let _ = self.watch.events.set(subscription);
-        Ok(())
+        if self.nested.is_some() { self.settle() } else { Ok(()) }
     }
 }

@@ -346,6 +346,7 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<Ended, Stop> {
         judge,
         config,
         outbox,
+        waits: None,
         started: false,
         prolonging: Prolonging::default(),
         ending: Ending::default(),

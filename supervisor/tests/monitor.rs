@@ -413,11 +413,14 @@ fn the_first_thing_that_a_workload_does_is_seen_however_short_it_is() {
     let folder = scene.path("own");
     std::fs::create_dir(&folder).unwrap();
     std::fs::copy(scene.owner.path("rootfs/bin/busybox"), folder.join("true")).unwrap();
-    let bind = format!("{}:/tmp/own", folder.display());
+    // A place that mount tables write otherwise.
+    let bind = format!("{}:/tmp/own place", folder.display());
     let image = scene.with_policy("first", &policy(600, 300, "alert", &[]));
     // The workload is that program, and over at once.
-    let out =
-        scene.command("exec", &["--status-fd", "2", "--bind", &bind], &image, &["/tmp/own/true"]).output().unwrap();
+    let out = scene
+        .command("exec", &["--status-fd", "2", "--bind", &bind], &image, &["/tmp/own place/true"])
+        .output()
+        .unwrap();
     assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
     assert_eq!(logged(&scene), ["process-not-in-image", "alert", "exit 0"], "{}", stderr(&out));
 }

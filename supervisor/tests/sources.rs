@@ -13,14 +13,16 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use countersign_verifier::admin::{Request, RunOrder};
 use countersign_wire::enrol::HostState;
 use countersign_wire::runlog::{Event, RunLog};
 use rustix::process::Signal;
+use serde_json::json;
 use support::processes::signal;
 use support::stalling::Stalling;
 use support::watched::{Watched, logged, policy};
@@ -100,13 +102,23 @@ impl<'a> Machine<'a> {
         self.runs(name, policy, "echo ready; read x; exit 6")
     }
 
+    /// Has one of them read from there.
+    fn is_at(&self, name: &str, place: &Path) {
+        std::os::unix::fs::symlink(place, self.scene.path("link")).unwrap();
+        std::fs::rename(self.scene.path("link"), self.scene.path(name)).unwrap();
+    }
+
     fn runs(&self, name: &str, policy: &str, script: &str) -> Watched {
+        Watched::of(&mut self.command(name, policy, script))
+    }
+
+    fn command(&self, name: &str, policy: &str, script: &str) -> Command {
         let image = self.scene.with_policy(name, policy);
         let mut command = self.scene.command("exec", &["--status-fd", "2"], &image, &["sh", "-c", script]);
         let [library, modules, ahead, unseen] =
             ["machine.so", "modules", "ahead", "unseen"].map(|name| self.scene.path(name));
-        let command = command.env("LD_PRELOAD", library).env("MODULES", modules);
-        Watched::of(command.env("AHEAD", ahead).env("UNSEEN", unseen))
+        command.env("LD_PRELOAD", library).env("MODULES", modules).env("AHEAD", ahead).env("UNSEEN", unseen);
+        command
     }
 }
 
@@ -171,6 +183,57 @@ fn a_bound_file_system_that_does_not_answer_stops_no_supervision() {
 }
 
 #[test]
+fn a_workload_waits_until_it_is_watched() {
+    if !is_root() {
+        return;
+    }
+    let Some(scene) = Scene::new() else { return };
+    let Some(machine) = Machine::of(&scene) else { return };
+    for (name, reaction) in [("ended", "alert"), ("alert", "alert"), ("kill", "kill")] {
+        let place = scene.path(&format!("stalling-{name}"));
+        let Some(stalling) = Stalling::on(&place, "modules", Vec::new(), 0) else { return };
+        machine.is_at("modules", &place.join("modules"));
+        let script = "echo ready; read x; exit 6";
+        let mut run = Watched::begun(&mut machine.command(name, &policy(600, 300, reaction, &[]), script));
+        // There is a container, and how the machine is cannot be told.
+        stalling.stalls();
+        std::thread::sleep(Duration::from_millis(300));
+        let family = run.family();
+        assert!(family.0.iter().any(|process| process.command.contains("bwrap")));
+        assert!(!family.0.iter().any(|process| process.command.starts_with("sh ")), "its program has not run");
+        match name {
+            "ended" => signal(run.pid(), Signal::TERM),
+            _ => {
+                let found = run.finding("monitor-blind");
+                assert_eq!(
+                    (&found["finding"]["where"], &found["reaction"]),
+                    (&json!("looks"), &json!(reaction)),
+                    "{found}"
+                );
+            }
+        }
+        if name == "alert" {
+            // As its policy has it.
+            assert_eq!(run.stage("started")["watched"], "every execution, and the rest at intervals");
+            assert_eq!(run.line(), "ready\n");
+            stalling.answer();
+            run.say("go");
+            let (code, words) = run.end();
+            assert_eq!(code, Some(6), "{words}");
+            continue;
+        }
+        family.ended();
+        stalling.answer();
+        assert_eq!(run.line(), "");
+        let (code, words) = run.end();
+        assert_eq!(code, Some(if name == "ended" { 143 } else { 217 }), "{words}");
+        assert!(!words.contains("\"started\""), "{words}");
+    }
+    let ends: Vec<String> = scene.runs().into_iter().filter(|line| line != "start").collect();
+    assert!(ends[0] == "signal 15" && ends[1] == "exit 6" && ends[2].starts_with("violation"), "{ends:?}");
+}
+
+#[test]
 fn a_look_that_does_not_come_back_is_a_finding() {
     if !is_root() {
         return;
@@ -180,8 +243,7 @@ fn a_look_that_does_not_come_back_is_a_finding() {
     let Some(stalling) = Stalling::on(&scene.path("stalling"), "modules", Vec::new(), 0) else { return };
     let mut run = machine.run("late", &policy(600, 300, "kill", &[]));
     let family = run.family();
-    std::os::unix::fs::symlink(scene.path("stalling/modules"), scene.path("link")).unwrap();
-    std::fs::rename(scene.path("link"), scene.path("modules")).unwrap();
+    machine.is_at("modules", &scene.path("stalling/modules"));
     stalling.stalls();
     let began = Instant::now();
     let found = run.finding("monitor-blind");

@@ -1,7 +1,10 @@
 //! fanotify (fanotify(7)): each execution of a file on the container's mounts that are not the image, however short it is. For root only.
 
+use std::ffi::OsStr;
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
 use countersign_wire::finding::{Finding, Kind};
@@ -9,7 +12,7 @@ use nix::errno::Errno;
 use nix::sys::fanotify::{EventFFlags, Fanotify, FanotifyEvent, InitFlags, MarkFlags, MaskFlags};
 use rustix::process::geteuid;
 
-use super::mounts::Mount;
+use super::mounts::{Mount, unescape};
 use super::process::Executable;
 use super::scan::Baseline;
 use super::stranger::stranger;
@@ -26,6 +29,27 @@ pub(super) struct Marked {
     /// User and group of its processes.
     ids: io::Result<(u32, u32)>,
     mounts: Vec<Mount>,
+}
+
+/// A mount of the container on which the kernel announces no execution.
+#[derive(Debug)]
+pub(super) struct Unwatched {
+    place: String,
+    error: io::Error,
+}
+
+impl Unwatched {
+    /// Whether the container's own processes find no way to it either: another mount hides it, its file system lets nobody in, or they have ended.
+    pub(super) fn is_out_of_reach(&self) -> bool {
+        let errno = self.error.raw_os_error().map(Errno::from_raw);
+        matches!(errno, Some(Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES | Errno::ESRCH))
+    }
+}
+
+impl fmt::Display for Unwatched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.error)
+    }
 }
 
 impl Marked {
@@ -52,23 +76,26 @@ impl Executions {
         Some(Self(group))
     }
 
-    /// Watches these mounts; the places that cannot be watched, and why. They are marked with the ids of the container's processes: the kernel
-    /// lets nobody else, not even root, walk through a FUSE root. A file system that does not answer keeps the caller waiting.
-    pub(super) fn watch(&self, marked: &Marked) -> Vec<String> {
-        let mark = |place: &str| {
-            let here = std::fs::File::open("/").map_err(|e| format!("{place}: {e}"))?;
-            let path = format!("{}{place}", marked.root.display());
+    /// Watches these mounts; those that cannot be watched. They are marked with the ids of the container's processes: the kernel lets nobody else,
+    /// not even root, walk through a FUSE root. A file system that does not answer keeps the caller waiting.
+    pub(super) fn watch(&self, marked: &Marked) -> Vec<Unwatched> {
+        let mark = |mount: &Mount| -> io::Result<()> {
+            let here = std::fs::File::open("/")?;
+            let path = [marked.root.as_os_str().as_bytes(), &unescape(&mount.place)].concat();
             let flags = MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_MOUNT;
-            let marked = self.0.mark(flags, MaskFlags::FAN_OPEN_EXEC, &here, Some(path.as_str()));
-            marked.map_err(|e| format!("{place}: {e}"))
+            Ok(self.0.mark(flags, MaskFlags::FAN_OPEN_EXEC, &here, Some(OsStr::from_bytes(&path)))?)
         };
-        let all = || marked.mounts.iter().filter_map(|mount| mark(&mount.place).err()).collect();
+        let fails = |mount: &Mount| Some(Unwatched { place: mount.place.clone(), error: mark(mount).err()? });
+        let all = || marked.mounts.iter().filter_map(fails).collect();
+        let none = |error: &io::Error| {
+            let error =
+                error.raw_os_error().map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error);
+            vec![Unwatched { place: "/".into(), error }]
+        };
         match &marked.ids {
-            Err(e) => vec![format!("/: {e}")],
+            Err(e) => none(e),
             Ok((user, _)) if *user == geteuid().as_raw() => all(),
-            Ok((user, group)) => {
-                countersign_sys::with_ids(*user, *group, all).unwrap_or_else(|e| vec![format!("/: {e}")])
-            }
+            Ok((user, group)) => countersign_sys::with_ids(*user, *group, all).unwrap_or_else(|e| none(&e)),
         }
     }
 

@@ -40,8 +40,13 @@ impl Listener {
             }
         };
         let unwatched = self.pulse.step(|| self.executions.watch(&marked));
-        if !unwatched.is_empty() {
-            self.teller.warn(format!("executions are seen at intervals only in {}", unwatched.join(", ")));
+        for unwatched in unwatched {
+            let what = format!("executions are seen at intervals only in {unwatched}");
+            if unwatched.is_out_of_reach() {
+                self.teller.warn(what);
+            } else {
+                self.teller.tell(vec![lost(&what, now_ms())], boot_time());
+            }
         }
         self.teller.watched();
         loop {

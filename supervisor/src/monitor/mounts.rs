@@ -35,6 +35,20 @@ pub(super) fn escape(path: &str) -> String {
     path.replace('\\', "\\134").replace(' ', "\\040").replace('\t', "\\011").replace('\n', "\\012")
 }
 
+/// The path behind what mount tables have.
+pub(super) fn unescape(place: &str) -> Vec<u8> {
+    let mut path = Vec::with_capacity(place.len());
+    let mut rest = place;
+    while let Some((before, after)) = rest.split_once('\\') {
+        path.extend(before.bytes());
+        let byte = after.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        path.push(byte.unwrap_or(b'\\'));
+        rest = byte.and_then(|_| after.get(3..)).unwrap_or(after);
+    }
+    path.extend(rest.bytes());
+    path
+}
+
 /// Lines that are none are left out: the kernel writes this.
 pub(super) fn parse(table: &str) -> Vec<Mount> {
     let line = |line: &str| {
@@ -69,7 +83,11 @@ mod tests {
         let place = escape("/a b");
         let (kind, options) = ("tmpfs".to_owned(), "rw".to_owned());
         assert_eq!(mounts[1], Mount { id: 91, device: "0:50".into(), place, kind, options });
-        assert_eq!(escape("/a\tb\nc\\d"), "/a\\011b\\012c\\134d");
+        let strange = "/a\tb\nc\\d";
+        assert_eq!(escape(strange), "/a\\011b\\012c\\134d");
+        assert_eq!(unescape(&escape(strange)), strange.as_bytes());
+        // Not of the kernel's.
+        assert_eq!(unescape("/a\\9\\"), b"/a\\9\\");
         assert_eq!(root(&[]), None);
     }
 

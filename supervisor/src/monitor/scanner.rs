@@ -65,6 +65,11 @@ impl Thread {
 
     /// What it does not see, because it does not come back.
     fn overdue(&mut self) -> Option<Seen> {
+        if self.has_ended() {
+            let fault = self.thread.take().is_some_and(|thread| thread.join().is_err());
+            return fault
+                .then(|| Seen::now(Kind::MonitorBlind, "nobody looks any more: a fault of the monitor's", self.at));
+        }
         let what = format!("it takes more than {} s to look: a file system may not answer", LONGEST.as_secs());
         self.patience.ends(Instant::now()).then(|| Seen::now(Kind::MonitorBlind, &what, self.at))
     }
@@ -85,18 +90,18 @@ impl Scanner {
     ) -> io::Result<Self> {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
         let nested = nested.map(|place| escape(&place.to_string_lossy()));
-        let (teller, pulse, (marks, marked)) = (Teller::new(outbox), Arc::new(Pulse::default()), channel()?);
-        let mut threads = Vec::new();
+        let (teller, pulse) = (Teller::new(outbox), Arc::new(Pulse::default()));
+        let (mut threads, mut marks) = (Vec::new(), None);
         if let Some(executions) = executions {
+            let (outbox, marked) = channel()?;
+            marks = Some(outbox);
             let (stop, teller, pulse) = (Arc::clone(&stop), teller.clone(), Arc::new(Pulse::default()));
             let listener = Listener { stop, executions, marked, teller, pulse: Arc::clone(&pulse) };
             threads.push(Thread::start("executions", &pulse, || listener.run()));
         }
         let work = Work { stop: Arc::clone(&stop), group, nested, marks, longest, teller, pulse: Arc::clone(&pulse) };
         threads.push(Thread::start("looks", &pulse, move || {
-            // While the workload's own first steps are waited for anyway.
-            let _ = judge.prepare();
-            if let Err(e) = work.go_on() {
+            if let Err(e) = work.go_on(&judge) {
                 work.teller.blind(&format!("nobody looks any more: {e}"));
             }
         }));
@@ -141,16 +146,20 @@ struct Work {
     group: Arc<Group>,
     /// The runtime makes the container in namespaces of its own, of what is mounted here.
     nested: Option<String>,
-    /// Who listens for executions is told where.
-    marks: Outbox<Marked>,
+    /// Who listens for executions, if anybody does, is told where.
+    marks: Option<Outbox<Marked>>,
     longest: Duration,
     teller: Teller,
     pulse: Arc<Pulse>,
 }
 
 impl Work {
-    fn go_on(&self) -> io::Result<()> {
+    fn go_on(&self, judge: &Judge) -> io::Result<()> {
         let begun = boot_time();
+        // While a container is made that has to be waited for anyway; a workload that waits for this thread does not wait for that too.
+        if self.nested.is_some() {
+            let _ = judge.prepare();
+        }
         let (mut said, mut why) = (false, "its first process shows itself to nobody".to_owned());
         let (mut looks, mut awaited) = (0_u32, Awaited::default());
         let [nested, builtin] = BIRTH;
@@ -182,9 +191,10 @@ impl Work {
             }
         };
         // Who listens says so when he does; where nobody does, looks are all there is.
-        if !self.marks.send(Marked::of(&baseline)) {
+        if !self.marks.as_ref().is_some_and(|marks| marks.send(Marked::of(&baseline))) {
             self.teller.watched();
         }
+        let _ = judge.prepare();
         loop {
             let (started, at) = (Instant::now(), boot_time());
             let mut found = Vec::new();

@@ -322,8 +322,6 @@ fn watch(
         } else if is_ready(0) {
             let number = match channel.receive::<Word>().map_err(start)? {
                 Some((Word::Signal(number), _)) => number,
-                // A program that has not run yet would make nothing of it.
-                Some((Word::Key(number), _)) if gate.is_some() && ends(number) => number,
                 Some((Word::Key(number), _)) => {
                     // The group is the container's (--new-session): its number 1 is bubblewrap's, which the kernel spares.
                     let group = told.workload().and_then(|pid| getpgid(Some(pid)).ok());

@@ -53,17 +53,21 @@ impl Watched {
     }
 
     pub(crate) fn of(command: &mut Command) -> Self {
-        let mut child = command.spawn().unwrap();
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut run = Self { child, stderr, stdout, words: String::new(), started: Value::Null };
+        let mut run = Self::begun(command);
         run.started = run.stage("started");
-        let mut line = String::new();
-        run.stdout.read_line(&mut line).unwrap();
+        let line = run.line();
         if line != "ready\n" {
             panic!("the workload did not start: {line}{:?}", run.end());
         }
         run
+    }
+
+    /// One whose workload need not run yet.
+    pub(crate) fn begun(command: &mut Command) -> Self {
+        let mut child = command.spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        Self { child, stderr, stdout, words: String::new(), started: Value::Null }
     }
 
     /// Waits for a status line; its detail.
