@@ -587,7 +587,9 @@ fn the_key_is_in_the_runs_decryptor_and_nowhere_else() {
     assert!(code == Some(143) && !secrets.within(err.as_bytes()), "{code:?} {err}");
     // The daemon goes on, and has nothing of it.
     family.ended_but(" daemon ");
-    let left = host.family();
+    let mut left = host.family();
+    // A zombie, which has no command line, has ended; the daemon has not looked yet.
+    left.0.retain(|process| !process.command.is_empty());
     assert_eq!(left.0.len(), 1);
     secrets.nowhere(&left);
 }
