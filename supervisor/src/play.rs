@@ -53,8 +53,10 @@ pub(crate) struct Play<'a> {
     pub(crate) caller: Option<&'a Caller>,
     /// It stands still until its caller continues it.
     pub(crate) suspended: bool,
-    /// The container's first process and how that is watched, while the workload waits for the word to run.
-    pub(crate) waits: Option<(u32, &'static str)>,
+    /// The container's first process, while the workload waits for the word to run.
+    pub(crate) waits: Option<u32>,
+    /// Executions are announced.
+    pub(crate) announced: bool,
     pub(crate) started: bool,
     pub(crate) prolonging: Prolonging,
     /// How the workload was asked to end.
@@ -108,13 +110,12 @@ impl Play<'_> {
             Heard::Decryptor(report) => self.decryptor(report)?,
             Heard::Stage(report) => return self.stage(report.map(|(report, _)| report)),
             Heard::Monitor(notice) => {
-                let blind =
-                    |notice: &Notice| matches!(notice, Notice::Saw(seen) if seen.finding.kind == Kind::MonitorBlind);
-                let settles = matches!(notice, Notice::Watched) || blind(&notice);
+                let watched = matches!(notice, Notice::Watched);
+                let blind = matches!(&notice, Notice::Saw(seen) if seen.finding.kind == Kind::MonitorBlind);
                 let act = self.reactor.hear(notice, self.status);
                 self.act(act)?;
-                if settles {
-                    self.settle()?;
+                if watched || blind {
+                    self.settle(watched)?;
                 }
             }
             Heard::Event(said) => {
@@ -155,23 +156,27 @@ impl Play<'_> {
         self.send(number)
     }
 
-    /// The workload need not wait any longer: it is watched, or policy lets it run unwatched.
-    fn settle(&mut self) -> Result<(), Stop> {
+    /// The workload need not wait any longer: it is `watched`, or policy lets it run without that.
+    fn settle(&mut self, watched: bool) -> Result<(), Stop> {
         if self.reactor.violation().is_some() {
             return Ok(());
         }
-        let Some((init, watched)) = self.waits.take() else { return Ok(()) };
+        let Some(init) = self.waits.take() else { return Ok(()) };
         // A stage that has ended says why when it is listened to.
         let _ = self.watch.stage.send(&stage::Word::Watched, &[]);
         self.started = true;
         self.lending = self.lends.then(|| Lending::new(init, self.nested.is_some()));
-        self.watch.pass();
+        let suspended = self.watch.pass();
         self.status.say("mounted", json!({}));
         let group = self.group.words();
+        let watched = match (watched, self.announced) {
+            (true, true) => "every execution, and the rest at intervals",
+            (true, false) => "at intervals",
+            (false, _) => "not all: the findings say what is not",
+        };
         self.status.say("started", json!({"run": self.run, "group": group, "watched": watched, "init": init}));
-        let subscription = Subscription::start(&Host::open(self.config.clone())?)?;
-        let _ = self.watch.events.set(subscription);
-        Ok(())
+        // The client has stopped already.
+        if suspended && self.caller.is_some() { self.suspend(SUSPEND.into(), false) } else { Ok(()) }
     }
 
     /// A thread of the monitor that does not come back is a finding; nothing here waits for it.
@@ -179,7 +184,7 @@ impl Play<'_> {
         for seen in self.scanner.as_mut().map(Scanner::overdue).unwrap_or_default() {
             let act = self.reactor.saw(&seen, self.status);
             self.act(act)?;
-            self.settle()?;
+            self.settle(false)?;
         }
         Ok(())
     }
@@ -314,9 +319,8 @@ impl Play<'_> {
     /// There is a container. Of the built-in runtime its workload waits until it is watched; others have theirs run at once.
     fn started(&mut self, init: u32) -> Result<(), Stop> {
         let other = |e: std::io::Error| Failure::new(Stage::Other, e.to_string(), "");
-        let watched =
-            if self.executions.is_some() { "every execution, and the rest at intervals" } else { "at intervals" };
-        self.waits = Some((init, watched));
+        self.announced = self.executions.is_some();
+        self.waits = Some(init);
         // A container that has ended already has nothing to be watched; the stage says how it ended.
         if if_there(self.group.begins_with(init)).map_err(other)?.is_some() {
             let (group, judge) = (Arc::clone(&self.group), Arc::clone(&self.judge));
@@ -330,6 +334,11 @@ impl Play<'_> {
             );
             self.scanner = Some(scanner.map_err(other)?);
         }
-        if self.nested.is_some() { self.settle() } else { Ok(()) }
+        if self.nested.is_some() {
+            self.settle(true)?;
+        }
+        let subscription = Subscription::start(&Host::open(self.config.clone())?)?;
+        let _ = self.watch.events.set(subscription);
+        Ok(())
     }
 }

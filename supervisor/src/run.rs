@@ -347,6 +347,7 @@ fn try_run(plan: &Plan, status: &mut Status) -> Result<Ended, Stop> {
         config,
         outbox,
         waits: None,
+        announced: false,
         started: false,
         prolonging: Prolonging::default(),
         ending: Ending::default(),

@@ -89,10 +89,15 @@ impl Watch {
         Self { signals, decryptor, stage, monitor: Some(monitor), events: OnceCell::new() }
     }
 
-    /// There is a workload from here on; what came for it before is dropped.
-    pub(crate) fn pass(&self) {
-        while rustix::io::read(&self.signals.passed, &mut [0; 64]).is_ok_and(|n| n > 0) {}
+    /// There is a workload from here on; what came for it before is dropped. Whether its user had suspended it by then, and not continued.
+    pub(crate) fn pass(&self) -> bool {
+        let (mut numbers, mut suspended) = ([0; 64], false);
+        while let Ok(n @ 1..) = rustix::io::read(&self.signals.passed, &mut numbers) {
+            let last = numbers.iter().take(n).rfind(|number| [SUSPEND, CONTINUE].contains(number));
+            suspended = last.map_or(suspended, |last| *last == SUSPEND);
+        }
         self.signals.passing.set(true);
+        suspended
     }
 
     /// Waits for the next thing. What the decryptor says comes first: it explains what the stage says. That it is gone comes after

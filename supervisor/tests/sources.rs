@@ -214,7 +214,7 @@ fn a_workload_waits_until_it_is_watched() {
         }
         if name == "alert" {
             // As its policy has it.
-            assert_eq!(run.stage("started")["watched"], "every execution, and the rest at intervals");
+            assert_eq!(run.stage("started")["watched"], "not all: the findings say what is not");
             assert_eq!(run.line(), "ready\n");
             stalling.answer();
             run.say("go");

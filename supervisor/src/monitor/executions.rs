@@ -1,15 +1,16 @@
 //! fanotify (fanotify(7)): each execution of a file on the container's mounts that are not the image, however short it is. For root only.
 
-use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::PathBuf;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
 
 use countersign_wire::finding::{Finding, Kind};
 use nix::errno::Errno;
 use nix::sys::fanotify::{EventFFlags, Fanotify, FanotifyEvent, InitFlags, MarkFlags, MaskFlags};
+use rustix::fs::{Access, access};
 use rustix::process::geteuid;
 
 use super::mounts::{Mount, unescape};
@@ -36,14 +37,23 @@ pub(super) struct Marked {
 pub(super) struct Unwatched {
     place: String,
     error: io::Error,
+    /// The container's own processes find no way to it either: another mount hides it, its file system lets nobody in, or they have ended.
+    pub(super) is_out_of_reach: bool,
 }
 
 impl Unwatched {
-    /// Whether the container's own processes find no way to it either: another mount hides it, its file system lets nobody in, or they have ended.
-    pub(super) fn is_out_of_reach(&self) -> bool {
-        let errno = self.error.raw_os_error().map(Errno::from_raw);
-        matches!(errno, Some(Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES | Errno::ESRCH))
+    /// Every mount.
+    fn all(error: &io::Error) -> Self {
+        let is_out_of_reach = is_out_of_reach(error);
+        let error = io::Error::other(error.to_string());
+        Self { place: "all of the container's mounts".into(), error, is_out_of_reach }
     }
+}
+
+/// Whether it may be that nobody finds a way.
+fn is_out_of_reach(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES | Errno::ESRCH))
 }
 
 impl fmt::Display for Unwatched {
@@ -79,24 +89,30 @@ impl Executions {
     /// Watches these mounts; those that cannot be watched. They are marked with the ids of the container's processes: the kernel lets nobody else,
     /// not even root, walk through a FUSE root. A file system that does not answer keeps the caller waiting.
     pub(super) fn watch(&self, marked: &Marked) -> Vec<Unwatched> {
-        let mark = |mount: &Mount| -> io::Result<()> {
-            let here = std::fs::File::open("/")?;
-            let path = [marked.root.as_os_str().as_bytes(), &unescape(&mount.place)].concat();
-            let flags = MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_MOUNT;
-            Ok(self.0.mark(flags, MaskFlags::FAN_OPEN_EXEC, &here, Some(OsStr::from_bytes(&path)))?)
-        };
-        let fails = |mount: &Mount| Some(Unwatched { place: mount.place.clone(), error: mark(mount).err()? });
-        let all = || marked.mounts.iter().filter_map(fails).collect();
-        let none = |error: &io::Error| {
-            let error =
-                error.raw_os_error().map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error);
-            vec![Unwatched { place: "/".into(), error }]
-        };
+        let all = || marked.mounts.iter().filter_map(|mount| self.mark(&marked.root, mount).err()).collect();
         match &marked.ids {
-            Err(e) => none(e),
+            Err(e) => vec![Unwatched::all(e)],
             Ok((user, _)) if *user == geteuid().as_raw() => all(),
-            Ok((user, group)) => countersign_sys::with_ids(*user, *group, all).unwrap_or_else(|e| none(&e)),
+            Ok((user, group)) => {
+                countersign_sys::with_ids(*user, *group, all).unwrap_or_else(|e| vec![Unwatched::all(&e)])
+            }
         }
+    }
+
+    fn mark(&self, root: &Path, mount: &Mount) -> Result<(), Unwatched> {
+        let path = OsString::from_vec([root.as_os_str().as_bytes(), &unescape(&mount.place)].concat());
+        let mark = || -> io::Result<()> {
+            let here = std::fs::File::open("/")?;
+            let flags = MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_MOUNT;
+            Ok(self.0.mark(flags, MaskFlags::FAN_OPEN_EXEC, &here, Some(path.as_os_str()))?)
+        };
+        mark().map_err(|error| {
+            // What cannot be read, which a mark takes, may be walked through. A place that is not UTF-8 was not looked for by its own name.
+            let is_out_of_reach = is_out_of_reach(&error)
+                && !mount.place.contains(char::REPLACEMENT_CHARACTER)
+                && access(&path, Access::EXEC_OK).is_err();
+            Unwatched { place: mount.place.clone(), error, is_out_of_reach }
+        })
     }
 
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
@@ -155,7 +171,7 @@ mod tests {
         let own = |found: &[Finding]| {
             let is_own = |finding: &&Finding| {
                 let path = finding.executable.as_ref().map(|path| path.as_str());
-                path.is_some_and(|path| std::path::Path::new(path) == program)
+                path.is_some_and(|path| Path::new(path) == program)
             };
             found.iter().filter(is_own).count()
         };

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use countersign_attest::lease::boot_time;
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::executions::{Executions, Marked, lost};
+use super::executions::{Executions, Marked, Unwatched, lost};
 use super::inbox::Inbox;
 use super::now_ms;
 use super::pulse::Pulse;
@@ -40,13 +40,16 @@ impl Listener {
             }
         };
         let unwatched = self.pulse.step(|| self.executions.watch(&marked));
-        for unwatched in unwatched {
-            let what = format!("executions are seen at intervals only in {unwatched}");
-            if unwatched.is_out_of_reach() {
-                self.teller.warn(what);
-            } else {
-                self.teller.tell(vec![lost(&what, now_ms())], boot_time());
-            }
+        let say = |unwatched: &[Unwatched]| {
+            let places: Vec<String> = unwatched.iter().map(Unwatched::to_string).collect();
+            format!("executions are seen at intervals only in {}", places.join(", "))
+        };
+        let (hidden, unwatched): (Vec<_>, Vec<_>) = unwatched.into_iter().partition(|mount| mount.is_out_of_reach);
+        if !hidden.is_empty() {
+            self.teller.warn(say(&hidden));
+        }
+        if !unwatched.is_empty() {
+            self.teller.tell(vec![lost(&say(&unwatched), now_ms())], boot_time());
         }
         self.teller.watched();
         loop {

@@ -347,8 +347,11 @@ fn watch(
             };
             match (told.workload(), Signal::from_named_raw(i32::from(number))) {
                 (Some(pid), Some(signal)) => drop(kill_process(pid, signal)),
-                // Not there yet, or not any more.
-                (None, _) if ends(number) => drop(bubblewrap.kill()),
+                // Not there yet, or not any more: it ends as of the signal, unless it had ended by itself.
+                (None, _) if ends(number) => {
+                    told.code.get_or_insert(i64::from(number).saturating_add(128));
+                    drop(bubblewrap.kill());
+                }
                 _ => {}
             }
         }
