@@ -53,10 +53,8 @@ fn a_user_runs_it_and_neither_he_nor_others_reach_into_it() {
         run.stdout.read_line(&mut line).unwrap();
         assert_eq!(line, expected);
     }
-    let family = host.family();
-    // The workload is on its way from one to the other.
-    let is_workload = |process: &&Process| ["sh -c", "sleep"].iter().any(|name| process.command.starts_with(name));
-    let sleep = family.0.iter().find(is_workload).unwrap();
+    let family = host.family_with("sleep");
+    let sleep = family.running("sleep").unwrap();
     let stage = family.find("stage-process");
     let (squashfuse, decryptor) = (family.find("squashfuse"), family.find("decryptor-process"));
     let container = user_of(stage);
@@ -234,13 +232,8 @@ fn a_shell_has_a_terminal_of_its_own() {
     // A key is a signal for what runs in the foreground, and for nothing else.
     keyboard.write_all(b"sh -c 'echo as''leep; exec sleep 1000'\n").unwrap();
     shows("asleep");
-    let shell = host.family();
-    let shell = shell
-        .0
-        .iter()
-        .find(|process| process.command.starts_with("sleep") || process.command.starts_with("sh -c"))
-        .unwrap();
-    assert_ne!(field(shell, "Uid:").split(' ').next(), Some("54331"));
+    let family = host.family_with("sleep");
+    assert_ne!(field(family.running("sleep").unwrap(), "Uid:").split(' ').next(), Some("54331"));
     keyboard.write_all(b"\x03").unwrap();
     keyboard.write_all(b"echo ali''ve; exit 5\n").unwrap();
     shows("alive");

@@ -382,8 +382,8 @@ fn another_ordinary_user_reaches_nothing_of_a_run() {
     let given = scene.command("exec", &[], &scene.owner.path("words.sif"), &["sh", "-c", script]);
     let began = SystemTime::now();
     let run = Started::new(scene.given_away(&given));
-    let family = Family::of(run.pid());
-    let workload = family.0.iter().rev().find(|process| process.command.contains("sleep")).unwrap();
+    let family = Family::with(run.pid(), "sleep");
+    let workload = family.running("sleep").unwrap();
     // Everything below /proc that leads to files, memory or mounts.
     let mut places = Vec::new();
     for process in &family.0 {

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use countersign_verifier::admin::{Request, RunOrder};
 use countersign_wire::runlog::{Event, RunLog};
 use serde_json::Value;
-use support::processes::signal;
+use support::processes::{Family, signal};
 use support::watched::{Watched, logged, policy};
 use support::{Scene, failed, is_root, stderr};
 
@@ -455,9 +455,7 @@ fn tracers_are_seen() {
     let Some(scene) = Scene::new() else { return };
     let script = "echo ready; exec sleep 1000";
     let mut run = Watched::new(&scene, "traced", &policy(600, 300, "kill", &[]), script);
-    let family = run.family();
-    // Under its supervisor, which has the same words in its own command line.
-    let victim = family.0.iter().rev().find(|process| process.command.contains("sleep 1000")).unwrap().pid;
+    let victim = Family::with(run.pid(), "sleep").running("sleep").unwrap().pid;
     let tracer = Command::new("strace").args(["-p", &victim.to_string()]).stderr(Stdio::null()).spawn();
     let Ok(mut tracer) = tracer else { return println!("skipped: strace is not installed") };
     let found = run.finding("ptrace");

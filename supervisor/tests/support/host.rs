@@ -161,6 +161,11 @@ impl Host {
         Family::of(self.daemon.as_ref().unwrap().pid())
     }
 
+    /// The same, once somebody runs this program.
+    pub(crate) fn family_with(&self, program: &str) -> Family {
+        Family::with(self.daemon.as_ref().unwrap().pid(), program)
+    }
+
     /// The supervisor as a user, who has no group but his own.
     pub(crate) fn command(&self, user: u32, arguments: &[&str]) -> Command {
         let mut command = as_user(user, self.path("supervisor"));

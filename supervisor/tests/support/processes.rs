@@ -93,6 +93,25 @@ impl Family {
         Self(members.into_iter().filter_map(process).collect())
     }
 
+    /// As [`Family::of`], once a process of it runs this program: whoever is just executing something has no command line for a moment.
+    #[track_caller]
+    pub(crate) fn with(pid: i32, program: &str) -> Self {
+        let began = std::time::Instant::now();
+        loop {
+            let family = Self::of(pid);
+            if family.running(program).is_some() {
+                return family;
+            }
+            assert!(began.elapsed().as_secs() < 60, "{program} does not run");
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+    }
+
+    /// The process whose command line begins with this program's name.
+    pub(crate) fn running(&self, program: &str) -> Option<&Process> {
+        self.0.iter().find(|process| process.command.starts_with(program))
+    }
+
     /// The one whose command line has this word.
     #[track_caller]
     pub(crate) fn find(&self, word: &str) -> &Process {
