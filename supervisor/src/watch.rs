@@ -139,7 +139,8 @@ impl Watch {
         if gone {
             return Ok(Heard::Decryptor(None));
         }
-        let pipes = [Some(ending).filter(|_| signals), self.signals.passed().filter(|_| passed)];
+        // A run that was continued hears the key that came after that.
+        let pipes = [self.signals.passed().filter(|_| passed), Some(ending).filter(|_| signals)];
         for pipe in pipes.into_iter().flatten() {
             let mut number = [0];
             if rustix::io::read(pipe, &mut number).is_ok_and(|n| n > 0) {

@@ -114,7 +114,7 @@ fn a_signal_to_all_processes_of_a_job_is_the_workloads_too() {
     };
     let send = |number: Signal| all().for_each(|process| process.signal_if_there(number));
     send(Signal::USR1);
-    let lives: Vec<_> = all().filter(|process| process.state() != 'Z').collect();
+    let lives: Vec<_> = all().filter(support::processes::Process::lives).collect();
     for helper in ["decryptor-process", "stage-process", "squashfuse", "bwrap"] {
         assert!(lives.iter().any(|process| process.command.contains(helper)), "{helper} has ended");
     }
@@ -203,13 +203,17 @@ fn the_keys_of_a_terminal_are_for_what_runs_there() {
 /// Reads lines from its terminal and says what it has read.
 const READER: &str = "echo ready; grep -n ''; exit 4";
 
+/// A shell's wait for its job.
+const STOPPED: &str = "until jobs | grep -q Stopped; do sleep 0.1; done; jobs";
+
 /// Under a runtime: what was continued in the foreground reads there again.
 fn gets_its_terminal_back(scene: &Scene, runtime: &str) {
     let reader = scene.command("exec", &["--runtime", runtime], &scene.owner.path("app.sif"), &["sh", "-c", READER]);
     // Stopped by a key, continued in the background, where it must not read, and then in the foreground.
-    let script =
-        "\"$@\"; echo \"stopped $?\"; bg; sleep 3; jobs; read x; fg; echo \"again $?\"; read x; fg; echo \"ended $?\"";
-    let mut desk = support::Desk::new(&[], script, &reader);
+    let script = format!(
+        "\"$@\"; echo \"stopped $?\"; bg; {STOPPED}; read x; fg; echo \"again $?\"; read x; fg; echo \"ended $?\""
+    );
+    let mut desk = support::Desk::new(&[], &script, &reader);
     desk.shows("ready");
     desk.types("one\n");
     desk.shows(":one");
@@ -232,7 +236,8 @@ fn gets_its_terminal_back(scene: &Scene, runtime: &str) {
     desk.end();
 
     // Started in the background.
-    let mut desk = support::Desk::new(&[], "\"$@\" & sleep 4; jobs; read x; fg; echo \"ended $?\"", &reader);
+    let script = format!("\"$@\" & {STOPPED}; read x; fg; echo \"ended $?\"");
+    let mut desk = support::Desk::new(&[], &script, &reader);
     desk.shows("Stopped");
     desk.types("\n");
     desk.types("four\n");
@@ -449,7 +454,7 @@ fn a_shells_last_code_is_no_key() {
 #[test]
 fn a_key_reaches_all_also_where_the_input_is_a_pipe() {
     let Some(scene) = Scene::new() else { return };
-    let script = "trap 'echo told' INT; echo ready; busybox sleep 1000";
+    let script = "trap 'echo told' INT; sh -c 'echo ready; exec busybox sleep 1000'";
     let program = scene.command("exec", &[], &scene.owner.path("app.sif"), &["sh", "-c", script]);
     let mut desk = support::Desk::new(&[], "true | \"$@\"; echo ended", &program);
     desk.shows("ready");

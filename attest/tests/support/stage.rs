@@ -57,7 +57,7 @@ impl Verifier {
         runtime.spawn(async move {
             server::serve(served, |url| ready.send(url.to_owned()).unwrap()).await.unwrap();
         });
-        let url = announced.recv_timeout(Duration::from_secs(20)).unwrap();
+        let url = announced.recv_timeout(Duration::from_secs(120)).unwrap();
         Self { url, service, runtime }
     }
 

@@ -205,13 +205,19 @@ mod tests {
         }
     }
 
+    /// A program, written by another process: a child of another thread would have this one's open for writing, and nobody could run it.
+    fn program(path: &Path, script: &str) {
+        let mut command = Command::new("sh");
+        command.args(["-c", "printf '#!/bin/sh\\n%s\\n' \"$1\" >\"$2\" && chmod 755 \"$2\"", "sh", script]).arg(path);
+        assert!(command.status().unwrap().success());
+    }
+
     #[test]
     fn one_that_does_not_work_says_why() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("runtime");
         let says = |script: &str| {
-            std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+            program(&path, script);
             Asked::new(path.clone(), None).unwrap().take().unwrap_err().error
         };
         let error = says("printf '\\033[31mFATAL: \\033[0m no such \\007user\\n\\n' >&2; exit 1");
@@ -228,9 +234,7 @@ mod tests {
         let state = StateDir::open(&folder.path().join("state")).unwrap();
         let (path, count) = (folder.path().join("runtime"), folder.path().join("count"));
         let answers = |answer: &str| {
-            let script = format!("#!/bin/sh\necho >>'{}'\necho '{answer}'\n", count.display());
-            std::fs::write(&path, script).unwrap();
-            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+            program(&path, &format!("echo >>'{}'\necho '{answer}'", count.display()));
         };
         let ask = || Asked::new(path.clone(), Some(&state)).and_then(Asked::take).map(|(_, _, version)| version);
         let asked = || std::fs::read(&count).map_or(0, |lines| lines.len());

@@ -349,6 +349,17 @@ impl Scene {
         self.owner.path(&image)
     }
 
+    /// Makes the image anew, so large that its middle is far from all that is read, or read ahead, when it starts.
+    pub(crate) fn has_much_to_read(&self) {
+        let mut big = vec![0; 28 << 20];
+        openssl::rand::rand_bytes(&mut big).unwrap();
+        std::fs::write(self.owner.path("rootfs/big"), big).unwrap();
+        std::fs::remove_file(self.owner.path("app.sif")).unwrap();
+        let out = self.owner.protect(&self.owner.path("rootfs"), "app.sif", &[]);
+        assert!(out.status.success(), "{}", stderr(&out));
+        self.owner.register(&self.verifier, "app.sif");
+    }
+
     /// A registered image of the same files with this workload policy, whose escrow is a passphrase; and that one.
     pub(crate) fn with_passphrase(&self, image: &str, policy: &str) -> (PathBuf, String) {
         let passphrase = format!("correct horse {} battery staple", std::process::id());
@@ -601,6 +612,12 @@ impl Desk {
         family.0.into_iter().find(named).unwrap()
     }
 
+    /// Whether the terminal makes signals of keys itself.
+    pub(crate) fn is_cooked(&self) -> bool {
+        use rustix::termios::{LocalModes, tcgetattr};
+        tcgetattr(&self.keyboard).unwrap().local_modes.contains(LocalModes::ISIG)
+    }
+
     /// Waits until the shell has ended.
     pub(crate) fn end(mut self) {
         self.child.wait().unwrap();
@@ -645,14 +662,17 @@ pub(crate) fn typed(command: &Command, answers: &[(&str, &str)]) -> (Option<i32>
     let mut screen = String::new();
     let mut part = [0; 4096];
     let mut answers = answers.iter().peekable();
-    let mut seen = 0;
+    let (mut seen, mut ended) = (0, false);
     loop {
         let wait = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
         if poll(&mut [PollFd::new(&keyboard, PollFlags::IN)], Some(&wait)).unwrap() > 0 {
             let n = keyboard.read(&mut part).unwrap();
             screen.push_str(&String::from_utf8_lossy(&part[..n]));
-        } else if child.try_wait().unwrap().is_some() {
+        } else if ended {
             break;
+        } else {
+            // Its last words may have come since.
+            ended = child.try_wait().unwrap().is_some();
         }
         if let Some((question, answer)) = answers.peek()
             && let Some(at) = screen[seen..].find(&format!("{question}: "))

@@ -36,6 +36,11 @@ impl Process {
         stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
     }
 
+    /// Neither ended nor waited for.
+    pub(crate) fn lives(&self) -> bool {
+        std::fs::read_to_string(self.file("stat")).is_ok_and(|stat| !stat.contains(") Z "))
+    }
+
     pub(crate) fn kill(&self) {
         signal(self.pid, Signal::KILL);
     }

@@ -3,26 +3,31 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::PathBuf;
 use std::process::{Child, ChildStderr, ChildStdout, Command};
+use std::time::Duration;
 
 use countersign_wire::runlog::{Event, RunLog};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::Value;
 
 use super::Scene;
 use super::processes::Family;
+
+/// How long a frozen run of such a policy stands still (seconds): time enough to look at it.
+pub(crate) const HOLD: u32 = 10;
 
 /// A workload policy: these terms, this reaction to a finding of any kind but those that it accepts.
 pub(crate) fn policy(lease_s: u32, reattest_s: u32, reaction: &str, accepted: &[&str]) -> String {
     format!(
         r#"package countersign.workload
 
-reaction := {{"lease_s": {lease_s}, "reattest_s": {reattest_s}, "on_violation": "{reaction}", "freeze_hold_s": 3}}
+reaction := {{"lease_s": {lease_s}, "reattest_s": {reattest_s}, "on_violation": "{reaction}", "freeze_hold_s": {HOLD}}}
 
 accepted := {accepted:?}
 
 default verdict := {{
 	"allow": false,
 	"reasons": [{{"id": "not-accepted", "message": "this is no business of the workload"}}],
-	"obligations": {{"on_violation": "{reaction}", "freeze_hold_s": 3}},
+	"obligations": {{"on_violation": "{reaction}", "freeze_hold_s": {HOLD}}},
 }}
 
 verdict := {{"allow": true, "reasons": [], "obligations": reaction}} if input.purpose == "release"
@@ -74,6 +79,16 @@ impl Watched {
     #[track_caller]
     pub(crate) fn stage(&mut self, stage: &str) -> Value {
         self.status(|line| line["stage"] == stage)["detail"].clone()
+    }
+
+    /// Waits until it hears its verifier, or does not any more: what it said of that last may have been said before now.
+    #[track_caller]
+    pub(crate) fn connected(&mut self, now: bool) {
+        let is = |line: &Value| line["stage"] == "events" && line["detail"]["connected"] == now;
+        let said = |line: &str| serde_json::from_str(line).ok().filter(|line: &Value| line["stage"] == "events");
+        if !self.words.lines().rev().find_map(said).is_some_and(|last| is(&last)) {
+            self.status(is);
+        }
     }
 
     /// Waits for a finding of a kind.
@@ -136,6 +151,12 @@ impl Watched {
         line
     }
 
+    /// Whether the workload says something within a while.
+    pub(crate) fn says(&self, patience: Duration) -> bool {
+        let mut fds = [PollFd::new(self.stdout.get_ref(), PollFlags::IN)];
+        !self.stdout.buffer().is_empty() || poll(&mut fds, Some(&Timespec::try_from(patience).unwrap())).unwrap() > 0
+    }
+
     /// Waits for its end: exit code and all that it said.
     pub(crate) fn end(mut self) -> (Option<i32>, String) {
         let mut rest = String::new();
@@ -152,9 +173,16 @@ impl Drop for Watched {
     }
 }
 
+/// The run log of a host, but for a line that is just being written.
+pub(crate) fn run_log(scene: &Scene) -> RunLog {
+    let bytes = std::fs::read(scene.path("host/run.log")).unwrap();
+    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    RunLog::parse(&bytes[..whole]).unwrap()
+}
+
 /// Findings and reactions in the run log of a host.
 pub(crate) fn logged(scene: &Scene) -> Vec<String> {
-    let log = RunLog::parse(&std::fs::read(scene.path("host/run.log")).unwrap()).unwrap();
+    let log = run_log(scene);
     let say = |event: &Event| match event {
         Event::Finding { finding, .. } => Some(finding.kind.to_string()),
         Event::Reaction { reaction, .. } => Some(reaction.to_string()),

@@ -61,7 +61,8 @@ fn bundles_are_fetched_and_a_bad_one_never_displaces_a_good_one() {
     configure(&mut lab, &shelf, "");
     let _process = Process::start(&lab);
     let first = until("the first bundle", || polled(lab.path()).filter(|polled| polled.good_ms > 0));
-    assert_eq!(first.outcome, "loaded: revision 5");
+    // The next poll may have been quicker.
+    assert!(["loaded: revision 5", "not modified"].contains(&first.outcome.as_str()), "{}", first.outcome);
     let again = said(&lab);
     assert_eq!((again.outcome.as_str(), again.failures), ("not modified", 0));
     assert_eq!(shelf.web.asked().last().unwrap().header("if-none-match"), Some("\"five\""));
