@@ -139,8 +139,7 @@ impl Watch {
         if gone {
             return Ok(Heard::Decryptor(None));
         }
-        // A run that was continued hears the key that came after that.
-        let pipes = [self.signals.passed().filter(|_| passed), Some(ending).filter(|_| signals)];
+        let pipes = [Some(ending).filter(|_| signals), self.signals.passed().filter(|_| passed)];
         for pipe in pipes.into_iter().flatten() {
             let mut number = [0];
             if rustix::io::read(pipe, &mut number).is_ok_and(|n| n > 0) {
