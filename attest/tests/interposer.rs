@@ -167,7 +167,7 @@ fn a_tpm_that_does_not_answer_is_given_up_at_the_deadline() {
         let mut tpm = Tpm::connect_within(&address.parse().unwrap(), Duration::from_millis(200)).unwrap();
         let started = Instant::now();
         let error = tpm.read_clock().unwrap_err();
-        assert!(started.elapsed() < Duration::from_secs(60));
+        assert!(started.elapsed() < Duration::from_secs(15), "it is this deadline, and not the one that is usual");
         assert!(error.to_string().contains("did not answer in time"), "{error}");
     }
 }

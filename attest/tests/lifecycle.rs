@@ -402,7 +402,7 @@ fn a_verifier_that_is_away_slow_or_another() {
     config.verifier = Some(format!("https://{}", silent.local_addr().unwrap()));
     let started = Instant::now();
     let error = countersign_attest::Host::open(config.clone()).unwrap().attest().unwrap_err();
-    assert!(started.elapsed() < Duration::from_secs(60));
+    assert!(started.elapsed() < Duration::from_secs(9), "it is this deadline, and not the one that is usual");
     assert_eq!(error.exit().code(), 20);
     assert!(error.to_string().contains("no answer before the deadline"), "{error}");
     // Another verifier, with another CA.

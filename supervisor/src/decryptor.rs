@@ -21,7 +21,7 @@ use crate::channel::Channel;
 use crate::confine;
 use crate::exit::{Failure, Stage};
 use crate::permit::Permit;
-use crate::served::{self, Gate, Kernel, THREADS};
+use crate::served::{self, Gate, THREADS};
 use crate::watch::all_signals;
 
 /// How long a release that is ready is kept waiting, which keeps the host's other programs waiting. It is given up then, and begun anew once
@@ -184,7 +184,7 @@ fn serve(channel: &Channel) -> Result<(), Failure> {
     let Some((Word::Serve(reader), mut fds)) = channel.receive::<Word>().map_err(other)? else { return Ok(()) };
     let fuse = fds.pop().ok_or_else(|| other("no FUSE descriptor was handed over"))?;
     let words = channel.try_clone().map_err(other)?;
-    let (begun, kernels) = std::sync::mpsc::sync_channel::<Arc<Kernel>>(1);
+    let (begun, notifier) = std::sync::mpsc::sync_channel(1);
     let permit = Arc::new(Permit::new());
     let given = Arc::clone(&permit);
     let listening = std::thread::spawn(move || {
@@ -195,9 +195,9 @@ fn serve(channel: &Channel) -> Result<(), Failure> {
                 Word::Forget => {
                     // A page that is being read would be waited for.
                     given.end();
-                    kernel = kernel.or_else(|| kernels.recv().ok());
+                    kernel = kernel.or_else(|| notifier.recv().ok());
                     if let Some(kernel) = &kernel {
-                        let _ = kernel.forget();
+                        let _ = served::forget(kernel);
                     }
                     let _ = words.send(&Report::Forgotten, &[]);
                 }

@@ -3,7 +3,6 @@
 //! One run has four processes: the supervisor, the [decryptor](mod@run) that alone holds the key, the stage in its own namespaces, and the
 //! workload: under bubblewrap alone, or under Apptainer or SingularityCE, over squashfuse.
 
-mod ahead;
 mod channel;
 pub mod cli;
 mod confine;

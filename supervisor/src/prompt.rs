@@ -3,6 +3,9 @@
 use std::fs::File;
 use std::io;
 
+use countersign_sys::Deferred;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::Signal;
 use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr};
 use zeroize::Zeroizing;
 
@@ -33,10 +36,17 @@ impl<'a> Silent<'a> {
         Ok(Self { terminal, before })
     }
 
-    fn line(&self) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
+    /// What is typed until Enter; `None` when there is no Enter, or a signal came.
+    fn line(&self, signals: Option<&Deferred>) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
         let mut line = Zeroizing::new(Vec::with_capacity(MOST));
         let mut byte = Zeroizing::new([0]);
         loop {
+            let mut fds = vec![PollFd::new(self.terminal, PollFlags::IN)];
+            fds.extend(signals.map(|signals| PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN)));
+            rustix::io::retry_on_intr(|| poll(&mut fds, None))?;
+            if fds.get(1).is_some_and(|signal| !signal.revents().is_empty()) {
+                return Ok(None);
+            }
             let n = rustix::io::retry_on_intr(|| rustix::io::read(self.terminal, byte.as_mut_slice()))?;
             match byte.as_slice() {
                 [CANCEL] => return Ok(None),
@@ -69,9 +79,11 @@ pub(crate) fn passphrase(question: &str) -> Result<Zeroizing<Vec<u8>>, Failure> 
         // Warnings stand before the question.
         let _ = out::settle();
         let terminal = File::options().read(true).write(true).open("/dev/tty")?;
+        // Dropped last: what ends this process finds the terminal as it was. Where they are heard already nothing ends it.
+        let signals = Deferred::new(&[Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM].map(Signal::as_raw)).ok();
         let silent = Silent::new(&terminal)?;
         io::Write::write_all(&mut &terminal, format!("{question}: ").as_bytes())?;
-        let line = silent.line()?;
+        let line = silent.line(signals.as_ref())?;
         if line.is_none() {
             // No Enter ended it.
             io::Write::write_all(&mut &terminal, b"\n")?;

@@ -2,8 +2,8 @@
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use countersign_sif::{SifError, View};
@@ -12,15 +12,12 @@ use fuser::{
     LockOwner, Notifier, OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen, Request, Session, SessionACL,
 };
 
-use crate::ahead::{Ahead, ahead};
 use crate::channel::Channel;
 use crate::decryptor::Report;
 use crate::permit::Permit;
 
 /// FUSE threads: more add nothing.
-const READERS: usize = 2;
-/// Those that decrypt: one more reads ahead.
-pub(crate) const THREADS: usize = READERS + 1;
+pub(crate) const THREADS: usize = 2;
 /// Name of the one file that is served.
 pub(crate) const FILE: &str = "rootfs.sqfs";
 const ROOT: u64 = 1;
@@ -48,43 +45,7 @@ impl Gate {
     }
 }
 
-/// The kernel, and what it keeps of the file.
-pub(crate) struct Kernel {
-    notifier: Notifier,
-    /// It is to keep nothing any more.
-    forgotten: Mutex<bool>,
-}
-
-impl Kernel {
-    const fn new(notifier: Notifier) -> Self {
-        Self { notifier, forgotten: Mutex::new(false) }
-    }
-
-    /// Gives it decrypted bytes that nobody has asked for yet.
-    ///
-    /// # Errors
-    /// The mount is gone, or it is to keep nothing.
-    pub(crate) fn store(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
-        let forgotten = self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
-        if *forgotten {
-            return Err(std::io::ErrorKind::NotConnected.into());
-        }
-        self.notifier.store(INodeNo(IMAGE), offset, data)
-    }
-
-    /// Has it drop the decrypted pages that it keeps, whoever has the file open, and keep no more. No read may be waiting: its page would be
-    /// waited for.
-    ///
-    /// # Errors
-    /// The mount is gone: then they are dropped already.
-    pub(crate) fn forget(&self) -> std::io::Result<()> {
-        let mut forgotten = self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
-        *forgotten = true;
-        self.notifier.inval_inode(INodeNo(IMAGE), 0, 0)
-    }
-}
-
-/// Serves the view until its last mount is gone. `begun` gets the kernel's side.
+/// Serves the view until its last mount is gone. `begun` gets what [`forget`] takes.
 ///
 /// # Errors
 /// FUSE fails.
@@ -94,27 +55,17 @@ pub(crate) fn serve(
     gate: Gate,
     permit: Arc<Permit>,
     report: Channel,
-    begun: impl FnOnce(Arc<Kernel>),
+    begun: impl FnOnce(Notifier),
 ) -> std::io::Result<()> {
     let mut config = Config::default();
-    config.n_threads = Some(READERS);
+    config.n_threads = Some(THREADS);
     config.clone_fd = true;
     // The opener is root of its own user namespace: its requests come with an id that is not ours. The gate decides.
     config.acl = SessionACL::All;
-    let (ahead, wanted) = ahead(view.length());
-    let view = Arc::new(view);
-    let read = (Arc::clone(&view), Arc::clone(&permit));
-    let over = Arc::clone(&permit);
-    let served = Served { view, gate, permit, ahead, report, reported: AtomicBool::new(false) };
+    let served = Served { view, gate, permit, report, reported: AtomicBool::new(false) };
     let session = Session::from_fd(served, fuse, SessionACL::All, config)?;
-    let kernel = Arc::new(Kernel::new(session.notifier()));
-    begun(Arc::clone(&kernel));
-    // It ends with the session, which has the other end of what it is told; the key is gone when both are.
-    let reads_ahead = std::thread::spawn(move || wanted.serve(&read.0, &read.1, &kernel));
-    let ended = session.spawn()?.join().or_else(|e| if is_over(&e) { Ok(()) } else { Err(e) });
-    over.end();
-    let _ = reads_ahead.join();
-    ended
+    begun(session.notifier());
+    session.spawn()?.join().or_else(|e| if is_over(&e) { Ok(()) } else { Err(e) })
 }
 
 /// Whether the mount is gone: a thread that was taking a request just then is told ECONNABORTED (fuse_dev_do_read in Linux), the others ENODEV.
@@ -123,11 +74,18 @@ fn is_over(error: &std::io::Error) -> bool {
     over.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
+/// Has the kernel drop the decrypted pages that it keeps, whoever has the file open.
+///
+/// # Errors
+/// The mount is gone: then they are dropped already.
+pub(crate) fn forget(notifier: &Notifier) -> std::io::Result<()> {
+    notifier.inval_inode(INodeNo(IMAGE), 0, 0)
+}
+
 struct Served {
-    view: Arc<View>,
+    view: View,
     gate: Gate,
     permit: Arc<Permit>,
-    ahead: Ahead,
     report: Channel,
     /// An integrity error was reported; the supervisor ends the run at the first.
     reported: AtomicBool,
@@ -209,7 +167,6 @@ impl Filesystem for Served {
         if !self.permit.wait() {
             return reply.error(Errno::EIO);
         }
-        self.ahead.read(offset, size);
         let mut reply = Some(reply);
         let size = usize::try_from(size).unwrap_or(0);
         // The bytes go from the buffer that they were decrypted in to the kernel.

@@ -414,6 +414,7 @@ fn a_start_that_cannot_be_logged_runs_nothing_and_leaves_nothing() {
             }
             assert!(began.elapsed().as_secs() < 60, "{runtime}: {left:?}");
         }
+        assert!(!ran.exists(), "{runtime}: nor later");
     }
     assert_eq!(scene.runs(), Vec::<String>::new());
     std::fs::remove_file(&runs).unwrap();

@@ -92,7 +92,6 @@ fn sign_again(path: &Path, owner: &Path) {
 #[test]
 fn a_changed_block_ends_the_run() {
     let Some(scene) = Scene::new() else { return };
-    scene.has_much_to_read();
     let image = scene.owner.path("app.sif");
     let payload = scene.owner.payload("app.sif");
     // While it runs: blocks in the middle, which nobody has read yet.

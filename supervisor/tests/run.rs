@@ -13,13 +13,9 @@ mod support;
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
 use serde_json::Value;
-use support::processes::signal;
-use support::watched::Watched;
-use support::{SECRET, Scene, failed, is_root, stderr, stdout};
+use support::{SECRET, Scene, failed, stderr, stdout};
 
 #[test]
 fn the_workload_sees_its_image_and_little_else() {
@@ -87,48 +83,6 @@ fn the_workload_sees_its_image_and_little_else() {
         .flatten()
         .filter(|e| e.file_name().to_string_lossy().starts_with("countersign-"));
     assert_eq!(left.count(), 0);
-}
-
-#[test]
-fn what_lies_around_is_read_ahead() {
-    if !is_root() {
-        return println!("skipped: what a decryptor has read is shown to root only");
-    }
-    let Some(scene) = Scene::new() else { return };
-    scene.has_much_to_read();
-    // Of a file of 28 MiB that begins before the file system's 1.5th, so that its places 9 to 14 are in one region (8 to 16 MiB).
-    let script =
-        "echo ready; while read at; do dd if=/big of=/tmp/part bs=65536 skip=$at count=1 2>&- && echo $at; done";
-    let options = ["--status-fd", "2"];
-    let mut run =
-        Watched::of(&mut scene.command("exec", &options, &scene.owner.path("app.sif"), &["sh", "-c", script]));
-    let family = run.family();
-    let decryptor = family.find("decryptor-process");
-    let has_read = || {
-        let io = std::fs::read_to_string(decryptor.file("io")).unwrap();
-        io.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse::<u64>().unwrap()
-    };
-    let reads = |run: &mut Watched, mib: f64, patience: u64| {
-        let at = mib * 16.0;
-        run.say(&at.to_string());
-        run.says(Duration::from_secs(patience)).then(|| assert_eq!(run.line(), format!("{at}\n"))).is_some()
-    };
-    let before = has_read();
-    for mib in [9.5, 11.0, 12.5] {
-        assert!(reads(&mut run, mib, 60), "{mib}");
-    }
-    // Backwards, and what is left is at the region's beginning.
-    let began = Instant::now();
-    while has_read() < before + (7 << 20) {
-        assert!(began.elapsed().as_secs() < 60, "{} bytes are read", has_read() - before);
-        std::thread::yield_now();
-    }
-    // Without the decryptor: what was read ahead is there, the next region is not.
-    signal(decryptor.pid, Signal::STOP);
-    assert!(reads(&mut run, 13.75, 60) && reads(&mut run, 10.25, 60));
-    assert!(!reads(&mut run, 20.5, 1));
-    signal(decryptor.pid, Signal::CONT);
-    assert_eq!(run.line(), "328\n");
 }
 
 #[test]

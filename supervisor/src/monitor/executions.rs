@@ -178,10 +178,10 @@ mod tests {
                 });
             }
             let marked = Marked { root: "/".into(), ids: Ok((0, 0)), mounts: Vec::new() };
-            let announced = |_| Executions::open().unwrap().take(&marked, 7).unwrap_or_default();
-            let announced: Vec<_> = (0..300).flat_map(announced).collect();
+            let announced = |_| Executions::open().map(|begun| begun.take(&marked, 7).unwrap_or_default());
+            let announced: Vec<_> = (0..300).map(announced).collect();
             over.store(true, others);
-            assert_eq!(announced, []);
+            assert_eq!(announced, vec![Some(Vec::new()); 300]);
         });
     }
 

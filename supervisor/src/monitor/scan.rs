@@ -71,20 +71,6 @@ impl Inside {
     }
 }
 
-/// A namespace and a process in it, without which its name might be another's.
-#[derive(Clone, Copy)]
-struct Held<'a> {
-    kind: &'static str,
-    name: &'a str,
-    by: Process,
-}
-
-impl Held<'_> {
-    fn still(&self) -> bool {
-        self.by.namespace(self.kind).is_ok_and(|name| name == self.name) && self.by.lives()
-    }
-}
-
 /// What is known while a nested runtime makes its container.
 #[derive(Debug, Default)]
 pub(super) struct Awaited {
@@ -242,50 +228,51 @@ impl Baseline {
         let mut judged: HashSet<String> = HashSet::new();
         let mut ours: HashMap<u64, Process> = HashMap::new();
         // Whoever shares the container's files or processes, or the files of the runtime around it, from wherever he came.
-        let held = self.held(group)?;
-        let shared: Vec<(&str, &Path)> = held.iter().map(|held| (held.kind, Path::new(held.name))).collect();
+        let shared = ["mnt", "pid"].into_iter().filter_map(|kind| Some((kind, self.namespaces.get(kind)?)));
+        let shared = shared.chain(self.around.iter().map(|name| ("mnt", name)));
+        let shared: Vec<(&str, &Path)> = shared.map(|(kind, name)| (kind, Path::new(name.as_str()))).collect();
         let all = group.in_sight(&shared)?;
-        let mut seen = Vec::new();
+        // What is known of those who share its files and not its process namespace.
+        let (mut beside, mut told): (HashSet<Process>, Vec<Finding>) = Default::default();
+        let mut looked = Ok(());
         for pid in all.iter().copied() {
-            let Some(process) = Process::of(pid)? else { continue };
+            let process = match Process::of(pid) {
+                Ok(Some(process)) => process,
+                Ok(None) => continue,
+                Err(e) => {
+                    looked = Err(e);
+                    break;
+                }
+            };
+            let is_beside =
+                self.outer.is_none() && process.namespace("pid").ok().as_ref() != self.namespaces.get("pid");
+            if is_beside {
+                beside.insert(process);
+            }
+            let found = if is_beside { &mut told } else { &mut *found };
             // What cannot be read has ended, or does not want to be looked at.
             let outcome = self.examine(process, (group, &all), (&mut tables, &mut judged), &mut ours, time_ms);
             match outcome {
-                Ok(more) => seen.extend(more.into_iter().map(|finding| (pid, finding))),
+                Ok(more) => found.extend(more),
                 Err(_) if !process.lives() || process.is_ending() => {}
                 Err(e) => {
                     let what = format!("the process cannot be examined: {e}");
-                    let finding = Finding::new(Kind::ProcessNotInImage, &what, "", time_ms);
-                    seen.push((pid, finding.of(process.pid, "unknown")));
+                    found.push(Finding::new(Kind::ProcessNotInImage, &what, "", time_ms).of(process.pid, "unknown"));
                 }
             }
         }
-        // One of them may be another namespace by now: what is in it is a stranger's.
-        if !held.iter().all(Held::still) {
-            let own: HashSet<u32> = group.processes()?.into_iter().collect();
-            seen.retain(|(pid, _)| own.contains(pid));
-            ours.retain(|_, process| own.contains(&process.pid));
+        // The kernel gives the number of a mount namespace that is gone to the next one that is made: then they were another container's. That of
+        // the process namespace is not given away while its first process's handle is open.
+        if self.first.lives() {
+            found.extend(told);
+        } else {
+            ours.retain(|_, process| !beside.contains(process));
         }
-        found.extend(seen.into_iter().map(|(_, finding)| finding));
+        looked?;
         if !ours.is_empty() {
             found.extend(self.listening(&ours, time_ms)?);
         }
         Ok(())
-    }
-
-    /// The namespaces whose members are looked at, but for those that nobody is known to be in: the kernel gives the name of one that is gone to
-    /// the next that is made, which may be another run's.
-    fn held(&self, group: &Group) -> io::Result<Vec<Held<'_>>> {
-        let mut holders: Vec<Process> = std::iter::once(self.first).chain(self.runtime.keys().copied()).collect();
-        if !self.first.lives() {
-            for pid in group.processes()? {
-                holders.extend(Process::of(pid)?);
-            }
-        }
-        let shared = ["mnt", "pid"].into_iter().filter_map(|kind| Some((kind, self.namespaces.get(kind)?.as_str())));
-        let shared = shared.chain(self.around.iter().map(|name| ("mnt", name.as_str())));
-        let held = |(kind, name)| holders.iter().map(|by| Held { kind, name, by: *by }).find(Held::still);
-        Ok(shared.filter_map(held).collect())
     }
 
     fn examine(
@@ -525,20 +512,6 @@ mod tests {
     use std::process::Command;
 
     use super::*;
-
-    #[test]
-    fn a_namespace_is_held_while_somebody_is_in_it() {
-        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
-        let by = Process::of(child.id()).unwrap().unwrap();
-        let name = by.namespace("mnt").unwrap();
-        let held = Held { kind: "mnt", name: &name, by };
-        assert!(held.still());
-        assert!(!Held { name: "mnt:[1]", ..held }.still(), "he is in another one");
-        assert!(!Held { by: Process { start: by.start + 1, ..by }, ..held }.still(), "it is another process");
-        child.kill().unwrap();
-        child.wait().unwrap();
-        assert!(!held.still());
-    }
 
     #[test]
     fn who_has_worked_or_waits_to() {

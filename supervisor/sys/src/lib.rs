@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_sig
 
 pub use mounts::{clone_mount, id_map, map_mount, owner_of};
 pub use peer::{peer, peer_groups, peer_process};
-pub use signals::{interrupt_others, is_heard, signals, suspend};
+pub use signals::{Deferred, interrupt_others, is_heard, signals, suspend};
 pub use spawn::{Spawned, spawn_first};
 pub use user::{become_user, start_as, with_ids};
 

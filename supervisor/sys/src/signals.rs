@@ -1,7 +1,7 @@
 //! Signals as bytes in a pipe: handlers, unlike a signal mask, are gone in every program that is started.
 
 use std::io;
-use std::os::fd::{IntoRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, IntoRawFd as _, OwnedFd};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -43,7 +43,65 @@ extern "C" fn note(signal: libc::c_int) {
 /// # Errors
 /// The second call for a signal, or a number that is no signal's.
 pub fn signals(numbers: &[i32]) -> io::Result<OwnedFd> {
+    hear(numbers, |_, _| ())
+}
+
+/// Signals that end nothing for a while: when this is dropped each does what it did before, those that came meanwhile too.
+#[derive(Debug)]
+pub struct Deferred {
+    came: OwnedFd,
+    before: Vec<Before>,
+}
+
+/// What a signal did.
+struct Before(i32, libc::sigaction);
+
+impl std::fmt::Debug for Before {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "signal {}", self.0)
+    }
+}
+
+impl Deferred {
+    /// From here on, as with [`signals`].
+    ///
+    /// # Errors
+    /// As of [`signals`]: one of them is heard already.
+    pub fn new(numbers: &[i32]) -> io::Result<Self> {
+        let mut before = Vec::new();
+        let came = hear(numbers, |number, action| before.push(Before(number, action)))?;
+        Ok(Self { came, before })
+    }
+
+    /// Can be read from once one came.
+    #[must_use]
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.came.as_fd()
+    }
+}
+
+impl Drop for Deferred {
+    fn drop(&mut self) {
+        for Before(number, action) in &self.before {
+            // SAFETY: the action is the one that `sigaction` gave for this signal.
+            unsafe { libc::sigaction(*number, &raw const *action, std::ptr::null_mut()) };
+            HEARD.fetch_and(!bit(*number), Ordering::Relaxed);
+            if let Some(place) = place(*number) {
+                place.store(-1, Ordering::Relaxed);
+            }
+        }
+        let mut number = [0];
+        while rustix::io::read(&self.came, &mut number).is_ok_and(|n| n > 0) {
+            // SAFETY: sends this process a signal; what it does is what it did before.
+            unsafe { libc::kill(libc::getpid(), i32::from(number[0])) };
+        }
+    }
+}
+
+/// As [`signals`]; `of` is told what each did before, but for those that were ignored and stay so.
+fn hear(numbers: &[i32], mut of: impl FnMut(i32, libc::sigaction)) -> io::Result<OwnedFd> {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+    // Never closed: a handler may be about to write.
     let writer = writer.into_raw_fd();
     for &number in numbers {
         let place = place(number).ok_or(io::ErrorKind::InvalidInput)?;
@@ -60,6 +118,7 @@ pub fn signals(numbers: &[i32]) -> io::Result<OwnedFd> {
             HEARD.fetch_or(bit(number), Ordering::Relaxed);
             continue;
         }
+        of(number, action);
         #[expect(clippy::as_conversions, reason = "sigaction takes a handler's address as a number")]
         {
             action.sa_sigaction = note as extern "C" fn(libc::c_int) as libc::sighandler_t;
@@ -146,5 +205,23 @@ mod tests {
         assert!(rustix::io::read(&reader, &mut bytes).is_err());
         assert!(super::signals(&[libc::SIGUSR1]).is_err(), "once in a process");
         assert!(super::signals(&[-1]).is_err() && super::signals(&[65]).is_err(), "no signals");
+    }
+
+    #[test]
+    fn what_came_meanwhile_does_what_it_did_before() {
+        let heard = super::signals(&[libc::SIGVTALRM]).unwrap();
+        assert!(super::Deferred::new(&[libc::SIGVTALRM]).is_err(), "heard already");
+        // Ignored without a handler: it ends nothing when it comes again.
+        let number = libc::SIGURG;
+        for _ in 0..2 {
+            let deferred = super::Deferred::new(&[number]).unwrap();
+            assert!(super::is_heard(number) && super::signals(&[number]).is_err());
+            kill_process(getpid(), Signal::URG).unwrap();
+            let mut fds = [rustix::event::PollFd::from_borrowed_fd(deferred.as_fd(), rustix::event::PollFlags::IN)];
+            while rustix::event::poll(&mut fds, None).is_err() {}
+            drop(deferred);
+            assert!(!super::is_heard(number));
+        }
+        drop(heard);
     }
 }

@@ -349,17 +349,6 @@ impl Scene {
         self.owner.path(&image)
     }
 
-    /// Makes the image anew, so large that its middle is far from all that is read, or read ahead, when it starts.
-    pub(crate) fn has_much_to_read(&self) {
-        let mut big = vec![0; 28 << 20];
-        openssl::rand::rand_bytes(&mut big).unwrap();
-        std::fs::write(self.owner.path("rootfs/big"), big).unwrap();
-        std::fs::remove_file(self.owner.path("app.sif")).unwrap();
-        let out = self.owner.protect(&self.owner.path("rootfs"), "app.sif", &[]);
-        assert!(out.status.success(), "{}", stderr(&out));
-        self.owner.register(&self.verifier, "app.sif");
-    }
-
     /// A registered image of the same files with this workload policy, whose escrow is a passphrase; and that one.
     pub(crate) fn with_passphrase(&self, image: &str, policy: &str) -> (PathBuf, String) {
         let passphrase = format!("correct horse {} battery staple", std::process::id());
