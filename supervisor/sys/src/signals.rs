@@ -69,8 +69,8 @@ impl Deferred {
     /// As of [`signals`]: one of them is heard already.
     pub fn new(numbers: &[i32]) -> io::Result<Self> {
         let mut before = Vec::new();
-        let came = hear(numbers, |number, action| before.push(Before(number, action)))?;
-        Ok(Self { came, before })
+        let came = hear(numbers, |number, action| before.push(Before(number, action)));
+        came.map(|came| Self { came, before: std::mem::take(&mut before) }).inspect_err(|_| restore(&before))
     }
 
     /// Can be read from once one came.
@@ -82,14 +82,7 @@ impl Deferred {
 
 impl Drop for Deferred {
     fn drop(&mut self) {
-        for Before(number, action) in &self.before {
-            // SAFETY: the action is the one that `sigaction` gave for this signal.
-            unsafe { libc::sigaction(*number, &raw const *action, std::ptr::null_mut()) };
-            HEARD.fetch_and(!bit(*number), Ordering::Relaxed);
-            if let Some(place) = place(*number) {
-                place.store(-1, Ordering::Relaxed);
-            }
-        }
+        restore(&self.before);
         let mut number = [0];
         while rustix::io::read(&self.came, &mut number).is_ok_and(|n| n > 0) {
             // SAFETY: sends this process a signal; what it does is what it did before.
@@ -98,7 +91,18 @@ impl Drop for Deferred {
     }
 }
 
-/// As [`signals`]; `of` is told what each did before, but for those that were ignored and stay so.
+fn restore(before: &[Before]) {
+    for Before(number, action) in before {
+        // SAFETY: the action is the one that `sigaction` gave for this signal.
+        unsafe { libc::sigaction(*number, &raw const *action, std::ptr::null_mut()) };
+        HEARD.fetch_and(!bit(*number), Ordering::Relaxed);
+        if let Some(place) = place(*number) {
+            place.store(-1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// As [`signals`]; `of` is told what each did before.
 fn hear(numbers: &[i32], mut of: impl FnMut(i32, libc::sigaction)) -> io::Result<OwnedFd> {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
     // Never closed: a handler may be about to write.
@@ -114,11 +118,11 @@ fn hear(numbers: &[i32], mut of: impl FnMut(i32, libc::sigaction)) -> io::Result
         if unsafe { libc::sigaction(number, std::ptr::null(), &raw mut action) } != 0 {
             return Err(io::Error::last_os_error());
         }
+        of(number, action);
         if action.sa_sigaction == libc::SIG_IGN {
             HEARD.fetch_or(bit(number), Ordering::Relaxed);
             continue;
         }
-        of(number, action);
         #[expect(clippy::as_conversions, reason = "sigaction takes a handler's address as a number")]
         {
             action.sa_sigaction = note as extern "C" fn(libc::c_int) as libc::sighandler_t;
@@ -210,7 +214,8 @@ mod tests {
     #[test]
     fn what_came_meanwhile_does_what_it_did_before() {
         let heard = super::signals(&[libc::SIGVTALRM]).unwrap();
-        assert!(super::Deferred::new(&[libc::SIGVTALRM]).is_err(), "heard already");
+        assert!(super::Deferred::new(&[libc::SIGWINCH, libc::SIGVTALRM]).is_err(), "heard already");
+        assert!(super::is_heard(libc::SIGVTALRM) && !super::is_heard(libc::SIGWINCH), "and nothing else since");
         // Ignored without a handler: it ends nothing when it comes again.
         let number = libc::SIGURG;
         for _ in 0..2 {
