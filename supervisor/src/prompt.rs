@@ -6,7 +6,9 @@ use std::io;
 use countersign_sys::Deferred;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::Signal;
-use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr};
+use rustix::termios::{
+    LocalModes, OptionalActions, QueueSelector, SpecialCodeIndex, Termios, tcflush, tcgetattr, tcsetattr,
+};
 use zeroize::Zeroizing;
 
 use crate::exit::{Failure, Stage};
@@ -36,7 +38,10 @@ impl<'a> Silent<'a> {
         Ok(Self { terminal, before })
     }
 
-    /// What is typed until Enter; `None` when there is no Enter, or a signal came.
+    /// What is typed until Enter; `None` when there is no Enter.
+    ///
+    /// # Errors
+    /// Also when a signal came.
     fn line(&self, signals: Option<&Deferred>) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
         let mut line = Zeroizing::new(Vec::with_capacity(MOST));
         let mut byte = Zeroizing::new([0]);
@@ -45,7 +50,7 @@ impl<'a> Silent<'a> {
             fds.extend(signals.map(|signals| PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN)));
             rustix::io::retry_on_intr(|| poll(&mut fds, None))?;
             if fds.get(1).is_some_and(|signal| !signal.revents().is_empty()) {
-                return Ok(None);
+                return Err(io::ErrorKind::Interrupted.into());
             }
             let n = rustix::io::retry_on_intr(|| rustix::io::read(self.terminal, byte.as_mut_slice()))?;
             match byte.as_slice() {
@@ -62,7 +67,9 @@ impl<'a> Silent<'a> {
 
 impl Drop for Silent<'_> {
     fn drop(&mut self) {
-        let _ = tcsetattr(self.terminal, OptionalActions::Flush, &self.before);
+        // Without waiting for what is still to be shown: a terminal may show nothing any more.
+        let _ = tcflush(self.terminal, QueueSelector::IFlush);
+        let _ = tcsetattr(self.terminal, OptionalActions::Now, &self.before);
     }
 }
 

@@ -241,6 +241,15 @@ fn a_shell_has_a_terminal_of_its_own() {
     assert_eq!(format!("{:?}", tcgetattr(&terminal).unwrap()), before, "the user's terminal is as it was");
 }
 
+#[track_caller]
+fn until(what: &str, is: impl Fn() -> bool) {
+    let began = std::time::Instant::now();
+    while !is() {
+        assert!(began.elapsed().as_secs() < 60, "{what}: not within a minute");
+        std::thread::yield_now();
+    }
+}
+
 #[test]
 fn a_program_at_a_terminal_has_its_keys() {
     let Some(host) = Host::of_alice() else { return };
@@ -272,9 +281,7 @@ fn a_program_at_a_terminal_has_its_keys() {
     assert!(!frozen(&host));
     desk.types("\n");
     // It is the relay's turn again when the key goes through.
-    while desk.is_cooked() {
-        std::thread::yield_now();
-    }
+    until("the relay has the terminal", || !desk.is_cooked());
     desk.types("\x03");
     desk.shows("inner");
     desk.shows("outer");
@@ -288,10 +295,10 @@ fn a_program_at_a_terminal_has_its_keys() {
     desk.types("\x1a");
     desk.shows("stopped 148");
     // The client asks for it, and does not wait.
-    while !frozen(&host) {}
+    until("it is frozen", || frozen(&host));
     desk.types("\n");
     // What `cat` shows may be from before.
-    while frozen(&host) {}
+    until("it goes on", || !frozen(&host));
     desk.types("\x03");
     desk.shows("inner");
     desk.shows("outer");
@@ -304,7 +311,7 @@ fn a_program_at_a_terminal_has_its_keys() {
     desk.shows("tick");
     desk.types("\x1a");
     desk.shows("stopped 148");
-    while !frozen(&host) {}
+    until("it is frozen", || frozen(&host));
     let client = desk.supervisor();
     client.kill();
     host.family().ended_but("daemon");

@@ -241,8 +241,11 @@ fn what_is_typed_wrong_makes_nothing() {
         let script = format!(
             "me=$$; (until stty -a | grep -q -- ' -echo '; do sleep 0.05; done; kill -{signal} $me) </dev/tty & exec \"$@\""
         );
-        let (asks, mut command) = (by_key(), Command::new("sh"));
-        command.args(["-c", &script, "sh"]).arg(asks.get_program()).args(asks.get_args());
+        let (asks, mut command) = (by_key(), Command::new("env"));
+        command
+            .args(["--default-signal=HUP,INT,TERM", "sh", "-c", &script, "sh"])
+            .arg(asks.get_program())
+            .args(asks.get_args());
         let (code, screen) = typed(&command, &[]);
         assert_eq!(code, None, "{signal}, and no code of its own: {screen}");
         assert!(screen.contains(NEW) && !made.exists(), "{screen}");

@@ -150,7 +150,8 @@ fn a_bound_file_system_that_does_not_answer_stops_no_supervision() {
         if reaction == "alert" {
             // All else goes on: looks, the lease, the user's signals, the operator's orders.
             run.say("go");
-            run.status(|line| line["detail"]["finding"]["executable"] == "/tmp/sleep");
+            let found = run.status(|line| line["detail"]["finding"]["executable"] == "/tmp/sleep");
+            assert_eq!(found["detail"]["finding"]["kind"], "process-not-in-image", "{found}");
             let before = receipts(&scene);
             while receipts(&scene) < before + 2 {
                 std::thread::yield_now();

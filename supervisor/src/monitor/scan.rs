@@ -225,14 +225,14 @@ impl Baseline {
             self.moved = Some(cgroup);
         }
         let mut tables: HashMap<String, Vec<Mount>> = HashMap::new();
-        let mut judged: HashSet<String> = HashSet::new();
+        let (mut judged, mut judged_beside): (HashSet<String>, HashSet<String>) = Default::default();
         let mut ours: HashMap<u64, Process> = HashMap::new();
         // Whoever shares the container's files or processes, or the files of the runtime around it, from wherever he came.
         let shared = ["mnt", "pid"].into_iter().filter_map(|kind| Some((kind, self.namespaces.get(kind)?)));
         let shared = shared.chain(self.around.iter().map(|name| ("mnt", name)));
         let shared: Vec<(&str, &Path)> = shared.map(|(kind, name)| (kind, Path::new(name.as_str()))).collect();
         let all = group.in_sight(&shared)?;
-        // What is known of those who share its files and not its process namespace.
+        // What is known of those who are not in its process namespace.
         let (mut beside, mut told): (HashSet<Process>, Vec<Finding>) = Default::default();
         let mut looked = Ok(());
         for pid in all.iter().copied() {
@@ -249,9 +249,9 @@ impl Baseline {
             if is_beside {
                 beside.insert(process);
             }
-            let found = if is_beside { &mut told } else { &mut *found };
+            let (found, judged) = if is_beside { (&mut told, &mut judged_beside) } else { (&mut *found, &mut judged) };
             // What cannot be read has ended, or does not want to be looked at.
-            let outcome = self.examine(process, (group, &all), (&mut tables, &mut judged), &mut ours, time_ms);
+            let outcome = self.examine(process, (group, &all), (&mut tables, judged), &mut ours, time_ms);
             match outcome {
                 Ok(more) => found.extend(more),
                 Err(_) if !process.lives() || process.is_ending() => {}
@@ -263,7 +263,7 @@ impl Baseline {
         }
         // The kernel gives the number of a mount namespace that is gone to the next one that is made: then they were another container's. That of
         // the process namespace is not given away while its first process's handle is open.
-        if self.first.lives() {
+        if self.first.lives() && !self.first.is_ending() {
             found.extend(told);
         } else {
             ours.retain(|_, process| !beside.contains(process));

@@ -43,7 +43,7 @@ extern "C" fn note(signal: libc::c_int) {
 /// # Errors
 /// The second call for a signal, or a number that is no signal's.
 pub fn signals(numbers: &[i32]) -> io::Result<OwnedFd> {
-    hear(numbers, |_, _| ())
+    hear(numbers, libc::SA_RESTART, |_, _| ())
 }
 
 /// Signals that end nothing for a while: when this is dropped each does what it did before, those that came meanwhile too.
@@ -63,13 +63,13 @@ impl std::fmt::Debug for Before {
 }
 
 impl Deferred {
-    /// From here on, as with [`signals`].
+    /// From here on, as with [`signals`], but that a system call which one interrupts fails.
     ///
     /// # Errors
     /// As of [`signals`]: one of them is heard already.
     pub fn new(numbers: &[i32]) -> io::Result<Self> {
         let mut before = Vec::new();
-        let came = hear(numbers, |number, action| before.push(Before(number, action)));
+        let came = hear(numbers, 0, |number, action| before.push(Before(number, action)));
         came.map(|came| Self { came, before: std::mem::take(&mut before) }).inspect_err(|_| restore(&before))
     }
 
@@ -103,7 +103,7 @@ fn restore(before: &[Before]) {
 }
 
 /// As [`signals`]; `of` is told what each did before.
-fn hear(numbers: &[i32], mut of: impl FnMut(i32, libc::sigaction)) -> io::Result<OwnedFd> {
+fn hear(numbers: &[i32], flags: libc::c_int, mut of: impl FnMut(i32, libc::sigaction)) -> io::Result<OwnedFd> {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
     // Never closed: a handler may be about to write.
     let writer = writer.into_raw_fd();
@@ -127,7 +127,7 @@ fn hear(numbers: &[i32], mut of: impl FnMut(i32, libc::sigaction)) -> io::Result
         {
             action.sa_sigaction = note as extern "C" fn(libc::c_int) as libc::sighandler_t;
         }
-        action.sa_flags = libc::SA_RESTART;
+        action.sa_flags = flags;
         // SAFETY: `note` is async-signal-safe and has the type that a handler without SA_SIGINFO has.
         if unsafe { libc::sigaction(number, &raw const action, std::ptr::null_mut()) } != 0 {
             return Err(io::Error::last_os_error());

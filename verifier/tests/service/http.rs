@@ -145,10 +145,15 @@ fn rate_limits_with_retry_after() {
     let (lab, machine) = Lab::enrolled();
     let served = Served::new(&lab);
     // A host that is not known shares its address's allowance: 60 at once.
+    let (began, mut admitted) = (std::time::Instant::now(), 0);
     let refused = (0..20_000u32)
+        .inspect(|n| admitted = *n)
         .map(|n| served.challenge(HostId([(n % 251) as u8; 32])))
         .find(|response| response.status() == 429)
         .unwrap();
+    // And ten a second, meanwhile.
+    let most = 60 + 10 * (began.elapsed().as_secs() + 1);
+    assert!((60..=most).contains(&admitted.into()), "{admitted}, {most} at most");
     let wait: u32 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((1..=4).contains(&wait), "{wait}");
     assert_eq!(problem(refused).1, "busy");
