@@ -563,7 +563,10 @@ fn a_verifier_that_asks_to_come_again() {
 fn a_verifier_that_trickles() {
     let Some(stage) = Stage::enrolled() else { return };
     // It answers for ever, a byte at a time, each of them in time.
-    let (url, server) = taken_over(&stage, |_, stream| {
+    let trickled = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let answers = std::sync::Arc::clone(&trickled);
+    let (url, server) = taken_over(&stage, move |_, stream| {
+        answers.store(true, std::sync::atomic::Ordering::Relaxed);
         stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100000000\r\n\r\n").unwrap();
         while stream.write_all(b"x").and_then(|()| stream.flush()).is_ok() {
             std::thread::sleep(Duration::from_millis(50));
@@ -572,9 +575,10 @@ fn a_verifier_that_trickles() {
     });
     let mut config = stage.config();
     config.verifier = Some(url);
-    config.deadline = Duration::from_secs(1);
+    config.deadline = Duration::from_secs(5);
     let error = countersign_attest::Host::open(config).unwrap().attest().unwrap_err();
     assert_eq!(error.exit().code(), 20, "{error}");
     server.join().unwrap();
+    assert!(trickled.load(std::sync::atomic::Ordering::Relaxed), "it was given up before it answered");
     stage.host().attest().unwrap();
 }

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, IntoRawFd as _, OwnedFd};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Signal, getpid, kill_process};
 
 /// Numbers of signals: standard ones, and those for real time.
 const NUMBERS: usize = 65;
@@ -69,8 +70,13 @@ impl Deferred {
     /// As of [`signals`]: one of them is heard already.
     pub fn new(numbers: &[i32]) -> io::Result<Self> {
         let mut before = Vec::new();
-        let came = hear(numbers, 0, |number, action| before.push(Before(number, action)));
-        came.map(|came| Self { came, before: std::mem::take(&mut before) }).inspect_err(|_| restore(&before))
+        match hear(numbers, 0, |number, action| before.push(Before(number, action))) {
+            Ok(came) => Ok(Self { came, before }),
+            Err(e) => {
+                restore(&before);
+                Err(e)
+            }
+        }
     }
 
     /// Can be read from once one came.
@@ -85,12 +91,13 @@ impl Drop for Deferred {
         restore(&self.before);
         let mut number = [0];
         while rustix::io::read(&self.came, &mut number).is_ok_and(|n| n > 0) {
-            // SAFETY: sends this process a signal; what it does is what it did before.
-            unsafe { libc::kill(libc::getpid(), i32::from(number[0])) };
+            let [number] = number;
+            let _ = Signal::from_named_raw(number.into()).map(|signal| kill_process(getpid(), signal));
         }
     }
 }
 
+/// Each does what it did before.
 fn restore(before: &[Before]) {
     for Before(number, action) in before {
         // SAFETY: the action is the one that `sigaction` gave for this signal.
@@ -102,7 +109,7 @@ fn restore(before: &[Before]) {
     }
 }
 
-/// As [`signals`]; `of` is told what each did before.
+/// As [`signals`], with these flags of sigaction(2); `of` is told what each did before.
 fn hear(numbers: &[i32], flags: libc::c_int, mut of: impl FnMut(i32, libc::sigaction)) -> io::Result<OwnedFd> {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
     // Never closed: a handler may be about to write.
